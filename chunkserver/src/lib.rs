@@ -1,0 +1,1 @@
+//! The chunkserver: chunk store, replicas, data plane.

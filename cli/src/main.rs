@@ -1,0 +1,2 @@
+//! The gfs command.
+fn main() {}

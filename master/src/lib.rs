@@ -1,0 +1,1 @@
+//! The master: replicated namespace, leases, background work.

@@ -1,0 +1,209 @@
+//! Finds and follows the leader of the master group, through any master.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tonic::transport::Channel;
+
+use crate::error::{Error, Result, Retry};
+use crate::net::{self, Net};
+use crate::pb::master_client::MasterClient;
+use crate::retry::Backoff;
+use crate::size::MESSAGE_BYTES_MAX;
+use crate::{Environment, pb};
+
+/// How long one master may take to answer one call before another one is asked.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most masters that are remembered.
+const MASTERS_MAX: usize = 64;
+
+/// A client of the Master service at one master.
+pub type Master = MasterClient<Channel>;
+
+/// The master group as one address: every call goes to the leader, wherever it is.
+#[derive(Clone)]
+pub struct MasterChannel {
+    environment: Environment,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// Behind a lock because every call may learn something; never held across an await.
+struct Shared {
+    /// Every known master by address, the given ones first in `order`.
+    masters: BTreeMap<String, Master>,
+    order: Vec<String>,
+    leader: Option<String>,
+    next: usize,
+}
+
+impl std::fmt::Debug for MasterChannel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MasterChannel({:?})", self.addresses())
+    }
+}
+
+impl MasterChannel {
+    /// A channel that starts from these masters; no connection is made yet.
+    ///
+    /// # Errors
+    /// [`Error::BadArgument`] if the list is empty or an address is no `host:port`.
+    pub fn new(environment: &Environment, masters: &[String]) -> Result<Self> {
+        if masters.is_empty() {
+            return Err(Error::bad_argument("no master is given (--masters HOST:PORT,.. or GFS_MASTERS)"));
+        }
+        let mut shared = Shared { masters: BTreeMap::new(), order: Vec::new(), leader: None, next: 0 };
+        for address in masters {
+            shared.add(&environment.net, address)?;
+        }
+        Ok(Self { environment: environment.clone(), shared: Arc::new(Mutex::new(shared)) })
+    }
+
+    /// The known masters.
+    pub fn addresses(&self) -> Vec<String> {
+        self.shared.lock().order.clone()
+    }
+
+    /// Where the leader was last seen.
+    pub fn leader(&self) -> Option<String> {
+        self.shared.lock().leader.clone()
+    }
+
+    /// Remembers masters that a server told of; bad addresses are left out.
+    pub fn learn(&self, masters: &[String]) {
+        let mut shared = self.shared.lock();
+        for address in masters {
+            if let Err(error) = shared.add(&self.environment.net, address) {
+                tracing::debug!(%address, %error, "ignoring a master");
+            }
+        }
+    }
+
+    /// Calls the leader until it answers, for at most `patience`. `call` must be safe to repeat: a
+    /// mutation carries its request id.
+    ///
+    /// # Errors
+    /// The first error that no other attempt can change, or [`Error::DeadlineExceeded`].
+    pub async fn call<T>(
+        &self,
+        patience: Duration,
+        mut call: impl AsyncFnMut(Master) -> Result<T>,
+    ) -> Result<T> {
+        let mut backoff = Backoff::new(&self.environment, patience);
+        // Each master once without a pause, so that a dead or deposed leader costs no waiting.
+        let mut hurried = 0;
+        loop {
+            let (address, master) = self.shared.lock().pick();
+            let budget = backoff.remaining().min(REQUEST_TIMEOUT);
+            let outcome = tokio::time::timeout(budget, call(master))
+                .await
+                .unwrap_or_else(|_| Err(Error::unavailable(format!("{address} did not answer"))));
+            let error = match outcome {
+                Ok(value) => {
+                    self.shared.lock().leader = Some(address);
+                    return Ok(value);
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(%address, %error, "master call failed");
+            match error.retry() {
+                Retry::OtherMaster | Retry::Later => {}
+                Retry::Never | Retry::Refresh | Retry::OtherReplica | Retry::PushAgain | Retry::NextChunk => {
+                    return Err(error);
+                }
+            }
+            let hinted = self.turn_from(&address, &error);
+            if hinted && hurried < self.shared.lock().order.len() {
+                hurried += 1;
+            } else {
+                backoff.pause(&error).await?;
+                hurried = 0;
+            }
+        }
+    }
+
+    /// Chooses whom to ask next after `address` failed; true if there is a hint to follow at once.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other failure turns to the next master")]
+    fn turn_from(&self, address: &str, error: &Error) -> bool {
+        let mut shared = self.shared.lock();
+        match error {
+            Error::NotLeader { leader: Some(hint) } if hint != address => {
+                if shared.add(&self.environment.net, hint).is_ok() {
+                    shared.leader = Some(hint.clone());
+                    return true;
+                }
+                shared.leader = None;
+                false
+            }
+            // The leader itself says wait: it is the right one to ask again.
+            Error::NotEnoughServers { .. } | Error::NoReplica { .. } | Error::Busy { .. } => false,
+            _ => {
+                shared.leader = None;
+                shared.next = shared.next.wrapping_add(1);
+                false
+            }
+        }
+    }
+
+    /// Asks every known master who leads; the first answer that names one wins, and its members are learnt.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if none knows.
+    pub async fn discover(&self) -> Result<pb::LeaderReply> {
+        let mut last = Error::unavailable("no master answered");
+        for address in self.addresses() {
+            let Some(mut master) = self.shared.lock().masters.get(&address).cloned() else { continue };
+            match tokio::time::timeout(REQUEST_TIMEOUT, master.leader(pb::LeaderRequest {})).await {
+                Ok(Ok(reply)) => {
+                    let reply = reply.into_inner();
+                    self.learn(
+                        &reply.members.iter().map(|member| member.address.clone()).collect::<Vec<_>>(),
+                    );
+                    if !reply.leader.is_empty() {
+                        self.shared.lock().leader = Some(reply.leader.clone());
+                        return Ok(reply);
+                    }
+                    last = Error::unavailable(format!("{address} knows no leader"));
+                }
+                Ok(Err(status)) => last = Error::from(status),
+                Err(_) => last = Error::unavailable(format!("{address} did not answer")),
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Shared {
+    fn add(&mut self, net: &Arc<dyn Net>, address: &str) -> Result<()> {
+        if self.masters.contains_key(address) {
+            return Ok(());
+        }
+        if self.order.len() >= MASTERS_MAX {
+            return Err(Error::TooLarge {
+                what: "list of masters".into(),
+                size: self.order.len() as u64 + 1,
+                limit: MASTERS_MAX as u64,
+            });
+        }
+        if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+        {
+            return Err(Error::bad_argument(format!("{address:?} is no host:port")));
+        }
+        let channel = net::channel(net.clone(), address, REQUEST_TIMEOUT)?;
+        let master = MasterClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        self.masters.insert(address.to_owned(), master);
+        self.order.push(address.to_owned());
+        Ok(())
+    }
+
+    fn pick(&self) -> (String, Master) {
+        let address = match &self.leader {
+            Some(leader) => leader,
+            None => &self.order[self.next % self.order.len()],
+        };
+        (address.clone(), self.masters[address].clone())
+    }
+}

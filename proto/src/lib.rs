@@ -1,0 +1,61 @@
+//! The shared words and the wire: ids, paths, sizes, time, errors, data frames, and the protobuf messages.
+//! Knows no server and no disk. Every other crate stands on this one.
+
+pub mod error;
+pub mod frame;
+pub mod id;
+pub mod leader;
+pub mod net;
+pub mod path;
+pub mod random;
+pub mod retry;
+pub mod size;
+pub mod task;
+pub mod time;
+
+pub use error::{Error, Result, Retry};
+
+/// The generated messages and services of `proto/*.proto`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    clippy::nursery,
+    reason = "generated code"
+)]
+pub mod pb {
+    tonic::include_proto!("gfs.v1");
+}
+
+/// The doors to the outside world that a process is given at its start (design section 10).
+///
+/// The fourth door, the store, belongs to the servers: RocksDB in `master/`, files in `chunkserver/`.
+#[derive(Clone)]
+pub struct Environment {
+    /// Listens and connects.
+    pub net: std::sync::Arc<dyn net::Net>,
+    /// Wall and monotonic time.
+    pub clock: std::sync::Arc<dyn time::Clock>,
+    /// Randomness.
+    pub random: std::sync::Arc<dyn random::Random>,
+}
+
+impl Environment {
+    /// The real network, clock and randomness of this machine.
+    pub fn real() -> Self {
+        Self {
+            net: std::sync::Arc::new(net::TcpNet),
+            clock: std::sync::Arc::new(time::SystemClock::new()),
+            random: std::sync::Arc::new(random::SystemRandom),
+        }
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Environment")
+    }
+}

@@ -1,0 +1,106 @@
+//! The clock seam: the only place that reads a clock.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Wall time in milliseconds since 1970; may jump. For people and for dates in the log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixMs(u64);
+
+impl UnixMs {
+    /// The time with this number.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+    /// Milliseconds since 1970.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+    /// The time `duration` later.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+    /// The time since `earlier`; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+impl fmt::Display for UnixMs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment on this process's monotonic clock; means nothing elsewhere. For fences, leases and deadlines.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Moment(Duration);
+
+impl Moment {
+    /// The moment this long after the clock's start.
+    pub const fn from_start(since_start: Duration) -> Self {
+        Self(since_start)
+    }
+    /// The moment `duration` later.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+    /// The time since `earlier`; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Tells the time. Sleeping is tokio's, whose time the simulation controls.
+pub trait Clock: Send + Sync {
+    /// Wall time.
+    fn wall(&self) -> UnixMs;
+    /// Monotonic time.
+    fn moment(&self) -> Moment;
+}
+
+/// The clocks of this machine; monotonic time is tokio's.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: tokio::time::Instant,
+}
+
+impl SystemClock {
+    /// A clock that starts now.
+    #[expect(clippy::new_without_default, reason = "reads the clock, which a default should not")]
+    pub fn new() -> Self {
+        Self { start: tokio::time::Instant::now() }
+    }
+}
+impl Clock for SystemClock {
+    fn wall(&self) -> UnixMs {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+    fn moment(&self) -> Moment {
+        Moment(self.start.elapsed())
+    }
+}
+
+/// A clock that a test moves by hand.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    now: parking_lot::Mutex<Duration>,
+}
+
+impl ManualClock {
+    /// Moves both clocks forward.
+    pub fn advance(&self, duration: Duration) {
+        *self.now.lock() += duration;
+    }
+}
+impl Clock for ManualClock {
+    fn wall(&self) -> UnixMs {
+        UnixMs(0).plus(*self.now.lock())
+    }
+    fn moment(&self) -> Moment {
+        Moment(*self.now.lock())
+    }
+}
