@@ -1,0 +1,1 @@
+//! Record append (GFS §3.3).

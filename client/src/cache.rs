@@ -1,0 +1,1 @@
+//! The metadata cache: where chunks are, and who may mutate them (GFS §2.7.1).
