@@ -1,6 +1,7 @@
 //! The chunkserver: chunk store, replicas, data plane.
 
 mod config;
+pub mod data;
 
 use gfs_proto::net::Listener;
 use gfs_proto::{Environment, Error, Result};

@@ -235,6 +235,38 @@ pub fn payload_crcs(offset: u32, payload: &[u8]) -> Vec<u32> {
         .collect()
 }
 
+/// Bytes for a chunk with the checksums of their pieces, computed once and carried along.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Payload {
+    /// Where in the chunk the checksums' pieces are counted from.
+    pub offset: u32,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// One checksum for each piece of `size::block_pieces(offset, length)`.
+    pub crcs: Vec<u32>,
+}
+
+impl Payload {
+    /// Computes the checksums of `bytes` as they would lie at `offset` of a chunk.
+    pub fn new(offset: u32, bytes: Bytes) -> Self {
+        let crcs = payload_crcs(offset, &bytes);
+        Self { offset, bytes, crcs }
+    }
+    /// Number of bytes.
+    pub fn length(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+    /// The checksums of the pieces if the bytes lie at `offset`: those that came along where the block borders
+    /// fall in the same places, else computed anew.
+    pub fn crcs_at(&self, offset: u32) -> Vec<u32> {
+        if offset % BLOCK_BYTES == self.offset % BLOCK_BYTES {
+            self.crcs.clone()
+        } else {
+            payload_crcs(offset, &self.bytes)
+        }
+    }
+}
+
 /// Writes a frame and its payload.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod leader;
+pub mod link;
 pub mod net;
 pub mod path;
 pub mod random;
