@@ -2,6 +2,7 @@
 
 mod config;
 pub mod data;
+pub mod store;
 
 use gfs_proto::net::Listener;
 use gfs_proto::{Environment, Error, Result};
