@@ -1,6 +1,7 @@
 //! The master: replicated namespace, leases, background work.
 
 mod config;
+pub mod raft;
 pub mod state;
 
 use gfs_proto::net::Listener;
