@@ -1,2 +1,38 @@
-//! The gfs command.
-fn main() {}
+//! The gfs command: every server role and every user command. The only place where all crates meet.
+#![allow(clippy::print_stdout, reason = "printing is what a command does")]
+
+mod args;
+mod cmd;
+mod config;
+mod exit;
+mod parent;
+mod telemetry;
+mod units;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::telemetry::Verbosity;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let server = matches!(cli.command, Command::Master(_) | Command::Chunkserver(_) | Command::Dev(_));
+    telemetry::start(if server { Verbosity::Server } else { Verbosity::Command })?;
+    if server {
+        parent::follow()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(cmd::run(cli));
+    // A blocked read of the standard input must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}

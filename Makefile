@@ -1,0 +1,41 @@
+# The one list of commands. `make demo` and `make test` work on a fresh clone.
+CARGO ?= cargo
+# Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
+BUILD = $(CARGO) build --locked
+
+.PHONY: help setup build demo test verify fix bench
+
+help:
+	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
+	@echo "make test     all tests"
+	@echo "make verify   formatting and lints, changes nothing"
+	@echo "make fix      formats, and applies what the lints can mend"
+	@echo "make bench    the benchmarks, each beside the bare limit"
+
+# What the build needs beside Rust: a C++ compiler and libclang, for RocksDB.
+setup:
+	@.ci/setup
+
+build: setup
+	$(BUILD) --package gfs --package gfs-tests --bins
+
+demo: build
+	$(CARGO) run --locked --quiet --package gfs-tests --bin demo
+
+# The stories run the real binary, so it is built first.
+test: build
+	$(CARGO) test --locked --workspace --doc --quiet
+	$(CARGO) test --locked --workspace --all-targets --no-fail-fast
+
+verify: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+
+fix:
+	$(CARGO) clippy --locked --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+bench: build
+	$(CARGO) run --locked --quiet --package gfs-bench

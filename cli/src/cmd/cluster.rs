@@ -1,0 +1,81 @@
+//! `gfs cluster status`
+
+use anyhow::Result;
+use gfs_client::ClusterStatusReply;
+use serde_json::{Value, json};
+
+use crate::cmd::{Session, df};
+use crate::units::show_bytes;
+
+/// Shows who leads, who follows how far behind, who is alive, and what is short of replicas.
+pub(crate) async fn status(session: &Session) -> Result<()> {
+    let status = session.client.cluster_status().await?;
+    session.print(&as_json(&status), || as_text(&status))
+}
+
+fn as_json(status: &ClusterStatusReply) -> Value {
+    let masters = status.masters.iter().map(|master| {
+        json!({"id": master.id, "address": master.address, "role": if master.voter { "master" } else { "shadow" },
+               "leader": master.address == status.leader, "lag": master.lag})
+    });
+    json!({
+        "cluster": status.cluster,
+        "leader": status.leader,
+        "term": status.term,
+        "rev": status.rev,
+        "chunk_bytes": status.chunk_bytes,
+        "masters": masters.collect::<Vec<_>>(),
+        "chunkservers": status.servers.iter().map(df::as_json).collect::<Vec<_>>(),
+        "files": status.files,
+        "directories": status.directories,
+        "chunks": status.chunks,
+        "chunks_below_goal": status.chunks_below_goal,
+        "chunks_without_replica": status.chunks_without_replica,
+    })
+}
+
+fn as_text(status: &ClusterStatusReply) -> String {
+    let alive = status.servers.iter().filter(|server| server.alive).count();
+    let mut lines = vec![
+        format!("cluster {}, chunks of {}", status.cluster, show_bytes(status.chunk_bytes)),
+        format!("leader {}, term {}, log index {}", status.leader, status.term, status.rev),
+        format!(
+            "{} files, {} directories, {} chunks: {} below their goal, {} without a live replica",
+            status.files,
+            status.directories,
+            status.chunks,
+            status.chunks_below_goal,
+            status.chunks_without_replica
+        ),
+        "masters:".to_owned(),
+    ];
+    lines.extend(status.masters.iter().map(|master| {
+        let role = match (master.address == status.leader, master.voter) {
+            (true, _) => "leader",
+            (false, true) => "follower",
+            (false, false) => "shadow",
+        };
+        let lag = match master.lag {
+            _ if role == "leader" => String::new(),
+            Some(lag) => format!("{lag} entries behind"),
+            None => "not heard from".to_owned(),
+        };
+        format!("  m{:<5} {:<22} {role:<9} {lag}", master.id, master.address).trim_end().to_owned()
+    }));
+    lines.push(format!("chunkservers: {alive} of {} alive", status.servers.len()));
+    lines.extend(status.servers.iter().map(|server| {
+        let state = if server.alive {
+            "alive".to_owned()
+        } else {
+            format!("silent for {} s", server.last_heartbeat_ms / 1000)
+        };
+        format!(
+            "  s{:<5} {:<22} {state:<15} {:>7} chunks  {:>10} free",
+            server.id,
+            server.address,
+            server.chunks,
+            show_bytes(server.free_bytes)
+        )
+    }));
+    lines.join("\n")
+}

@@ -1,0 +1,128 @@
+//! The commands, one file each, and what they share: connecting and printing.
+
+mod append;
+mod cat;
+mod chunks;
+mod cluster;
+mod dev;
+mod df;
+mod get;
+mod ls;
+mod mkdir;
+mod mv;
+mod put;
+mod rm;
+mod server;
+mod stat;
+mod transfer;
+
+use std::io::Write;
+
+use anyhow::Result;
+use gfs_client::{Client, Durability, Options, TransferError};
+use serde::Serialize;
+
+use crate::args::{self, Cli, ClientSettings, Command, TopSettings};
+use crate::config;
+
+/// Runs the command of a command line.
+pub(crate) async fn run(cli: Cli) -> Result<()> {
+    let top = cli.settings;
+    match cli.command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Master(args) => server::master(args).await,
+        Command::Chunkserver(args) => server::chunkserver(args).await,
+        Command::Ls(args) => ls::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Mkdir(args) => mkdir::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Put(args) => {
+            put::run(&Session::with(&top, &args.settings, args.durability).await?, &args).await
+        }
+        Command::Get(args) => get::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Cat(args) => cat::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Append(args) => {
+            append::run(&Session::with(&top, &args.settings, args.durability).await?, &args).await
+        }
+        Command::Stat(args) => stat::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Mv(args) => mv::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Rm(args) => rm::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Chunks(args) => chunks::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Df(args) => df::run(&Session::of(&top, &args.settings).await?).await,
+        Command::Cluster(args::Cluster::Status(args)) => {
+            cluster::status(&Session::of(&top, &args.settings).await?).await
+        }
+    }
+}
+
+/// A user command's connection, and how it prints.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) json: bool,
+}
+
+impl Session {
+    async fn of(top: &TopSettings, own: &ClientSettings) -> Result<Self> {
+        Self::with(top, own, args::Durability::Synced).await
+    }
+
+    async fn with(top: &TopSettings, own: &ClientSettings, durability: args::Durability) -> Result<Self> {
+        let settings = config::Client::settle(top, own)?;
+        let durability = match durability {
+            args::Durability::Synced => Durability::Synced,
+            args::Durability::Replicated => Durability::Replicated,
+        };
+        let options = Options { patience: settings.timeout, durability, ..Options::default() };
+        let client = Client::connect(&settings.masters, options).await?;
+        Ok(Self { client, json: settings.json })
+    }
+
+    /// Prints one thing: as a line of JSON, or as `text` writes it.
+    pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        if self.json {
+            return print_json(value);
+        }
+        let text = text();
+        if !text.is_empty() {
+            print_line(&text)?;
+        }
+        Ok(())
+    }
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    print_line(&serde_json::to_string(value)?)
+}
+
+/// Prints a line; unlike `println!`, a closed pipe is an error and no panic.
+pub(crate) fn print_line(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes())?;
+    out.write_all(b"\n")?;
+    Ok(())
+}
+
+/// The error of either side, as the exit codes know it.
+pub(crate) fn transfer_error(error: TransferError) -> anyhow::Error {
+    match error {
+        TransferError::Local(error) => error.into(),
+        TransferError::Gfs(error) => error.into(),
+    }
+}
+
+/// A path as people write it: one slash at the end is taken off.
+pub(crate) fn trimmed(path: &str) -> &str {
+    match path.strip_suffix('/') {
+        Some("") | None => path,
+        Some(rest) => rest,
+    }
+}
+
+/// The path of `name` in `directory`.
+pub(crate) fn join(directory: &str, name: &str) -> String {
+    if directory == "/" { format!("/{name}") } else { format!("{directory}/{name}") }
+}
+
+/// The last name of a path; empty for the root.
+pub(crate) fn last_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}

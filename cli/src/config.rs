@@ -1,0 +1,230 @@
+//! Settings: flags win over the environment, that over the TOML file, that over the defaults. Checked once,
+//! here; what leaves this file is plain values.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gfs_chunkserver::ChunkserverConfig;
+use gfs_master::{MasterConfig, Start};
+use gfs_proto::size::ChunkBytes;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::args;
+use crate::exit::usage;
+use crate::units::{Bytes, Time};
+
+/// How long a user command tries before it gives up.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// The TOML file of a user command.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct ClientFile {
+    masters: Vec<String>,
+    timeout: Option<Time>,
+    json: bool,
+}
+
+/// The TOML file of a master.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct MasterFile {
+    data: Option<PathBuf>,
+    listen: Option<String>,
+    advertise: Option<String>,
+    bootstrap: bool,
+    join: Vec<String>,
+    shadow: bool,
+    chunk_size: Option<Bytes>,
+    replication: Option<u32>,
+    trash: Option<Time>,
+}
+
+/// The TOML file of a chunkserver.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct ChunkserverFile {
+    data: Vec<PathBuf>,
+    listen: Option<String>,
+    advertise: Option<String>,
+    masters: Vec<String>,
+    rack: Option<String>,
+    buffer: Option<Bytes>,
+}
+
+/// Settings of a user command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Client {
+    pub(crate) masters: Vec<String>,
+    pub(crate) timeout: Duration,
+    pub(crate) json: bool,
+}
+
+impl Client {
+    /// Puts together what stands before the command, after it, and in the file.
+    ///
+    /// # Errors
+    /// Usage: no masters, or a file that can't be read.
+    pub(crate) fn settle(top: &args::TopSettings, own: &args::ClientSettings) -> Result<Self> {
+        let file: ClientFile = read_file(own.config.as_deref().or(top.config.as_deref()))?;
+        let masters = [&own.masters, &top.masters, &file.masters].into_iter().find(|list| !list.is_empty());
+        let masters = masters.cloned().ok_or_else(|| {
+            usage("which cluster? give --masters HOST:PORT,.. or set GFS_MASTERS (`gfs dev` prints the line to paste)")
+        })?;
+        check_addresses("--masters", &masters)?;
+        let timeout = own.timeout.or(top.timeout).or(file.timeout.map(|time| time.0));
+        Ok(Self {
+            masters,
+            timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
+            json: own.json || top.json || file.json,
+        })
+    }
+}
+
+/// Settings of a master, and where it listens.
+///
+/// # Errors
+/// Usage: a setting is missing or makes no sense.
+pub(crate) fn master(flags: args::Master) -> Result<(MasterConfig, String)> {
+    let file: MasterFile = read_file(flags.config.as_deref())?;
+    let data = flags.data.or(file.data).ok_or_else(|| usage("--data DIR is missing"))?;
+    let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
+    let advertise = flags.advertise.or(file.advertise);
+    check_listen(&listen, advertise.as_deref())?;
+    let join = if flags.join.is_empty() && !flags.bootstrap { file.join } else { flags.join };
+    let bootstrap = flags.bootstrap || (file.bootstrap && join.is_empty());
+    let start = match (bootstrap, join.is_empty()) {
+        (true, _) => Start::Bootstrap,
+        (false, false) => Start::Join(join),
+        (false, true) => {
+            return Err(usage(
+                "give --bootstrap to make a new cluster, or --join HOST:PORT,.. to join one (a directory that \
+                 holds a master already goes on as that one with either)",
+            ));
+        }
+    };
+    if let Start::Join(masters) = &start {
+        check_addresses("--join", masters)?;
+    }
+    let mut config = MasterConfig::new(data, start);
+    config.advertise = advertise;
+    config.shadow = flags.shadow || file.shadow;
+    if let Some(bytes) = flags.chunk_size.or(file.chunk_size.map(|size| size.0)) {
+        config.chunk_bytes = ChunkBytes::parse(bytes).map_err(usage)?;
+    }
+    if let Some(replication) = flags.replication.or(file.replication) {
+        config.replication = replication;
+    }
+    if let Some(trash) = flags.trash.or(file.trash.map(|time| time.0)) {
+        config.trash = trash;
+    }
+    config.check()?;
+    Ok((config, listen))
+}
+
+/// Settings of a chunkserver, and where it listens.
+///
+/// # Errors
+/// Usage: a setting is missing or makes no sense.
+pub(crate) fn chunkserver(flags: args::Chunkserver) -> Result<(ChunkserverConfig, String)> {
+    let file: ChunkserverFile = read_file(flags.config.as_deref())?;
+    let data = if flags.data.is_empty() { file.data } else { flags.data };
+    if data.is_empty() {
+        return Err(usage("--data DIR[,DIR..] is missing"));
+    }
+    let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
+    let advertise = flags.advertise.or(file.advertise);
+    check_listen(&listen, advertise.as_deref())?;
+    let masters = if flags.masters.is_empty() { file.masters } else { flags.masters };
+    if masters.is_empty() {
+        return Err(usage("--masters HOST:PORT,.. is missing"));
+    }
+    check_addresses("--masters", &masters)?;
+    let mut config = ChunkserverConfig::new(data, masters);
+    config.advertise = advertise;
+    if let Some(rack) = flags.rack.or(file.rack) {
+        config.rack = rack;
+    }
+    if let Some(bytes) = flags.buffer.or(file.buffer.map(|size| size.0)) {
+        config.buffer_bytes = bytes;
+    }
+    config.check()?;
+    Ok((config, listen))
+}
+
+fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
+    let Some(path) = path else {
+        return Ok(T::default());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
+    toml::from_str(&text).map_err(|error| usage(format!("--config {}: {error}", path.display())))
+}
+
+/// `host:port`, for each.
+fn check_addresses(flag: &str, addresses: &[String]) -> Result<()> {
+    for address in addresses {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if port.and_then(|port| port.parse::<u16>().ok()).is_none() {
+            return Err(usage(format!("{flag}: {address:?} is no HOST:PORT")));
+        }
+    }
+    Ok(())
+}
+
+/// The others must be able to reach what they are told.
+fn check_listen(listen: &str, advertise: Option<&str>) -> Result<()> {
+    check_addresses("--listen", &[listen.to_owned()])?;
+    if let Some(advertise) = advertise {
+        return check_addresses("--advertise", &[advertise.to_owned()]);
+    }
+    let everywhere = listen.parse::<SocketAddr>().is_ok_and(|address| match address.ip() {
+        IpAddr::V4(ip) => ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    });
+    if everywhere {
+        return Err(usage(format!(
+            "--listen {listen} is every address of this machine: add --advertise HOST:PORT, as the others reach it"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn top(masters: &[&str]) -> args::TopSettings {
+        args::TopSettings { masters: masters.iter().map(ToString::to_string).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gfs.toml");
+        std::fs::write(&path, "masters = ['a:1']\ntimeout = '5s'").unwrap();
+        let own = args::ClientSettings { config: Some(path.clone()), ..Default::default() };
+        let client = Client::settle(&top(&[]), &own).unwrap();
+        assert_eq!((client.masters, client.timeout), (vec!["a:1".to_owned()], Duration::from_secs(5)));
+        assert_eq!(Client::settle(&top(&["b:2"]), &own).unwrap().masters, ["b:2"]);
+        std::fs::write(&path, "masterz = ['a:1']").unwrap();
+        let error = Client::settle(&top(&[]), &own).unwrap_err();
+        assert!(error.to_string().contains("masterz"), "{error}");
+        assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+    }
+
+    #[test]
+    fn missing_or_senseless_settings_name_the_flag() {
+        let none = Client::settle(&top(&[]), &args::ClientSettings::default()).unwrap_err();
+        assert!(none.to_string().contains("GFS_MASTERS"));
+        for (masters, part) in [("nonsense", "HOST:PORT"), ("host:99999", "HOST:PORT"), (":7000", "HOST:PORT")] {
+            let error = Client::settle(&top(&[masters]), &args::ClientSettings::default()).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert!(check_listen("0.0.0.0:7000", None).is_err());
+        assert!(check_listen("[::]:7000", None).is_err());
+        assert!(check_listen("0.0.0.0:7000", Some("host:7000")).is_ok());
+    }
+}

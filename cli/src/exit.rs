@@ -1,0 +1,158 @@
+//! Exit codes, and the next step that an error names. The codes are listed in `gfs --help` and README.md.
+
+use std::process::ExitCode;
+
+use gfs_proto::{Error, Retry};
+
+/// Done.
+pub(crate) const OK: u8 = 0;
+/// Another failure.
+pub(crate) const OTHER: u8 = 1;
+/// A flag, path or setting that can't work; clap exits with the same.
+pub(crate) const USAGE: u8 = 2;
+/// Not found.
+pub(crate) const NOT_FOUND: u8 = 3;
+/// Exists already.
+pub(crate) const EXISTS: u8 = 4;
+/// Unavailable, or the deadline passed.
+pub(crate) const UNAVAILABLE: u8 = 5;
+/// Corruption.
+pub(crate) const CORRUPTION: u8 = 6;
+
+/// A mistake in how the command was called.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// A usage error with its text.
+pub(crate) fn usage(text: impl std::fmt::Display) -> anyhow::Error {
+    Usage(text.to_string()).into()
+}
+
+/// Several operations of one command failed; each was reported when it did.
+#[derive(Debug, thiserror::Error)]
+#[error("{failed} of {all} failed")]
+pub(crate) struct SomeFailed {
+    pub(crate) failed: u64,
+    pub(crate) all: u64,
+    /// The exit code of the first failure.
+    pub(crate) code: u8,
+}
+
+/// The code for what a command ended with.
+pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<Usage>() {
+            return USAGE;
+        }
+        if let Some(some) = cause.downcast_ref::<SomeFailed>() {
+            return some.code;
+        }
+        if let Some(error) = cause.downcast_ref::<Error>() {
+            return code_of_wire(error);
+        }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return code_of_io(error);
+        }
+    }
+    OTHER
+}
+
+fn code_of_io(error: &std::io::Error) -> u8 {
+    // An error of the file system may travel inside an I/O error, through a reader or writer.
+    if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return code_of_wire(inner);
+    }
+    match error.kind() {
+        std::io::ErrorKind::NotFound => NOT_FOUND,
+        std::io::ErrorKind::AlreadyExists => EXISTS,
+        _ => OTHER,
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "what can't be repeated and has no code of its own is 1")]
+fn code_of_wire(error: &Error) -> u8 {
+    match error {
+        Error::BadPath { .. } | Error::BadArgument { .. } | Error::TooLarge { .. } => USAGE,
+        Error::NotFound { .. } => NOT_FOUND,
+        Error::AlreadyExists { .. } => EXISTS,
+        Error::Corrupt { .. } => CORRUPTION,
+        Error::DeadlineExceeded { .. } => UNAVAILABLE,
+        _ if error.retry() != Retry::Never => UNAVAILABLE,
+        _ => OTHER,
+    }
+}
+
+/// What to try next, where it is known.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other errors say all there is")]
+pub(crate) fn next_step(error: &anyhow::Error) -> Option<&'static str> {
+    let error = error.chain().find_map(|cause| {
+        let nested = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        cause.downcast_ref::<Error>().or_else(|| nested?.downcast_ref::<Error>())
+    })?;
+    Some(match error {
+        Error::NotFound { .. } => "`gfs ls -R /` shows what is there",
+        Error::AlreadyExists { .. } => "--force replaces a file that exists; `mkdir -p` accepts a directory",
+        Error::IsADirectory { .. } => "-r works on whole directories",
+        Error::NotEnoughServers { .. } => {
+            "start more chunkservers, or ask for fewer replicas with `put --replication`; `gfs df` lists the servers"
+        }
+        Error::NoReplica { .. } => "start the servers that hold it; `gfs chunks PATH` and `gfs df` name them",
+        Error::Unavailable { .. } | Error::DeadlineExceeded { .. } | Error::NotLeader { .. } => {
+            "`gfs cluster status` tells who is alive; --timeout gives it more time; are the --masters right?"
+        }
+        Error::DiskFull { .. } => "`gfs df` shows where there is room",
+        Error::Corrupt { .. } => "`gfs chunks PATH` names the replicas",
+        Error::TooLarge { .. } => "split it, or store it with `gfs put`",
+        _ => return None,
+    })
+}
+
+/// Says what went wrong on the standard error, and ends the process with its code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_closed_pipe(error) {
+        return ExitCode::from(OTHER);
+    }
+    eprintln!("gfs: {error:#}");
+    if let Some(step) = next_step(error) {
+        eprintln!("     {step}");
+    }
+    ExitCode::from(code_of(error))
+}
+
+/// Whoever read our output has gone, as `head` does: nothing to say.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use gfs_proto::id::ChunkHandle;
+
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_the_kinds_of_failure_apart_also_through_context_and_io() {
+        let corrupt = Error::Corrupt { handle: ChunkHandle::from_raw(1), block: 2 };
+        let not_found = Error::NotFound { what: "/x".into() };
+        for (error, code) in [
+            (anyhow::Error::from(not_found.clone()), NOT_FOUND),
+            (Error::AlreadyExists { path: "/x".into() }.into(), EXISTS),
+            (Error::NotEnoughServers { wanted: 3, alive: 2 }.into(), UNAVAILABLE),
+            (Error::DeadlineExceeded { waited_ms: 1, last: String::new() }.into(), UNAVAILABLE),
+            (Error::NotLeader { leader: None }.into(), UNAVAILABLE),
+            (std::io::Error::other(corrupt).into(), CORRUPTION),
+            (usage("no"), USAGE),
+            (Error::internal("x").into(), OTHER),
+            (SomeFailed { failed: 1, all: 2, code: EXISTS }.into(), EXISTS),
+        ] {
+            assert_eq!(code_of(&error), code, "{error}");
+        }
+        let wrapped = Err::<(), _>(not_found).context("while reading").unwrap_err();
+        assert_eq!(code_of(&wrapped), NOT_FOUND);
+        assert!(next_step(&wrapped).is_some());
+    }
+}
