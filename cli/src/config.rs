@@ -70,7 +70,9 @@ impl Client {
     /// Usage: no masters, or a file that can't be read.
     pub(crate) fn settle(top: &args::TopSettings, own: &args::ClientSettings) -> Result<Self> {
         let file: ClientFile = read_file(own.config.as_deref().or(top.config.as_deref()))?;
-        let masters = [&own.masters, &top.masters, &file.masters].into_iter().find(|list| !list.is_empty());
+        // GFS_MASTERS= with nothing behind it is as good as unset.
+        let given = |list: &&Vec<String>| list.iter().any(|address| !address.is_empty());
+        let masters = [&own.masters, &top.masters, &file.masters].into_iter().find(given);
         let masters = masters.cloned().ok_or_else(|| {
             usage("which cluster? give --masters HOST:PORT,.. or set GFS_MASTERS (`gfs dev` prints the line to paste)")
         })?;
@@ -219,7 +221,9 @@ mod tests {
     fn missing_or_senseless_settings_name_the_flag() {
         let none = Client::settle(&top(&[]), &args::ClientSettings::default()).unwrap_err();
         assert!(none.to_string().contains("GFS_MASTERS"));
-        for (masters, part) in [("nonsense", "HOST:PORT"), ("host:99999", "HOST:PORT"), (":7000", "HOST:PORT")] {
+        for (masters, part) in
+            [("nonsense", "HOST:PORT"), ("host:99999", "HOST:PORT"), (":7000", "HOST:PORT")]
+        {
             let error = Client::settle(&top(&[masters]), &args::ClientSettings::default()).unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
         }

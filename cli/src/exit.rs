@@ -58,6 +58,7 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     OTHER
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds have no code of their own")]
 fn code_of_io(error: &std::io::Error) -> u8 {
     // An error of the file system may travel inside an I/O error, through a reader or writer.
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {

@@ -18,6 +18,9 @@ pub(crate) fn follow() -> Result<()> {
     let parent = parent.with_context(|| format!("{VARIABLE}={text:?} is no process id"))?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have ended before the request was made: then nobody would tell us.
-    anyhow::ensure!(rustix::process::getppid() == Some(parent), "the process that started this one has ended");
+    anyhow::ensure!(
+        rustix::process::getppid() == Some(parent),
+        "the process that started this one has ended"
+    );
     Ok(())
 }

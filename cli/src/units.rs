@@ -24,7 +24,8 @@ const TIME_UNITS_MS: [(&str, u64); 5] =
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
     let factor = if unit.is_empty() { Some(1) } else { find(&BYTE_UNITS, unit) };
-    let value = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let value =
+        number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
     value.ok_or_else(|| format!("{text:?} is no size: write 64MiB, 10GB or 4096"))
 }
 

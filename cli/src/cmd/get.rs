@@ -104,7 +104,7 @@ async fn carry(client: Client, job: Job, force: bool, progress: Progress) -> Res
     if !force && tokio::fs::try_exists(local).await.unwrap_or(false) {
         return Err(Error::AlreadyExists { path: local.display().to_string() }.into());
     }
-    let aside = aside(local);
+    let aside = aside(&job);
     let fetched = fetch(&client, &job, &aside, &progress).await;
     let outcome = match fetched {
         Ok(bytes) => tokio::fs::rename(&aside, local).await.map(|()| bytes).map_err(anyhow::Error::from),
@@ -118,11 +118,8 @@ async fn carry(client: Client, job: Job, force: bool, progress: Progress) -> Res
 }
 
 /// Where a file is written until it is whole.
-fn aside(local: &Path) -> PathBuf {
-    let name = format!(".gfs-get-{}-{}", std::process::id(), local.file_name().unwrap_or_default().to_string_lossy());
-    // A name may be as long as it can be already.
-    let end = (0..=name.len().min(200)).rev().find(|end| name.is_char_boundary(*end)).unwrap_or_default();
-    local.with_file_name(&name[..end])
+fn aside(job: &Job) -> PathBuf {
+    job.local.with_file_name(format!(".gfs-get-{}-{}", std::process::id(), job.entry.id))
 }
 
 async fn fetch(client: &Client, job: &Job, aside: &Path, progress: &Progress) -> Result<u64> {

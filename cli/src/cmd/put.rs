@@ -56,10 +56,14 @@ async fn target_directory(client: &Client, remote: &str, locals: &[String]) -> R
     };
     let must_be = locals.len() > 1;
     if must_be && !is_directory {
-        return Err(usage(format!("{remote} must be a directory to take several: `gfs mkdir {remote}` makes it")));
+        return Err(usage(format!(
+            "{remote} must be a directory to take several: `gfs mkdir {remote}` makes it"
+        )));
     }
     if is_directory && locals == ["-"] {
-        return Err(usage(format!("{remote} is a directory and the standard input has no name: give a whole path")));
+        return Err(usage(format!(
+            "{remote} is a directory and the standard input has no name: give a whole path"
+        )));
     }
     Ok(is_directory)
 }

@@ -39,7 +39,8 @@ fn make_dir(dir: &Path) -> Result<()> {
 }
 
 async fn bind(environment: &Environment, listen: &str) -> Result<Box<dyn Listener>> {
-    let listener = environment.net.listen(listen).await.with_context(|| format!("can't listen on {listen}"))?;
+    let listener =
+        environment.net.listen(listen).await.with_context(|| format!("can't listen on {listen}"))?;
     tracing::info!(address = %listener.local_address()?, version = env!("CARGO_PKG_VERSION"), "listening");
     Ok(listener)
 }

@@ -86,7 +86,10 @@ async fn supervise(flags: &args::Dev, plan: &Plan, children: &mut Children) -> R
 fn check_ports(servers: &[Server]) -> Result<()> {
     for server in servers {
         TcpListener::bind(&server.address).map(drop).with_context(|| {
-            format!("{} of {} can't be used: choose another --port, or stop what runs there", server.address, server.name)
+            format!(
+                "{} of {} can't be used: choose another --port, or stop what runs there",
+                server.address, server.name
+            )
         })?;
     }
     Ok(())
@@ -102,7 +105,11 @@ async fn wait_until_up(flags: &args::Dev, plan: &Plan, children: &mut Children) 
             }
             let status = masters
                 .call(Duration::from_secs(1), async |mut master| {
-                    Ok(master.cluster_status(pb::ClusterStatusRequest {}).await.map_err(Error::from)?.into_inner())
+                    Ok(master
+                        .cluster_status(pb::ClusterStatusRequest {})
+                        .await
+                        .map_err(Error::from)?
+                        .into_inner())
                 })
                 .await;
             match status.map(|status| missing(plan, &status)) {

@@ -51,8 +51,7 @@ impl Plan {
     /// A flag contradicts what the directory was made with, or makes no sense.
     pub(crate) fn settle(flags: &args::Dev, dir: &Path) -> Result<Self> {
         let made = Self::load(dir)?;
-        let default =
-            Self { masters: 3, shadows: 1, chunkservers: 4, port: 7000, chunk_bytes: 64 << 20 };
+        let default = Self { masters: 3, shadows: 1, chunkservers: 4, port: 7000, chunk_bytes: 64 << 20 };
         let base = made.clone().unwrap_or(default);
         let plan = Self {
             masters: flags.masters.unwrap_or(base.masters),
@@ -104,7 +103,8 @@ impl Plan {
         let path = dir.join(PLAN_FILE);
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("{} can't be read", path.display()))?,
+                serde_json::from_slice(&bytes)
+                    .with_context(|| format!("{} can't be read", path.display()))?,
             )),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| path.display().to_string()),
@@ -136,9 +136,9 @@ impl Plan {
             (Role::Shadow, "shadow", self.shadows),
             (Role::Chunkserver, "chunkserver", self.chunkservers),
         ];
-        let named = roles
-            .into_iter()
-            .flat_map(|(role, kind, count)| (1..=count).map(move |number| (role, format!("{kind}-{number}"))));
+        let named = roles.into_iter().flat_map(|(role, kind, count)| {
+            (1..=count).map(move |number| (role, format!("{kind}-{number}")))
+        });
         (0..).zip(named).map(|(index, (role, name))| self.server(dir, index, role, name)).collect()
     }
 
@@ -199,7 +199,8 @@ mod tests {
     #[test]
     fn a_directory_comes_back_with_the_shape_it_was_made_with() {
         let dir = tempfile::tempdir().unwrap();
-        let made = Plan::settle(&args::Dev { masters: Some(1), port: Some(9000), ..flags(dir.path()) }, dir.path());
+        let made =
+            Plan::settle(&args::Dev { masters: Some(1), port: Some(9000), ..flags(dir.path()) }, dir.path());
         let made = made.unwrap();
         made.save(dir.path()).unwrap();
         assert_eq!(Plan::settle(&flags(dir.path()), dir.path()).unwrap(), made);
@@ -234,7 +235,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "master --data d/master-1 --listen 127.0.0.1:7000 --bootstrap --chunk-size 67108864".to_owned(),
+                "master --data d/master-1 --listen 127.0.0.1:7000 --bootstrap --chunk-size 67108864"
+                    .to_owned(),
                 format!("master --data d/master-2 --listen 127.0.0.1:7001 --join {all}"),
                 format!("master --data d/master-3 --listen 127.0.0.1:7002 --join {all}"),
                 format!("master --data d/shadow-1 --listen 127.0.0.1:7003 --join {all} --shadow"),
