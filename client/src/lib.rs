@@ -35,6 +35,7 @@ mod entry;
 mod file;
 mod options;
 mod read;
+pub mod record;
 mod session;
 mod transfer;
 mod write;
