@@ -22,8 +22,9 @@ pub struct ReplicaState {
     pub length: u32,
     /// Serial of the last mutation applied since the adoption.
     pub serial: Serial,
-    /// Mutations up to here are known to be committed. A lower bound, written lazily.
-    pub commit_mark: Serial,
+    /// Mutations up to here are known to be committed: a lower bound, written lazily. `None` from an adoption on (guard
+    /// *committed_before_confirm*), until [`super::Store::set_commit_mark`] says that the adopted content is, too.
+    pub commit_mark: Option<Serial>,
     /// The chunk takes no more appends.
     pub sealed: bool,
     /// It may lack content that it should have: serves nothing, is no base, until it adopts.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, ClusterId, Serial, ServerId, Uuid};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, ClusterId, RequestId, Serial, ServerId, Uuid};
 use gfs_proto::random::Random;
 use gfs_proto::size::ChunkBytes;
 
@@ -154,6 +154,15 @@ impl Store {
         Err(Error::NoSuchChunk { handle })
     }
 
+    /// Where the mutation of a request lies, if its id is in the content.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchChunk`], [`Error::DiskFailed`].
+    pub fn outcome(&self, handle: ChunkHandle, request: RequestId) -> Result<Option<Outcome>> {
+        let _ = request;
+        Err(Error::NoSuchChunk { handle })
+    }
+
     /// Makes an empty replica at the version of a fresh grant, adopted at once; durable. A replica at a lower version is
     /// emptied (its grant was never confirmed, so it has no acknowledged content).
     ///
@@ -222,7 +231,7 @@ impl Store {
         Err(Error::NoSuchChunk { handle })
     }
 
-    /// Notes that mutations up to `serial` are committed; written lazily, never goes backwards.
+    /// Notes that the adopted content and mutations up to `serial` are committed; written lazily, never goes backwards.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::VersionMismatch`] if that is not the adopted version.
