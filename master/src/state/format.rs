@@ -26,7 +26,7 @@
 use std::fmt;
 
 use gfs_proto::id::{
-    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, LogIndex, MasterId, ServerId, Uuid,
+    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, MasterId, ServerId, Uuid,
 };
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::UnixMs;
@@ -115,7 +115,7 @@ tagged! {
             /// The name there.
             name: String,
         }
-        /// In the trash by itself: deleted, but for the root of no deleted tree.
+        /// In the trash; what was below a deleted directory stays in that directory.
         3 Trash {
             /// Until when it can be restored.
             collect_at: UnixMs,
@@ -366,10 +366,6 @@ pub(crate) fn names_end(directory: EntryId) -> Vec<u8> {
 /// The first possible key after that of a name.
 pub(crate) fn after_name(directory: EntryId, name: &str) -> Vec<u8> {
     concat(&name_key(directory, name), &[0])
-}
-/// The name of a key that [`name_key`] made.
-pub(crate) fn name_of_key(key: &[u8]) -> Option<&str> {
-    std::str::from_utf8(key.get(8..)?).ok()
 }
 /// Key of a file's chunk.
 pub(crate) fn file_chunk_key(file: EntryId, index: ChunkIndex) -> Vec<u8> {
