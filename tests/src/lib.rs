@@ -1,1 +1,12 @@
-//! Whole-system stories.
+//! Whole-system stories: a cluster of real `gfs` processes that a test starts, hurts and looks at.
+
+mod binary;
+mod cluster;
+mod process;
+mod tree;
+mod wait;
+
+pub use binary::gfs_binary;
+pub use cluster::{Cluster, Role, Shape};
+pub use tree::{Digest, Tree, digest_of, digest_of_file, write_noise};
+pub use wait::eventually;

@@ -1,0 +1,53 @@
+//! Finds the `gfs` program under test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+/// Names the program to be used instead of the one of this build.
+const VARIABLE: &str = "GFS_BIN";
+
+/// The `gfs` program: that of `GFS_BIN`, else the one beside this executable. Under cargo it is brought up to
+/// date first, so that a story never runs yesterday's program.
+///
+/// # Errors
+/// There is none, with the command that makes it.
+pub fn gfs_binary() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+}
+
+fn find() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        return Ok(path.into());
+    }
+    let executable = std::env::current_exe()?;
+    let folder = executable.parent().context("this executable lies nowhere")?;
+    // Test executables lie in target/debug/deps, programs one up.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    if let (Some(cargo), Some(root)) = (std::env::var_os("CARGO"), workspace()) {
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--package", "gfs", "--manifest-path"])
+            .arg(root.join("Cargo.toml"))
+            .status();
+        if !built.context("cargo can't be run")?.success() {
+            bail!("`cargo build --package gfs` failed");
+        }
+    }
+    let binary = folder.join("gfs");
+    if !binary.is_file() {
+        bail!("{} is missing: `cargo build --package gfs` makes it", binary.display());
+    }
+    Ok(binary)
+}
+
+fn workspace() -> Option<PathBuf> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from)?;
+    package.ancestors().find(|folder| is_workspace(folder)).map(Path::to_owned)
+}
+
+fn is_workspace(folder: &Path) -> bool {
+    std::fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
+}

@@ -1,0 +1,396 @@
+//! A cluster of real processes on free ports of the loopback, in a directory that goes away with it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use gfs_client::{Client, ClusterStatusReply, Options};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::binary::gfs_binary;
+use crate::process::Process;
+use crate::wait::eventually;
+
+/// How long a cluster may take to come up, or to find itself again after a server was lost.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Ports below those from which the system takes the local ports of connections.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+/// Ports of one test process: their ranges differ, so that tests can run side by side.
+const PORTS_PER_PROCESS: u16 = 100;
+
+/// What a cluster consists of.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Masters with a vote.
+    pub masters: usize,
+    /// Shadow masters.
+    pub shadows: usize,
+    /// Chunkservers.
+    pub chunkservers: usize,
+    /// Size of a chunk in bytes.
+    pub chunk_bytes: u64,
+    /// How long deleted files stay.
+    pub trash: Duration,
+}
+
+impl Default for Shape {
+    /// One master and three chunkservers with small chunks: enough for stories that kill no master.
+    fn default() -> Self {
+        Self {
+            masters: 1,
+            shadows: 0,
+            chunkservers: 3,
+            chunk_bytes: 1 << 20,
+            trash: Duration::from_secs(3 * 24 * 3600),
+        }
+    }
+}
+
+/// What a server is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// A master with a vote.
+    Master,
+    /// A shadow master.
+    Shadow,
+    /// A chunkserver.
+    Chunkserver,
+}
+
+impl Role {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Shadow => "shadow",
+            Self::Chunkserver => "chunkserver",
+        }
+    }
+}
+
+/// A running cluster. Servers have the names `master-1`, `shadow-1`, `chunkserver-1` and so on.
+#[derive(Debug)]
+pub struct Cluster {
+    // Before the directory: processes end before their files go.
+    servers: BTreeMap<String, Process>,
+    directory: Option<TempDir>,
+    shape: Shape,
+    /// Parts of ERROR lines that a story means to see.
+    expected_errors: Vec<&'static str>,
+}
+
+impl Cluster {
+    /// Starts all servers and waits until the cluster is up.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start(shape: Shape) -> Result<Self> {
+        let mut cluster = Self::prepare(shape)?;
+        for server in cluster.servers.values_mut() {
+            server.start()?;
+        }
+        cluster.wait_until_up().await?;
+        Ok(cluster)
+    }
+
+    /// A cluster of which no server runs yet.
+    ///
+    /// # Errors
+    /// No directory or no free port.
+    pub fn prepare(shape: Shape) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("gfs-test-").tempdir()?;
+        std::fs::create_dir(directory.path().join("logs"))?;
+        let mut cluster =
+            Self { servers: BTreeMap::new(), directory: Some(directory), shape, expected_errors: Vec::new() };
+        let mut masters = Vec::new();
+        for _ in 0..shape.masters {
+            masters.push(free_address()?);
+        }
+        for (index, address) in masters.iter().enumerate() {
+            cluster.add_master(Role::Master, index, address.clone(), &masters);
+        }
+        for index in 0..shape.shadows {
+            cluster.add_master(Role::Shadow, index, free_address()?, &masters);
+        }
+        for index in 0..shape.chunkservers {
+            let name = format!("chunkserver-{}", index + 1);
+            let arguments = ["--masters".into(), masters.join(",").into()];
+            cluster.add(name, "chunkserver", free_address()?, arguments);
+        }
+        Ok(cluster)
+    }
+
+    fn add_master(&mut self, role: Role, index: usize, address: String, masters: &[String]) {
+        let mut arguments: Vec<OsString> = if role == Role::Master && index == 0 {
+            let (bytes, trash_ms) = (self.shape.chunk_bytes, self.shape.trash.as_millis());
+            let trash = format!("{trash_ms}ms");
+            vec![
+                "--bootstrap".into(),
+                "--chunk-size".into(),
+                bytes.to_string().into(),
+                "--trash".into(),
+                trash.into(),
+            ]
+        } else {
+            vec!["--join".into(), masters.join(",").into()]
+        };
+        if role == Role::Shadow {
+            arguments.push("--shadow".into());
+        }
+        self.add(format!("{}-{}", role.prefix(), index + 1), "master", address, arguments);
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        command: &str,
+        address: String,
+        more: impl IntoIterator<Item = OsString>,
+    ) {
+        let mut arguments: Vec<OsString> = vec![command.into(), "--data".into(), self.data_of(&name).into()];
+        arguments.extend(["--listen".into(), OsString::from(&address)]);
+        arguments.extend(more);
+        let log = self.directory().join("logs").join(format!("{name}.log"));
+        self.servers.insert(name, Process::new(address, arguments, log));
+    }
+
+    /// Where everything of this cluster lies.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_ref().map_or(Path::new("."), TempDir::path)
+    }
+    /// The data directory of a server.
+    pub fn data_of(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+    /// Names of the servers of a role.
+    pub fn names(&self, role: Role) -> Vec<String> {
+        self.servers.keys().filter(|name| name.starts_with(role.prefix())).cloned().collect()
+    }
+    /// Addresses of the masters, without the shadows.
+    pub fn masters(&self) -> Vec<String> {
+        self.names(Role::Master).iter().filter_map(|name| self.address_of(name)).collect()
+    }
+    /// The address of a server.
+    pub fn address_of(&self, name: &str) -> Option<String> {
+        self.servers.get(name).map(|server| server.address.clone())
+    }
+    /// The name of the server at an address.
+    pub fn name_at(&self, address: &str) -> Option<String> {
+        let mut servers = self.servers.iter();
+        servers.find(|(_, server)| server.address == address).map(|(name, _)| name.clone())
+    }
+    /// The process id of a server, while it runs.
+    pub fn process_id(&self, name: &str) -> Option<u32> {
+        self.servers.get(name)?.id()
+    }
+    /// The end of a server's log.
+    pub fn log_of(&self, name: &str) -> String {
+        self.servers.get(name).map(Process::log_tail).unwrap_or_default()
+    }
+
+    /// Kills a server with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// There is no such server.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.server(name)?.kill()
+    }
+    /// Kills every server with SIGKILL.
+    ///
+    /// # Errors
+    /// A process can't be killed.
+    pub fn kill_all(&mut self) -> Result<()> {
+        // First all, then the waiting: none shall see much of the end of the others.
+        for server in self.servers.values().filter(|server| server.id().is_some()) {
+            server.signal(Signal::KILL)?;
+        }
+        self.servers.values_mut().try_for_each(Process::kill)
+    }
+    /// Stops a server without its knowing (SIGSTOP): it is silent, its connections stay.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pause(&mut self, name: &str) -> Result<()> {
+        self.server(name)?.signal(Signal::STOP)
+    }
+    /// Lets a paused server go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resume(&mut self, name: &str) -> Result<()> {
+        self.server(name)?.signal(Signal::CONT)
+    }
+    /// Starts a server that was killed, on its directory and port.
+    ///
+    /// # Errors
+    /// It runs, or can't be started.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        self.server(name)?.start()
+    }
+    /// Starts every server that does not run.
+    ///
+    /// # Errors
+    /// One can't be started.
+    pub fn restart_all(&mut self) -> Result<()> {
+        self.servers.values_mut().filter(|server| server.id().is_none()).try_for_each(Process::start)
+    }
+    /// Waits until a server has ended by itself; returns its exit code and the end of its log.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub async fn wait_for_end(&mut self, name: &str) -> Result<(Option<i32>, String)> {
+        let server = self.server(name)?;
+        let status =
+            eventually("the server ends", PATIENCE, async || server.ended()?.context("it runs")).await?;
+        Ok((status.code(), server.log_tail()))
+    }
+
+    /// Lets ERROR lines with this text in the logs pass: the story means to cause them.
+    pub fn expect_error(&mut self, part: &'static str) {
+        self.expected_errors.push(part);
+    }
+
+    fn server(&mut self, name: &str) -> Result<&mut Process> {
+        self.servers.get_mut(name).with_context(|| format!("no server {name}"))
+    }
+
+    /// A client with the default settings.
+    ///
+    /// # Errors
+    /// No leader answers.
+    pub async fn client(&self) -> Result<Client> {
+        Ok(Client::connect(&self.masters(), Options::default()).await?)
+    }
+
+    /// The state of the cluster as its leader sees it.
+    ///
+    /// # Errors
+    /// No leader answers soon.
+    pub async fn status(&self) -> Result<ClusterStatusReply> {
+        let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+        Ok(Client::connect(&self.masters(), options).await?.cluster_status().await?)
+    }
+
+    /// The name of the master that leads.
+    ///
+    /// # Errors
+    /// None does within the patience.
+    pub async fn leader(&self) -> Result<String> {
+        eventually("a master leads", PATIENCE, async || {
+            let status = self.status().await?;
+            self.name_at(&status.leader).with_context(|| format!("no server at {:?}", status.leader))
+        })
+        .await
+    }
+
+    /// Waits until a leader is known and every running server takes part.
+    ///
+    /// # Errors
+    /// A server ended, or it took too long; with the reason.
+    pub async fn wait_until_up(&mut self) -> Result<()> {
+        let masters = self.masters();
+        let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+        eventually("the cluster is up", PATIENCE, async || {
+            self.servers.values_mut().try_for_each(Process::check_runs)?;
+            let status = Client::connect(&masters, options.clone()).await?.cluster_status().await?;
+            self.missing(&status)
+        })
+        .await
+    }
+
+    fn missing(&self, status: &ClusterStatusReply) -> Result<()> {
+        let members: Vec<&str> = status.masters.iter().map(|master| master.address.as_str()).collect();
+        let alive: Vec<&str> = status
+            .servers
+            .iter()
+            .filter(|server| server.alive)
+            .map(|server| server.address.as_str())
+            .collect();
+        let running = self.servers.iter().filter(|(_, server)| server.id().is_some());
+        for (name, server) in running {
+            let here = if name.starts_with("chunkserver") { &alive } else { &members };
+            ensure!(here.contains(&server.address.as_str()), "{name} does not take part yet");
+        }
+        Ok(())
+    }
+
+    /// Waits until a condition on the state of the cluster holds.
+    ///
+    /// # Errors
+    /// It does not within `patience`.
+    pub async fn wait_for_status(
+        &self,
+        what: &str,
+        patience: Duration,
+        holds: impl Fn(&ClusterStatusReply) -> bool,
+    ) -> Result<ClusterStatusReply> {
+        eventually(what, patience, async || {
+            let status = self.status().await?;
+            if !holds(&status) {
+                bail!("{status:?}");
+            }
+            Ok(status)
+        })
+        .await
+    }
+
+    /// A `gfs` user command for this cluster, to be completed and run.
+    ///
+    /// # Errors
+    /// The program is missing.
+    pub fn gfs(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(gfs_binary()?);
+        command.env("GFS_MASTERS", self.masters().join(",")).env_remove("RUST_LOG").args(arguments);
+        Ok(command)
+    }
+
+    /// Runs a `gfs` user command to its end.
+    ///
+    /// # Errors
+    /// The program is missing.
+    pub fn run_gfs(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(self.gfs(arguments)?.output()?)
+    }
+
+    /// ERROR lines and panics in the logs that no story expects.
+    pub fn unexpected_errors(&self) -> Vec<String> {
+        let expected = |line: &String| self.expected_errors.iter().any(|part| line.contains(part));
+        self.servers.values().flat_map(Process::errors).filter(|line| !expected(line)).collect()
+    }
+}
+
+impl Drop for Cluster {
+    /// A story that failed leaves its directory for a look; one that passed must have left no ERROR.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            if let Some(directory) = self.directory.take() {
+                eprintln!("the cluster's files stay in {}", directory.keep().display());
+            }
+            return;
+        }
+        let errors = self.unexpected_errors();
+        assert!(errors.is_empty(), "unexpected errors in the logs:\n{}", errors.join("\n"));
+    }
+}
+
+/// An address that nobody uses now.
+fn free_address() -> Result<String> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let ranges = u32::from((PORTS.end - PORTS.start) / PORTS_PER_PROCESS);
+    let range = u16::try_from(std::process::id() % ranges)?;
+    for _ in 0..PORTS.len() {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let offset =
+            (u32::from(range) * u32::from(PORTS_PER_PROCESS) + u32::from(step)) % u32::try_from(PORTS.len())?;
+        let address = format!("127.0.0.1:{}", u32::from(PORTS.start) + offset);
+        if TcpListener::bind(&address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port is free")
+}

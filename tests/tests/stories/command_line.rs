@@ -1,0 +1,112 @@
+//! The command line: what it prints, as text and as JSON, and how it exits.
+
+use std::process::{Command, Output};
+
+use gfs_tests::{Cluster, Shape, gfs_binary};
+use serde_json::Value;
+
+use crate::{complaint, json_lines, printed};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_tell_usage_not_found_exists_and_unavailable_apart() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    printed(&cluster.run_gfs(&["mkdir", "/a"]).unwrap());
+    let missing = cluster.directory().join("missing");
+    let missing = missing.to_str().unwrap();
+    let version = "/proc/version";
+    let cases: [(&[&str], i32, &str); 13] = [
+        (&["no-such-command"], 2, "no-such-command"),
+        (&["ls", "relative"], 2, "a path starts with '/'"),
+        (&["mkdir", "/a/../b"], 2, "'.' and '..' are no names"),
+        (&["stat", "/nothing"], 3, "/nothing: not found"),
+        (&["cat", "/nothing"], 3, "not found"),
+        (&["put", missing, "/x"], 3, "missing"),
+        (&["put", version, "/no/such/directory"], 3, "not found"),
+        (&["mkdir", "/a"], 4, "exists already"),
+        (&["put", "-r", version, "/a", "--masters", "nonsense"], 2, "HOST:PORT"),
+        (&["get", "/a", missing], 2, "-r"),
+        (&["put", "/proc", "/p"], 2, "-r"),
+        (&["ls", "--masters", "127.0.0.1:1", "--timeout", "300ms"], 5, "gfs cluster status"),
+        (&["rm", "/nothing"], 3, "gfs ls"),
+    ];
+    for (arguments, code, part) in cases {
+        let output = cluster.run_gfs(arguments).unwrap();
+        let complaint = complaint(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {complaint}");
+        assert!(complaint.contains(part), "{arguments:?}: {complaint}");
+    }
+    let lost = Command::new(gfs_binary().unwrap()).arg("ls").env_remove("GFS_MASTERS").output().unwrap();
+    assert_eq!(lost.status.code(), Some(2));
+    assert!(complaint(&lost).contains("GFS_MASTERS"), "{}", complaint(&lost));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_does_what_its_name_says() {
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
+    let local = cluster.directory().join("local");
+    std::fs::write(&local, "hello").unwrap();
+    let local = local.to_str().unwrap();
+    let run = |arguments: &[&str]| printed(&cluster.run_gfs(arguments).unwrap());
+    assert_eq!(run(&["mkdir", "-p", "/a/b"]), "");
+    assert_eq!(run(&["mkdir", "-p", "/a/b"]), "");
+    run(&["put", local, "/a/b"]);
+    assert_eq!(run(&["ls", "/a/b"]), "local\n");
+    assert_eq!(run(&["ls", "-R", "/"]), "/a/\n/a/b/\n/a/b/local\n");
+    assert_eq!(run(&["cat", "/a/b/local"]), "hello");
+    assert_eq!(cluster.run_gfs(&["put", local, "/a/b"]).unwrap().status.code(), Some(4));
+    run(&["put", "--force", local, "/a/b"]);
+    assert_eq!(run(&["append", "/a/b/local", local]), "5\n");
+    assert_eq!(run(&["cat", "/a/b/local"]), "hellohello");
+    run(&["mv", "/a/b/local", "/a"]);
+    run(&["mv", "/a/local", "/a/moved"]);
+    assert_eq!(run(&["ls", "/a"]), "b/\nmoved\n");
+    let long = run(&["ls", "-l", "/a/moved"]);
+    assert!(long.starts_with("-  3             10 ") && long.ends_with("/a/moved\n"), "{long}");
+    assert!(run(&["stat", "/a/moved"]).contains("10 bytes"));
+    assert!(run(&["chunks", "/a/moved"]).starts_with("#0 c"));
+    assert!(run(&["df"]).contains("3 of 3 alive"));
+    assert!(run(&["cluster", "status"]).contains("chunkservers: 3 of 3 alive"));
+    assert_ne!(cluster.run_gfs(&["rm", "/a"]).unwrap().status.code(), Some(0));
+    run(&["rm", "-r", "/a"]);
+    assert_eq!(run(&["ls"]), "");
+    run(&["rm", "-f", "/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_prints_prints_json_lines_as_well() {
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
+    let local = cluster.directory().join("local");
+    std::fs::write(&local, "hello").unwrap();
+    let local = local.to_str().unwrap();
+    let copy = cluster.directory().join("copy");
+    let run =
+        |arguments: &[&str]| -> Output { cluster.gfs(arguments).unwrap().arg("--json").output().unwrap() };
+    let first = |arguments: &[&str]| -> Value { json_lines(&run(arguments)).remove(0) };
+    assert_eq!(first(&["mkdir", "/a"])["path"], "/a");
+    assert_eq!(first(&["put", local, "/a/f"])["bytes"], 5);
+    assert_eq!(first(&["append", "/a/f", local])["offset"], 5);
+    let entry = first(&["stat", "/a/f"]);
+    assert_eq!((&entry["kind"], &entry["bytes"], &entry["chunks"]), (&"file".into(), &10.into(), &1.into()));
+    assert_eq!(first(&["ls", "-l", "/a"])["path"], "/a/f");
+    let chunk = first(&["chunks", "/a/f"]);
+    assert_eq!(chunk["replicas"].as_array().unwrap().len(), 3);
+    assert_eq!(first(&["get", "/a/f", copy.to_str().unwrap()])["files"], 1);
+    assert_eq!(first(&["mv", "/a/f", "/a/g"])["target"], "/a/g");
+    assert_eq!(first(&["rm", "/a/g"])["removed"], true);
+    assert_eq!(json_lines(&run(&["df"])).len(), 3);
+    let status = first(&["cluster", "status"]);
+    assert_eq!(status["leader"].as_str(), cluster.address_of("master-1").as_deref());
+    assert_eq!(
+        (&status["chunkservers"][0]["alive"], &status["masters"][0]["leader"]),
+        (&true.into(), &true.into())
+    );
+}
+
+#[test]
+fn help_names_the_exit_codes_and_gives_examples() {
+    let help = Command::new(gfs_binary().unwrap()).arg("--help").output().unwrap();
+    let text = printed(&help);
+    for part in ["Exit codes:", "  6  corruption", "Examples:", "GFS_MASTERS"] {
+        assert!(text.contains(part), "{text}");
+    }
+}

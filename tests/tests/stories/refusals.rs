@@ -1,0 +1,115 @@
+//! What bad input gets: a refusal with its reason, and a server that lives.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use gfs_proto::pb;
+use gfs_tests::{Cluster, Role, Shape};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_names_are_refused_with_the_reason_by_client_and_master() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let net = gfs_proto::Environment::real().net;
+    let channel = gfs_proto::net::channel(net, &cluster.masters()[0], Duration::from_secs(5)).unwrap();
+    let mut master = pb::master_client::MasterClient::new(channel);
+    let long_name = format!("/{}", "x".repeat(256));
+    let long_path = "/abcdefgh".repeat(500);
+    let deep = "/a".repeat(257);
+    for (path, reason) in [
+        ("", "starts with '/'"),
+        ("relative", "starts with '/'"),
+        ("//", "empty"),
+        ("/a//b", "empty"),
+        ("/a/", "empty"),
+        ("/.", "no names"),
+        ("/a/..", "no names"),
+        ("/a\0b", "NUL"),
+        (long_name.as_str(), "255"),
+        (long_path.as_str(), "4096"),
+        (deep.as_str(), "256"),
+    ] {
+        let refused = client.mkdir_all(path).await.unwrap_err().to_string();
+        assert!(refused.contains(reason), "{path:?}: {refused}");
+        let request = pb::MkdirRequest { request: None, path: path.to_owned(), parents: true };
+        let refused = master.mkdir(request).await.unwrap_err();
+        assert!(refused.message().contains(reason) || refused.message().contains("request"), "{refused:?}");
+        let request = pb::StatRequest { path: path.to_owned(), freshness: None, id: 0 };
+        let refused = master.stat(request).await.unwrap_err();
+        assert!(refused.message().contains(reason), "{path:?}: {refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_any_port_is_refused_and_the_server_lives() {
+    let mut cluster = Cluster::start(Shape { shadows: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let file = client.create("/before", 0).await.unwrap();
+    file.append("x".into()).await.unwrap();
+    let mut huge_frame = b"GFS1".to_vec();
+    huge_frame.extend_from_slice(&[0xff; 4096]);
+    let garbage: [&[u8]; 6] = [
+        b"",
+        b"GE",
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 100_000],
+        &huge_frame,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ];
+    for role in [Role::Master, Role::Shadow, Role::Chunkserver] {
+        for name in cluster.names(role) {
+            for bytes in garbage {
+                throw(&cluster.address_of(&name).unwrap(), bytes);
+            }
+        }
+    }
+    cluster.wait_until_up().await.unwrap();
+    assert_eq!(file.append("y".into()).await.unwrap(), 1);
+    assert_eq!(file.read_at(0, 10).await.unwrap(), "xy");
+}
+
+/// Sends bytes and reads what comes until the other side closes, or for a moment.
+fn throw(address: &str, bytes: &[u8]) {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    // The other side may close at any byte: that is the refusal.
+    if connection.write_all(bytes).is_ok() {
+        let mut answer = [0; 1024];
+        while matches!(connection.read(&mut answer), Ok(count) if count > 0) {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_on_one_directory_the_second_refuses_to_start() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let masters = cluster.masters().join(",");
+    for (name, more) in [("master-1", ["--join", &masters]), ("chunkserver-1", ["--masters", &masters])] {
+        let data = cluster.data_of(name);
+        let command = if name.starts_with("master") { "master" } else { "chunkserver" };
+        let mut arguments = vec![command, "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        arguments.extend(more);
+        let output = cluster.run_gfs(&arguments).unwrap();
+        let complaint = crate::complaint(&output);
+        assert!(!output.status.success(), "{complaint}");
+        assert!(complaint.contains(data.to_str().unwrap()), "it names the directory: {complaint}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_cluster_refuses_to_start() {
+    let mut ours = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let theirs = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    ours.kill("chunkserver-1").unwrap();
+    let data = ours.data_of("chunkserver-1");
+    let masters = theirs.masters().join(",");
+    let arguments =
+        ["chunkserver", "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--masters", &masters];
+    let output = ours.run_gfs(&arguments).unwrap();
+    let complaint = crate::complaint(&output);
+    assert!(!output.status.success(), "{complaint}");
+    assert!(complaint.contains("cluster"), "{complaint}");
+    // It is still good for its own cluster.
+    ours.restart("chunkserver-1").unwrap();
+    ours.wait_until_up().await.unwrap();
+}

@@ -1,0 +1,147 @@
+//! The house rules that no lint knows (STYLE.md).
+
+use std::path::{Path, PathBuf};
+
+/// Longest file, in lines.
+const LINES_MAX: usize = 500;
+/// Folders that are pure, and the words that must not be in them.
+const PURE: [(&str, &[&str]); 3] = [
+    (
+        "master/src/state",
+        &["tokio", "tonic", "rocksdb", "std::fs", "std::net", "HashMap", "Instant::now", "rand::"],
+    ),
+    (
+        "master/src/plan",
+        &["tokio", "tonic", "rocksdb", "std::fs", "std::net", "HashMap", "Instant::now", "rand::"],
+    ),
+    (
+        "chunkserver/src/replica",
+        &["tokio", "tonic", "std::fs", "std::net", "HashMap", "Instant::now", "rand::"],
+    ),
+];
+/// What a lower floor must not name.
+const FLOORS: [(&str, &[&str]); 4] = [
+    ("proto", &["gfs_master", "gfs_chunkserver", "gfs_client"]),
+    ("client", &["gfs_master", "gfs_chunkserver"]),
+    ("master", &["gfs_chunkserver", "gfs_client"]),
+    ("chunkserver", &["gfs_master", "gfs_client"]),
+];
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every source file below a folder, with its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut waiting = vec![workspace().join(folder)];
+    while let Some(directory) = waiting.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() && !path.ends_with("target") {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(workspace()).unwrap().display().to_string();
+                found.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    let crates = ["proto", "client", "chunkserver", "master", "cli", "tests", "bench", "jepsen"];
+    crates.into_iter().flat_map(sources).collect()
+}
+
+/// Complaints about every file for which `complain` has one.
+fn complaints(files: &[(String, String)], complain: impl Fn(&str, &str) -> Option<String>) -> Vec<String> {
+    files
+        .iter()
+        .filter_map(|(name, text)| complain(name, text).map(|what| format!("{name}: {what}")))
+        .collect()
+}
+
+/// The code of a file without its tests and comments.
+fn code(text: &str) -> String {
+    let before_tests = text.split("#[cfg(test)]").next().unwrap_or_default();
+    before_tests.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_is_short_enough_to_read_at_once() {
+    let files = all_sources();
+    assert!(files.len() > 50, "the sources are not where this test looks");
+    let wrong = complaints(&files, |_, text| {
+        let lines = text.lines().count();
+        if !text.starts_with("//!") {
+            return Some("its first line is no //! that says what it is for".to_owned());
+        }
+        (lines > LINES_MAX).then(|| format!("{lines} lines, the limit is {LINES_MAX}"))
+    });
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn pure_folders_name_nothing_of_the_outside_world() {
+    for (folder, banned) in PURE {
+        let files: Vec<_> =
+            sources(folder).into_iter().filter(|(name, _)| !name.ends_with("tests.rs")).collect();
+        let wrong = complaints(&files, |_, text| {
+            let code = code(text);
+            banned.iter().find(|word| code.contains(**word)).map(|word| format!("names {word}"))
+        });
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}
+
+#[test]
+fn no_floor_names_one_that_stands_on_it_or_beside_it() {
+    for (folder, banned) in FLOORS {
+        let wrong = complaints(&sources(folder), |_, text| {
+            banned.iter().find(|word| code(text).contains(**word)).map(|word| format!("names {word}"))
+        });
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}
+
+#[test]
+fn nobody_but_the_seams_reads_a_clock_opens_a_socket_or_draws_randomness() {
+    let doors = [
+        "SystemTime::now",
+        "std::time::Instant::now",
+        "TcpStream::connect",
+        "TcpListener::bind",
+        "rand::rng",
+    ];
+    let allowed = ["proto/src/time.rs", "proto/src/net.rs", "proto/src/random.rs"];
+    let files: Vec<_> = ["proto/src", "client/src", "chunkserver/src", "master/src"]
+        .into_iter()
+        .flat_map(sources)
+        .filter(|(name, _)| !allowed.contains(&name.as_str()))
+        .collect();
+    let wrong = complaints(&files, |_, text| {
+        doors.iter().find(|door| code(text).contains(**door)).map(|door| format!("names {door}"))
+    });
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn links_in_the_documents_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md", "STYLE.md", "docs/glossary.md", "docs/formats.md"] {
+        let text = std::fs::read_to_string(workspace().join(document)).unwrap();
+        let folder = workspace().join(document).parent().unwrap().to_owned();
+        // Paths in backticks that look like files of this project, and targets of links.
+        for word in text.split(['`', '(', ')']).filter(|word| word.ends_with(".rs") || word.ends_with(".md"))
+        {
+            let plain = !word.contains([' ', '{', '*', ':']);
+            if plain && !workspace().join(word).exists() && !folder.join(word).exists() {
+                wrong.push(format!("{document}: {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
