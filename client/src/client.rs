@@ -1,28 +1,93 @@
 //! The client: connects, and asks the masters.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use gfs_proto::id::{ClusterId, EntryId};
+use gfs_proto::leader::{Master, MasterChannel};
+use gfs_proto::link::Links;
+use gfs_proto::path::FilePath;
+use gfs_proto::retry::Backoff;
 use gfs_proto::size::ChunkBytes;
-use gfs_proto::{Environment, Error, Result};
+use gfs_proto::time::Moment;
+use gfs_proto::{Environment, Error, Result, pb};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::cache::Cache;
 use crate::entry::{Chunk, Entry};
 use crate::file::File;
 use crate::options::Options;
+use crate::session::Sessions;
 use crate::{ClusterStatusReply, LeaderReply, ServerStatus};
 
 /// What all parts of a client share.
-#[derive(Debug)]
-pub(crate) struct Core {}
+pub(crate) struct Core {
+    pub(crate) environment: Environment,
+    pub(crate) masters: MasterChannel,
+    pub(crate) links: Links,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) cache: Cache,
+    pub(crate) options: Options,
+    pub(crate) chunk_bytes: ChunkBytes,
+    cluster: ClusterId,
+    /// The newest state of the log that any reply came from: no lookup may go behind it (trap T51).
+    floor: AtomicU64,
+    /// Ends the background work with the last clone.
+    _stop: DropGuard,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(crate) fn now(&self) -> Moment {
+        self.environment.clock.moment()
+    }
+    pub(crate) fn patience(&self) -> Duration {
+        self.options.patience
+    }
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(&self.environment, self.options.patience)
+    }
+
+    /// How fresh every lookup must be: linearizable, and never behind what this client has seen.
+    pub(crate) fn freshness(&self) -> Option<pb::Freshness> {
+        Some(pb::Freshness { max_staleness_ms: 0, min_rev: self.floor.load(Ordering::Relaxed) })
+    }
+    /// Takes note of the log index of a reply.
+    pub(crate) fn seen(&self, rev: u64) {
+        self.floor.fetch_max(rev, Ordering::Relaxed);
+    }
+
+    /// Asks the leader something that changes nothing.
+    pub(crate) async fn lookup<T, F>(
+        &self,
+        patience: Duration,
+        call: impl Fn(Master) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
+    {
+        self.masters
+            .call(patience, |master: Master| {
+                let answer = call(master);
+                async move { Ok(answer.await?.into_inner()) }
+            })
+            .await
+    }
+}
 
 /// A connection to a cluster. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    core: Arc<Core>,
-}
-
-fn unbuilt() -> Error {
-    Error::unavailable("not built yet")
+    pub(crate) core: Arc<Core>,
 }
 
 impl Client {
@@ -39,98 +104,253 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect_with(
-        _environment: &Environment,
-        _masters: &[String],
-        _options: Options,
+        environment: &Environment,
+        masters: &[String],
+        options: Options,
     ) -> Result<Self> {
-        Err(unbuilt())
+        let options = options.checked()?;
+        let masters = MasterChannel::new(environment, masters)?;
+        let (sessions, opened) = Sessions::open(environment, &masters, options.patience).await?;
+        let links = Links::new(environment);
+        links.set_identity(opened.cluster, None);
+
+        let stop = CancellationToken::new();
+        let background = {
+            let (sessions, masters, stop) = (sessions.clone(), masters.clone(), stop.clone());
+            async move {
+                // To survive the loss of the masters that were given, know the others.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    found = masters.discover() => if let Err(error) = found {
+                        tracing::debug!(%error, "the other masters stay unknown");
+                    }
+                }
+                sessions.keep_alive(opened.life, stop).await;
+            }
+        };
+        tokio::spawn(background);
+        let core = Core {
+            environment: environment.clone(),
+            masters,
+            links,
+            sessions,
+            cache: Cache::new(),
+            options,
+            chunk_bytes: opened.chunk_bytes,
+            cluster: opened.cluster,
+            floor: AtomicU64::new(0),
+            _stop: stop.drop_guard(),
+        };
+        Ok(Self { core: Arc::new(core) })
     }
 
+    /// The cluster's id.
+    pub fn cluster(&self) -> ClusterId {
+        self.core.cluster
+    }
     /// The chunk size of the cluster.
     pub fn chunk_bytes(&self) -> ChunkBytes {
-        ChunkBytes::DEFAULT
+        self.core.chunk_bytes
     }
 
     /// Makes a directory in an existing one.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn mkdir(&self, _path: &str) -> Result<Entry> {
-        Err(unbuilt())
+    pub async fn mkdir(&self, path: &str) -> Result<Entry> {
+        self.make_directory(path, false).await
     }
     /// Makes a directory and its missing parents; one that exists is success.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn mkdir_all(&self, _path: &str) -> Result<Entry> {
-        Err(unbuilt())
+    pub async fn mkdir_all(&self, path: &str) -> Result<Entry> {
+        self.make_directory(path, true).await
     }
+    async fn make_directory(&self, path: &str, parents: bool) -> Result<Entry> {
+        let path = parsed(path)?;
+        let reply = self
+            .core
+            .sessions
+            .change(self.core.patience(), |mut master, request| {
+                let message = pb::MkdirRequest { request: Some(request), path: path.to_string(), parents };
+                async move { master.mkdir(message).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        Entry::parse(reply.entry)
+    }
+
     /// Makes an empty file with a replication goal (0 = the cluster's default).
     ///
     /// # Errors
     /// What the master says.
-    pub async fn create(&self, path: &str, _replication: u32) -> Result<File> {
-        Ok(File::new(self.core.clone(), gfs_proto::id::EntryId::ROOT, path.to_owned()))
+    pub async fn create(&self, path: &str, replication: u32) -> Result<File> {
+        let path = parsed(path)?;
+        let reply = self
+            .core
+            .sessions
+            .change(self.core.patience(), |mut master, request| {
+                let message =
+                    pb::CreateRequest { request: Some(request), path: path.to_string(), replication };
+                async move { master.create(message).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        File::new(&self.core, &Entry::parse(reply.entry)?, path.as_str())
     }
+
     /// Deletes a file or an empty directory; it stays in the trash until its date.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn delete(&self, _path: &str) -> Result<()> {
-        Err(unbuilt())
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.remove(path, false, self.core.patience()).await
     }
     /// Deletes a file or a whole directory tree at once; it stays in the trash until its date.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn delete_tree(&self, _path: &str) -> Result<()> {
-        Err(unbuilt())
+    pub async fn delete_tree(&self, path: &str) -> Result<()> {
+        self.remove(path, true, self.core.patience()).await
     }
+    pub(crate) async fn remove(&self, path: &str, recursive: bool, patience: Duration) -> Result<()> {
+        let path = parsed(path)?;
+        let reply = self
+            .core
+            .sessions
+            .change(patience, |mut master, request| {
+                let message = pb::DeleteRequest { request: Some(request), path: path.to_string(), recursive };
+                async move { master.delete(message).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        Ok(())
+    }
+
     /// Renames a file or directory; the new name must be free.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn rename(&self, _source: &str, _target: &str) -> Result<()> {
-        Err(unbuilt())
+    pub async fn rename(&self, source: &str, target: &str) -> Result<()> {
+        self.move_entry(source, target, false).await
     }
     /// Renames a file; a file that has the new name goes to the trash in the same step.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn replace(&self, _source: &str, _target: &str) -> Result<()> {
-        Err(unbuilt())
+    pub async fn replace(&self, source: &str, target: &str) -> Result<()> {
+        self.move_entry(source, target, true).await
     }
+    pub(crate) async fn move_entry(&self, source: &str, target: &str, replace: bool) -> Result<()> {
+        let (source, target) = (parsed(source)?, parsed(target)?);
+        let reply = self
+            .core
+            .sessions
+            .change(self.core.patience(), |mut master, request| {
+                let message = pb::RenameRequest {
+                    request: Some(request),
+                    source: source.to_string(),
+                    target: target.to_string(),
+                    replace,
+                };
+                async move { master.rename(message).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        Ok(())
+    }
+
     /// What a path names.
     ///
     /// # Errors
     /// What the master says.
-    pub async fn stat(&self, _path: &str) -> Result<Entry> {
-        Err(unbuilt())
+    pub async fn stat(&self, path: &str) -> Result<Entry> {
+        self.stat_request(parsed(path)?.to_string(), 0).await
+    }
+    /// The file or directory with this id, whatever its path is now.
+    ///
+    /// # Errors
+    /// What the master says.
+    pub async fn stat_id(&self, id: EntryId) -> Result<Entry> {
+        self.stat_request(String::new(), id.raw()).await
+    }
+    async fn stat_request(&self, path: String, id: u64) -> Result<Entry> {
+        let request = pb::StatRequest { path, freshness: self.core.freshness(), id };
+        let reply = self
+            .core
+            .lookup(self.core.patience(), |mut master| {
+                let request = request.clone();
+                async move { master.stat(request).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        Entry::parse(reply.entry)
     }
     /// Whether a path names anything.
     ///
     /// # Errors
     /// What the master says, other than that.
-    pub async fn exists(&self, _path: &str) -> Result<bool> {
-        Err(unbuilt())
+    pub async fn exists(&self, path: &str) -> Result<bool> {
+        match self.stat(path).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
+
     /// The entries of a directory in the order of their names, asked for page by page.
-    pub fn list(&self, _path: &str) -> BoxStream<'static, Result<Entry>> {
-        Box::pin(futures::stream::once(async { Err(unbuilt()) }))
+    pub fn list(&self, path: &str) -> BoxStream<'static, Result<Entry>> {
+        let path = match parsed(path) {
+            Ok(path) => path,
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let first = Some((self.clone(), path, String::new()));
+        stream::try_unfold(first, |position| async {
+            let Some((client, path, after)) = position else { return Ok::<_, Error>(None) };
+            let (entries, more) = client.list_page(&path, &after).await?;
+            let next = match entries.last() {
+                Some(last) if more => Some((client, path, last.name.clone())),
+                _ => None,
+            };
+            Ok(Some((stream::iter(entries.into_iter().map(Ok)), next)))
+        })
+        .try_flatten()
+        .boxed()
     }
+    async fn list_page(&self, path: &FilePath, after: &str) -> Result<(Vec<Entry>, bool)> {
+        let request = pb::ListRequest {
+            path: path.to_string(),
+            after: after.to_owned(),
+            limit: 0,
+            freshness: self.core.freshness(),
+        };
+        let reply = self
+            .core
+            .lookup(self.core.patience(), |mut master| {
+                let request = request.clone();
+                async move { master.list(request).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        let entries = reply.entries.into_iter().map(|entry| Entry::parse(Some(entry)));
+        Ok((entries.collect::<Result<_>>()?, reply.more))
+    }
+
     /// Opens a file.
     ///
     /// # Errors
     /// [`Error::IsADirectory`], or what the master says.
-    pub async fn open(&self, _path: &str) -> Result<File> {
-        Err(unbuilt())
+    pub async fn open(&self, path: &str) -> Result<File> {
+        let entry = self.stat(path).await?;
+        File::new(&self.core, &entry, path)
     }
     /// The file of a listed entry, without asking the master.
     ///
     /// # Errors
     /// [`Error::IsADirectory`].
-    pub fn file(&self, _entry: &Entry) -> Result<File> {
-        Err(unbuilt())
+    pub fn file(&self, entry: &Entry) -> Result<File> {
+        File::new(&self.core, entry, &entry.name)
     }
     /// The chunks of a file and where their replicas are.
     ///
@@ -139,25 +359,38 @@ impl Client {
     pub async fn chunks(&self, path: &str) -> Result<Vec<Chunk>> {
         self.open(path).await?.chunks().await
     }
+
     /// The chunkservers with their disks.
     ///
     /// # Errors
     /// What the master says.
     pub async fn disk_free(&self) -> Result<Vec<ServerStatus>> {
-        Err(unbuilt())
+        let ask = |mut master: Master| async move { master.disk_free(pb::DiskFreeRequest {}).await };
+        let reply = self.core.lookup(self.core.patience(), ask).await?;
+        self.core.seen(reply.rev);
+        Ok(reply.servers)
     }
     /// The state of the cluster, as the leader measures it.
     ///
     /// # Errors
     /// What the master says.
     pub async fn cluster_status(&self) -> Result<ClusterStatusReply> {
-        Err(unbuilt())
+        let ask =
+            |mut master: Master| async move { master.cluster_status(pb::ClusterStatusRequest {}).await };
+        let reply = self.core.lookup(self.core.patience(), ask).await?;
+        self.core.seen(reply.rev);
+        Ok(reply)
     }
     /// Who leads, as any master knows it, and all masters.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if none knows.
     pub async fn leader(&self) -> Result<LeaderReply> {
-        Err(unbuilt())
+        self.core.masters.discover().await
     }
+}
+
+/// A path as the user gave it, checked at the door.
+pub(crate) fn parsed(path: &str) -> Result<FilePath> {
+    FilePath::parse(path).map_err(|reason| Error::bad_path(path, reason))
 }

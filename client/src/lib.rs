@@ -33,6 +33,8 @@ mod cache;
 mod client;
 mod entry;
 mod file;
+mod lease;
+mod mutate;
 mod options;
 mod read;
 pub mod record;

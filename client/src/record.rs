@@ -198,7 +198,8 @@ mod tests {
     fn a_record_has_these_bytes() {
         let bytes = encode(RecordId { producer: 1, sequence: 2 }, b"ab").unwrap();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect_test::expect!["4746535202000000010000000000000002000000000000006d48839efa91c4f86162"].assert_eq(&hex);
+        expect_test::expect!["4746535202000000010000000000000002000000000000006d48839efa91c4f86162"]
+            .assert_eq(&hex);
     }
 
     #[test]

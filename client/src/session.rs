@@ -1,1 +1,304 @@
 //! The client's session at the masters: names its mutations, so that a repeat is harmless (trap T30).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use gfs_proto::id::{ClientId, ClusterId, RequestId};
+use gfs_proto::leader::{Master, MasterChannel};
+use gfs_proto::size::ChunkBytes;
+use gfs_proto::{Environment, Error, Result, pb};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// The session is renewed this many times within its life.
+const RENEWALS_PER_LIFE: u32 = 4;
+/// Bounds of the pause between two renewals.
+const RENEWAL_MIN: Duration = Duration::from_secs(1);
+const RENEWAL_MAX: Duration = Duration::from_secs(60);
+/// How long one renewal is tried.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
+/// After so many answered requests the masters are told that they need not keep the answers.
+const ANSWERS_KEPT: u64 = 64;
+/// How often one operation opens a new session because the old one has expired.
+const REOPEN_MAX: u32 = 3;
+
+/// The request ids of one session: which are given out, which are answered.
+#[derive(Debug, Default)]
+struct Window {
+    /// `None` before the first session and after one has expired.
+    client: Option<ClientId>,
+    next: u64,
+    outstanding: BTreeSet<u64>,
+    /// Answered since the masters were last told.
+    answered: u64,
+}
+
+impl Window {
+    fn open(&mut self, client: ClientId) {
+        *self = Self { client: Some(client), next: 1, outstanding: BTreeSet::new(), answered: 0 };
+    }
+    fn begin(&mut self) -> Option<RequestId> {
+        let client = self.client?;
+        let sequence = self.next;
+        self.next += 1;
+        self.outstanding.insert(sequence);
+        Some(RequestId { client, sequence })
+    }
+    fn end(&mut self, request: RequestId) {
+        if self.client == Some(request.client) && self.outstanding.remove(&request.sequence) {
+            self.answered += 1;
+        }
+    }
+    fn expire(&mut self, client: ClientId) {
+        if self.client == Some(client) {
+            self.client = None;
+        }
+    }
+    /// Everything below it is answered for good.
+    fn first_unacked(&self) -> u64 {
+        self.outstanding.first().copied().unwrap_or(self.next)
+    }
+}
+
+/// Gives out request ids, and keeps the session that they belong to alive.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    environment: Environment,
+    masters: MasterChannel,
+    patience: Duration,
+    /// Held for single steps only.
+    window: Mutex<Window>,
+    /// One opening at a time; held across the call to the master.
+    opening: tokio::sync::Mutex<()>,
+    renew: Notify,
+}
+
+/// What a master tells at the opening of a session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opened {
+    pub(crate) cluster: ClusterId,
+    pub(crate) chunk_bytes: ChunkBytes,
+    pub(crate) life: Duration,
+}
+
+/// One request id in use; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    sessions: Arc<Sessions>,
+    request: RequestId,
+}
+
+impl Ticket {
+    pub(crate) fn request(&self) -> RequestId {
+        self.request
+    }
+}
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut window = self.sessions.window.lock();
+        window.end(self.request);
+        if window.answered >= ANSWERS_KEPT {
+            window.answered = 0;
+            self.sessions.renew.notify_one();
+        }
+    }
+}
+
+impl Sessions {
+    /// Opens the first session.
+    pub(crate) async fn open(
+        environment: &Environment,
+        masters: &MasterChannel,
+        patience: Duration,
+    ) -> Result<(Arc<Self>, Opened)> {
+        let sessions = Self {
+            environment: environment.clone(),
+            masters: masters.clone(),
+            patience,
+            window: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            renew: Notify::new(),
+        };
+        let opened = sessions.open_new().await?;
+        Ok((Arc::new(sessions), opened))
+    }
+
+    /// A request id that no other mutation has; opens a new session if the last one has expired.
+    pub(crate) async fn begin(self: &Arc<Self>) -> Result<Ticket> {
+        loop {
+            if let Some(ticket) = self.try_begin() {
+                return Ok(ticket);
+            }
+            let _one_at_a_time = self.opening.lock().await;
+            // Another call may have opened one while this one waited.
+            if let Some(ticket) = self.try_begin() {
+                return Ok(ticket);
+            }
+            self.open_new().await?;
+        }
+    }
+
+    fn try_begin(self: &Arc<Self>) -> Option<Ticket> {
+        let request = self.window.lock().begin()?;
+        Some(Ticket { sessions: self.clone(), request })
+    }
+
+    async fn open_new(&self) -> Result<Opened> {
+        // The same nonce on every repeat: a lost reply does not leave a session behind.
+        let nonce = bytes::Bytes::copy_from_slice(&self.environment.random.bits128());
+        let reply = self
+            .masters
+            .call(self.patience, |mut master: Master| {
+                let request = pb::OpenSessionRequest { nonce: nonce.clone() };
+                async move { Ok(master.open_session(request).await?.into_inner()) }
+            })
+            .await?;
+        let cluster = ClusterId::from_hex(&reply.cluster)
+            .ok_or_else(|| Error::internal("the master's cluster id can't be read"))?;
+        let chunk_bytes = ChunkBytes::parse(reply.chunk_bytes.into()).map_err(Error::internal)?;
+        self.window.lock().open(ClientId::from_raw(reply.client));
+        tracing::debug!(client = reply.client, "session opened");
+        Ok(Opened { cluster, chunk_bytes, life: Duration::from_millis(reply.expires_in_ms) })
+    }
+
+    /// Makes one change at the master, exactly once. `call` gets the same request id at every repeat.
+    ///
+    /// A session that expired while nothing was sent is replaced without the caller's notice. If an attempt may
+    /// have got through before, the error says so instead: repeating under a new id could do it twice.
+    pub(crate) async fn change<T, F>(
+        self: &Arc<Self>,
+        patience: Duration,
+        call: impl Fn(Master, pb::RequestId) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
+    {
+        let mut reopened = 0;
+        loop {
+            let ticket = self.begin().await?;
+            let unsettled = AtomicU32::new(0);
+            let outcome = self
+                .masters
+                .call(patience, |master: Master| {
+                    let answer = call(master, ticket.request.into());
+                    let unsettled = &unsettled;
+                    async move {
+                        unsettled.fetch_add(1, Ordering::Relaxed);
+                        let answer = answer.await.map(tonic::Response::into_inner).map_err(Error::from);
+                        if answer.as_ref().err().is_none_or(is_settled) {
+                            unsettled.fetch_sub(1, Ordering::Relaxed);
+                        }
+                        answer
+                    }
+                })
+                .await;
+            match outcome {
+                Err(Error::SessionExpired { client })
+                    if unsettled.load(Ordering::Relaxed) == 0 && reopened < REOPEN_MAX =>
+                {
+                    self.window.lock().expire(client);
+                    reopened += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Renews the session until `stop`: now and then, and when many answers can be forgotten.
+    pub(crate) async fn keep_alive(self: Arc<Self>, life: Duration, stop: CancellationToken) {
+        let pause = (life / RENEWALS_PER_LIFE).clamp(RENEWAL_MIN, RENEWAL_MAX);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.renew.notified() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.renew_once() => {}
+            }
+        }
+    }
+
+    async fn renew_once(&self) {
+        let request = {
+            let window = self.window.lock();
+            let Some(client) = window.client else { return };
+            pb::RenewSessionRequest { client: client.raw(), first_unacked: window.first_unacked() }
+        };
+        let renewed = self
+            .masters
+            .call(RENEWAL_PATIENCE, |mut master: Master| async move {
+                Ok(master.renew_session(request).await?.into_inner())
+            })
+            .await;
+        match renewed {
+            Ok(_) => {}
+            Err(Error::SessionExpired { client }) => {
+                tracing::debug!(%client, "session expired");
+                self.window.lock().expire(client);
+            }
+            // The next renewal tries again; the session lives for several of them.
+            Err(error) => tracing::debug!(%error, "session not renewed"),
+        }
+    }
+}
+
+/// Whether this answer says that its attempt did nothing and never will.
+fn is_settled(error: &Error) -> bool {
+    !matches!(
+        error,
+        Error::Unavailable { .. }
+            | Error::DeadlineExceeded { .. }
+            | Error::Internal { .. }
+            | Error::Busy { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_the_first_unacked_is_answered_for_good() {
+        let mut window = Window::default();
+        assert!(window.begin().is_none(), "there is no session yet");
+        window.open(ClientId::from_raw(9));
+        let requests: Vec<_> = (0..4).map(|_| window.begin().unwrap()).collect();
+        assert_eq!(requests[3], RequestId { client: ClientId::from_raw(9), sequence: 4 });
+        assert_eq!(window.first_unacked(), 1);
+        window.end(requests[1]);
+        assert_eq!(window.first_unacked(), 1);
+        window.end(requests[0]);
+        assert_eq!(window.first_unacked(), 3);
+        window.end(requests[2]);
+        window.end(requests[3]);
+        assert_eq!(window.first_unacked(), 5);
+    }
+
+    #[test]
+    fn a_request_of_an_old_session_does_not_touch_the_new_one() {
+        let mut window = Window::default();
+        window.open(ClientId::from_raw(1));
+        let old = window.begin().unwrap();
+        window.expire(ClientId::from_raw(1));
+        assert!(window.begin().is_none());
+        window.open(ClientId::from_raw(2));
+        let new = window.begin().unwrap();
+        window.end(old);
+        assert_eq!((old.sequence, new.sequence, window.first_unacked()), (1, 1, 1));
+        window.expire(ClientId::from_raw(1));
+        assert!(window.begin().is_some());
+    }
+
+    #[test]
+    fn only_a_server_that_said_no_settles_an_attempt() {
+        assert!(is_settled(&Error::NotLeader { leader: None }));
+        assert!(is_settled(&Error::NotFound { what: "/a".into() }));
+        assert!(!is_settled(&Error::unavailable("the connection broke")));
+    }
+}

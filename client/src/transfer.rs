@@ -1,11 +1,15 @@
 //! Whole files in and out.
 
 use std::io;
+use std::time::Duration;
 
 use gfs_proto::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use crate::client::Client;
+use crate::client::{Client, parsed};
+
+/// How long the removal of an unfinished file is tried.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How [`Client::put`] stores a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,8 +32,9 @@ pub enum TransferError {
 }
 
 impl Client {
-    /// Stores everything that `source` gives under `target`. The file appears under its name only when it is
-    /// whole: it is written under a hidden name in the same directory, then renamed.
+    /// Stores everything that `source` gives under `target`, and returns the number of bytes. The file appears
+    /// under its name only when it is whole: it is written under a hidden name (`.gfs-put-..`) in the same
+    /// directory, then renamed; an older file of that name goes to the trash in the same step (paper §6.3.4).
     /// `progress` hears the number of bytes taken so far.
     ///
     /// # Errors
@@ -37,12 +42,60 @@ impl Client {
     /// replaced; else what the cluster says. `target` is then as before, unless the deadline was exceeded.
     pub async fn put(
         &self,
-        _source: impl AsyncRead + Unpin,
-        _target: &str,
-        _options: PutOptions,
-        _progress: impl FnMut(u64),
+        mut source: impl AsyncRead + Unpin,
+        target: &str,
+        options: PutOptions,
+        mut progress: impl FnMut(u64),
     ) -> Result<u64, TransferError> {
-        Err(Error::unavailable("not built yet").into())
+        let path = parsed(target)?;
+        let Some((directory, name)) = path.split() else {
+            return Err(Error::IsADirectory { path: target.to_owned() }.into());
+        };
+        // What is sure to fail at the end is better said before the bytes are sent.
+        match self.stat(target).await {
+            Ok(entry) if entry.is_directory() => {
+                return Err(Error::IsADirectory { path: target.to_owned() }.into());
+            }
+            Ok(_) if !options.replace => {
+                return Err(Error::AlreadyExists { path: target.to_owned() }.into());
+            }
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tracing::debug!(%directory, name, "put");
+        let hidden = format!(".gfs-put-{:016x}", self.core.environment.random.bits64());
+        let hidden = directory.join(&hidden).map_err(|reason| Error::bad_path(target, reason))?;
+        let stored = self.put_under(&mut source, hidden.as_str(), options.replication, &mut progress).await;
+        let stored = match stored {
+            Ok(bytes) => {
+                let moved = self.move_entry(hidden.as_str(), target, options.replace).await;
+                moved.map(|()| bytes).map_err(TransferError::from)
+            }
+            Err(error) => Err(error),
+        };
+        if stored.is_err()
+            && let Err(error) = self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await
+        {
+            tracing::debug!(path = %hidden, %error, "an unfinished file may be left behind");
+        }
+        stored
+    }
+
+    async fn put_under(
+        &self,
+        source: &mut (impl AsyncRead + Unpin),
+        path: &str,
+        replication: u32,
+        progress: &mut impl FnMut(u64),
+    ) -> Result<u64, TransferError> {
+        let mut writer = self.create(path, replication).await?.writer(0);
+        loop {
+            let count = writer.fill_from(source).await.map_err(TransferError::Local)??;
+            if count == 0 {
+                return Ok(writer.finish().await?);
+            }
+            progress(writer.position());
+        }
     }
 
     /// Writes the file at `source` into `sink`, with several reads in flight and bounded memory; returns the
@@ -52,10 +105,16 @@ impl Client {
     /// [`TransferError::Local`] if `sink` fails, else what the cluster says.
     pub async fn get(
         &self,
-        _source: &str,
-        _sink: impl AsyncWrite + Unpin,
-        _progress: impl FnMut(u64),
+        source: &str,
+        mut sink: impl AsyncWrite + Unpin,
+        mut progress: impl FnMut(u64),
     ) -> Result<u64, TransferError> {
-        Err(Error::unavailable("not built yet").into())
+        let mut reader = self.open(source).await?.reader(0).await?;
+        while let Some(bytes) = reader.next().await? {
+            sink.write_all(&bytes).await.map_err(TransferError::Local)?;
+            progress(reader.position());
+        }
+        sink.flush().await.map_err(TransferError::Local)?;
+        Ok(reader.position())
     }
 }

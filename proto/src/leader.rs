@@ -85,11 +85,10 @@ impl MasterChannel {
     ///
     /// # Errors
     /// The first error that no other attempt can change, or [`Error::DeadlineExceeded`].
-    pub async fn call<T>(
-        &self,
-        patience: Duration,
-        mut call: impl AsyncFnMut(Master) -> Result<T>,
-    ) -> Result<T> {
+    pub async fn call<T, F>(&self, patience: Duration, mut call: impl FnMut(Master) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
         let mut backoff = Backoff::new(&self.environment, patience);
         // Each master once without a pause, so that a dead or deposed leader costs no waiting.
         let mut hurried = 0;
