@@ -14,7 +14,7 @@
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -355,23 +355,56 @@ fn parse_head(bytes: &[u8; HEAD_BYTES]) -> io::Result<Parsed> {
     })
 }
 
-/// Reads a payload and checks it piece by piece, while it is in the cache.
+/// Reads a payload and checks it piece by piece, while it is in the cache. The inner error is the index of the
+/// first block of the chunk that does not match its checksum; all bytes have then been read, so the connection can go on.
 ///
 /// # Errors
-/// What the connection says; `InvalidData` if a checksum does not match (all bytes have then been read,
-/// so the connection can go on).
-pub async fn read_payload(stream: &mut (impl AsyncRead + Unpin), frame: &Frame) -> io::Result<Bytes> {
+/// What the connection says.
+///
+/// # Cancel safety
+/// Not cancel safe: bytes of the payload may be lost.
+pub async fn read_payload(
+    stream: &mut (impl AsyncRead + Unpin),
+    frame: &Frame,
+) -> io::Result<Result<Bytes, u32>> {
     let length = frame.head.payload_length();
-    let mut payload = BytesMut::zeroed(length as usize);
-    let mut at = 0;
-    let mut good = true;
+    let mut payload = BytesMut::with_capacity(length as usize);
+    let mut damaged = None;
     for (piece, crc) in block_pieces(frame.head.offset, length).zip(&frame.crcs) {
-        let piece = &mut payload[at..at + piece as usize];
-        stream.read_exact(piece).await?;
-        good &= crc32fast::hash(piece) == *crc;
-        at += piece.len();
+        let start = payload.len();
+        read_to_end_of(stream, &mut payload, piece as usize).await?;
+        if crc32fast::hash(&payload[start..]) != *crc {
+            damaged = damaged.or(block_of(frame.head.offset, start));
+        }
     }
-    if good { Ok(payload.freeze()) } else { Err(invalid("payload checksum does not match")) }
+    Ok(damaged.map_or(Ok(payload.freeze()), Err))
+}
+
+/// Reads exactly `length` more bytes to the end of `buffer`, into memory that need not be cleared first.
+///
+/// # Errors
+/// What the connection says.
+///
+/// # Cancel safety
+/// What has been read stays in `buffer`.
+pub async fn read_to_end_of(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    length: usize,
+) -> io::Result<()> {
+    let end = buffer.len() + length;
+    while buffer.len() < end {
+        let rest = end - buffer.len();
+        if stream.read_buf(&mut buffer.limit(rest)).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+/// Index in its chunk of the block in which byte `at` of a payload lies that starts at `offset`.
+pub fn block_of(offset: u32, at: usize) -> Option<u32> {
+    u32::try_from((offset as usize + at) / BLOCK_BYTES as usize).ok()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -422,13 +455,13 @@ mod tests {
             run(write_frame(&mut wire, &frame, &payload)).unwrap();
             let mut reader = &wire[..];
             prop_assert_eq!(run(read_frame(&mut reader)).unwrap().unwrap(), frame.clone());
-            prop_assert_eq!(&run(read_payload(&mut reader, &frame)).unwrap()[..], &payload[..]);
+            prop_assert_eq!(&run(read_payload(&mut reader, &frame)).unwrap().unwrap()[..], &payload[..]);
 
             let bit = flip.index(wire.len() * 8);
             wire[bit / 8] ^= 1 << (bit % 8);
             let mut reader = &wire[..];
             let found = match run(read_frame(&mut reader)) {
-                Ok(Some(frame)) => run(read_payload(&mut reader, &frame)).is_err(),
+                Ok(Some(frame)) => run(read_payload(&mut reader, &frame)).map_or(true, |payload| payload.is_err()),
                 Ok(None) | Err(_) => true,
             };
             prop_assert!(found, "bit {} was flipped unnoticed", bit);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -50,10 +51,71 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     fn tcp(&self) -> Option<&TcpStream> {
         None
     }
+    /// Both directions apart, for two tasks.
+    fn halves(self: Box<Self>) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn WriteStream>)
+    where
+        Self: 'static,
+    {
+        let (reader, writer) = tokio::io::split(self);
+        (Box::new(reader), Box::new(writer))
+    }
 }
 impl Stream for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
+    }
+    fn halves(self: Box<Self>) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn WriteStream>) {
+        let (reader, writer) = self.into_split();
+        (Box::new(reader), Box::new(writer))
+    }
+}
+
+/// The writing direction of a [`Stream`].
+pub trait WriteStream: AsyncWrite + Send + Unpin {
+    /// The TCP socket below, if there is one.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+impl WriteStream for OwnedWriteHalf {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
+}
+impl<T: AsyncWrite + Send> WriteStream for tokio::io::WriteHalf<T> {}
+
+/// The reading half of a [`Connection`]; begins with what was sniffed.
+pub type ReadHalf = tokio::io::Chain<io::Cursor<Vec<u8>>, Box<dyn AsyncRead + Send + Unpin>>;
+
+/// The writing half of a [`Connection`].
+pub struct WriteHalf(Box<dyn WriteStream>);
+
+impl WriteHalf {
+    /// As [`Connection::send_file`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn send_file(&mut self, file: &File, offset: u64, length: u64) -> io::Result<()> {
+        match self.0.tcp() {
+            Some(tcp) => send_file_tcp(tcp, file, offset, length).await,
+            None => send_file_copying(&mut self.0, file, offset, length).await,
+        }
+    }
+}
+impl AsyncWrite for WriteHalf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+impl std::fmt::Debug for WriteHalf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WriteHalf")
     }
 }
 
@@ -85,6 +147,12 @@ impl Connection {
         self.read_exact(&mut first).await?;
         self.sniffed = first.to_vec();
         Ok(first)
+    }
+
+    /// Both directions apart, so that one task can read while another writes.
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
+        let (reader, writer) = self.stream.halves();
+        (io::Cursor::new(self.sniffed).chain(reader), WriteHalf(writer))
     }
 
     /// Sends `length` bytes of `file` from `offset`, by `sendfile` where that is possible.
@@ -121,7 +189,7 @@ async fn send_file_tcp(tcp: &TcpStream, file: &File, offset: u64, length: u64) -
 }
 
 async fn send_file_copying(
-    stream: &mut Box<dyn Stream>,
+    stream: &mut (impl AsyncWrite + Unpin),
     file: &File,
     offset: u64,
     length: u64,

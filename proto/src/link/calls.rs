@@ -62,6 +62,7 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::MemberFailed`] with the server of the chain that failed, if it is not the first; else as [`Links::call`].
+    #[expect(clippy::too_many_arguments, reason = "each names a part of the question")]
     pub async fn push(
         &self,
         chain: &[Peer],
@@ -86,6 +87,7 @@ impl Links {
     ///
     /// # Errors
     /// As [`Links::call`].
+    #[expect(clippy::too_many_arguments, reason = "each names a part of the question")]
     pub async fn write(
         &self,
         primary: &Peer,
@@ -217,6 +219,7 @@ impl Links {
     ///
     /// # Errors
     /// As [`Links::call`].
+    #[expect(clippy::too_many_arguments, reason = "each names a part of the question")]
     pub async fn outcome(
         &self,
         replica: &Peer,
@@ -235,6 +238,7 @@ impl Links {
     ///
     /// # Errors
     /// As [`Links::call`].
+    #[expect(clippy::too_many_arguments, reason = "each names a part of the question")]
     pub async fn apply(
         &self,
         member: &Peer,
