@@ -3,9 +3,9 @@
 //! gRPC and data frames share one port: a server looks at the first bytes of a connection
 //! ([`Connection::sniff`]) and hands it to the one or the other.
 
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -95,10 +95,10 @@ impl WriteHalf {
     ///
     /// # Errors
     /// The same.
-    pub async fn send_file(&mut self, file: &File, offset: u64, length: u64) -> io::Result<()> {
+    pub async fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         match self.0.tcp() {
-            Some(tcp) => send_file_tcp(tcp, file, offset, length).await,
-            None => send_file_copying(&mut self.0, file, offset, length).await,
+            Some(tcp) => send_file_tcp(tcp, file.as_fd(), offset, length).await,
+            None => send_file_copying(&mut self.0, file.as_fd(), offset, length).await,
         }
     }
 }
@@ -159,15 +159,15 @@ impl Connection {
     ///
     /// # Errors
     /// What the connection or the file says; a file that is too short is `UnexpectedEof`.
-    pub async fn send_file(&mut self, file: &File, offset: u64, length: u64) -> io::Result<()> {
+    pub async fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         match self.stream.tcp() {
-            Some(tcp) => send_file_tcp(tcp, file, offset, length).await,
-            None => send_file_copying(&mut self.stream, file, offset, length).await,
+            Some(tcp) => send_file_tcp(tcp, file.as_fd(), offset, length).await,
+            None => send_file_copying(&mut self.stream, file.as_fd(), offset, length).await,
         }
     }
 }
 
-async fn send_file_tcp(tcp: &TcpStream, file: &File, offset: u64, length: u64) -> io::Result<()> {
+async fn send_file_tcp(tcp: &TcpStream, file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
     let mut at = offset;
     let end = offset + length;
     while at < end {
@@ -190,19 +190,21 @@ async fn send_file_tcp(tcp: &TcpStream, file: &File, offset: u64, length: u64) -
 
 async fn send_file_copying(
     stream: &mut (impl AsyncWrite + Unpin),
-    file: &File,
+    file: BorrowedFd<'_>,
     offset: u64,
     length: u64,
 ) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; COPY_BYTES];
     let mut at = offset;
     let end = offset + length;
     while at < end {
         let piece = usize::try_from((end - at).min(COPY_BYTES as u64)).unwrap_or(COPY_BYTES);
-        blocking(|| file.read_exact_at(&mut buffer[..piece], at))?;
-        stream.write_all(&buffer[..piece]).await?;
-        at += piece as u64;
+        let count = blocking(|| rustix::io::pread(file, &mut buffer[..piece], at))?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        stream.write_all(&buffer[..count]).await?;
+        at += count as u64;
     }
     Ok(())
 }
@@ -334,6 +336,7 @@ pub fn channel(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sniffed_bytes_are_read_again_and_a_file_arrives_whole() {

@@ -2,7 +2,14 @@
 //!
 //! This part moves bytes and knows no rules of the chunk protocol: those are behind [`Handler`].
 
+mod buffer;
+mod push;
 pub mod read;
+mod send;
+mod server;
+
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,7 +18,9 @@ use gfs_proto::frame::Payload;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, DataId, RequestId, Serial, ServerId};
 use gfs_proto::{Result, pb};
 
+pub use buffer::Buffer;
 pub use read::{FileRange, Part, ReadPlan};
+pub use server::{Data, Settings};
 
 /// What the data plane asks of the replicas. Every method may be called many times at once, in any order.
 ///

@@ -1,11 +1,14 @@
 //! What a read sends: whole blocks straight from the file with the checksums of the table, the rest read and verified.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use gfs_proto::Result;
+use gfs_proto::id::ChunkHandle;
 use gfs_proto::size::BLOCK_BYTES;
+
+use crate::store::files::File;
+use crate::store::{self, Store};
 
 /// The answer to a read, before its bytes are sent.
 #[derive(Clone, Debug)]
@@ -19,7 +22,7 @@ pub struct ReadPlan {
 }
 
 /// Some bytes of a read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Part {
     /// Verified bytes with the checksums of their pieces.
     Bytes(Bytes, Vec<u32>),
@@ -28,10 +31,10 @@ pub enum Part {
 }
 
 /// Whole blocks of a chunk file with their checksums from the table.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FileRange {
     /// The file.
-    pub file: Arc<File>,
+    pub file: Arc<dyn File>,
     /// Position in the file.
     pub offset: u64,
     /// Number of bytes, a multiple of a block.
@@ -48,11 +51,29 @@ pub trait Source {
     /// [`gfs_proto::Error::Corrupt`] if a block does not match.
     fn bytes(&self, offset: u32, length: u32) -> Result<(Bytes, Vec<u32>)>;
 
-    /// The file and checksums of whole blocks; both numbers are multiples of a block.
+    /// The file and checksums of whole blocks; both numbers are multiples of a block. `None` if the file alone
+    /// does not have them.
     ///
     /// # Errors
     /// What the store says.
-    fn file_range(&self, offset: u32, length: u32) -> Result<FileRange>;
+    fn file_range(&self, offset: u32, length: u32) -> Result<Option<FileRange>>;
+}
+
+/// One chunk of the store.
+impl Source for (&Store, ChunkHandle) {
+    fn bytes(&self, offset: u32, length: u32) -> Result<(Bytes, Vec<u32>)> {
+        let read = self.0.read(self.1, offset, length)?;
+        Ok((read.data, read.crcs))
+    }
+    fn file_range(&self, offset: u32, length: u32) -> Result<Option<FileRange>> {
+        match self.0.file_range(self.1, offset, length) {
+            Ok(store::FileRange { file, crcs }) => {
+                Ok(Some(FileRange { file, offset: offset.into(), length, crcs }))
+            }
+            Err(store::Error::NotFromFile { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Splits `offset..offset + length`, which the chunk must hold, into ragged edges, read and verified at once,
@@ -65,22 +86,27 @@ pub fn parts(source: &impl Source, offset: u32, length: u32, verify: bool) -> Re
     let block = u64::from(BLOCK_BYTES);
     let first = u64::from(offset).next_multiple_of(block);
     let last = end / block * block;
+    let whole = if verify || first >= last {
+        None
+    } else {
+        source.file_range(narrow(first), narrow(last - first))?.map(Part::File)
+    };
+    let read = |from: u64, to: u64| {
+        source.bytes(narrow(from), narrow(to - from)).map(|(bytes, crcs)| Part::Bytes(bytes, crcs))
+    };
     let mut parts = Vec::with_capacity(3);
-    if verify || first >= last {
+    let Some(whole) = whole else {
         if length > 0 {
-            let (bytes, crcs) = source.bytes(offset, length)?;
-            parts.push(Part::Bytes(bytes, crcs));
+            parts.push(read(offset.into(), end)?);
         }
         return Ok(parts);
-    }
+    };
     if u64::from(offset) < first {
-        let (bytes, crcs) = source.bytes(offset, narrow(first - u64::from(offset)))?;
-        parts.push(Part::Bytes(bytes, crcs));
+        parts.push(read(offset.into(), first)?);
     }
-    parts.push(Part::File(source.file_range(narrow(first), narrow(last - first))?));
+    parts.push(whole);
     if last < end {
-        let (bytes, crcs) = source.bytes(narrow(last), narrow(end - last))?;
-        parts.push(Part::Bytes(bytes, crcs));
+        parts.push(read(last, end)?);
     }
     Ok(parts)
 }
@@ -88,4 +114,35 @@ pub fn parts(source: &impl Source, offset: u32, length: u32, verify: bool) -> Re
 /// Positions in a chunk fit 32 bits: it is at most 1 GiB.
 fn narrow(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+impl Part {
+    /// Number of bytes.
+    pub fn length(&self) -> u32 {
+        match self {
+            Self::Bytes(bytes, _) => narrow(bytes.len() as u64),
+            Self::File(range) => range.length,
+        }
+    }
+    /// Checksums of its pieces.
+    pub fn crcs(&self) -> &[u32] {
+        match self {
+            Self::Bytes(_, crcs) => crcs,
+            Self::File(range) => &range.crcs,
+        }
+    }
+}
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes, _) => write!(f, "Bytes({})", bytes.len()),
+            Self::File(range) => write!(f, "File({} from {})", range.length, range.offset),
+        }
+    }
+}
+impl ReadPlan {
+    /// Number of bytes that will be sent.
+    pub fn length(&self) -> u32 {
+        self.parts.iter().map(Part::length).sum()
+    }
 }
