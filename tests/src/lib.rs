@@ -3,10 +3,12 @@
 mod binary;
 mod cluster;
 mod process;
+mod stage;
 mod tree;
 mod wait;
 
 pub use binary::gfs_binary;
 pub use cluster::{Cluster, Role, Shape};
+pub use stage::Stage;
 pub use tree::{Digest, Tree, digest_of, digest_of_file, write_noise};
 pub use wait::eventually;

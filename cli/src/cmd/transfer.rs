@@ -1,10 +1,12 @@
 //! Many files at a time, for `put` and `get`: bounded, with a progress bar, going on after a failure.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -27,6 +29,8 @@ pub(crate) struct Tally {
     pub(crate) skipped: u64,
     failed: u64,
     seconds: f64,
+    /// Longest time in which nothing moved.
+    longest_stall_ms: u64,
 }
 
 /// What the search for files finds.
@@ -48,20 +52,36 @@ pub(crate) type Finds<J> = mpsc::Sender<Found<J>>;
 #[derive(Clone)]
 pub(crate) struct Progress {
     bar: ProgressBar,
+    /// Behind a lock because every file's task moves it; held for a comparison.
+    stall: Arc<Mutex<Stall>>,
+}
+
+/// When something last moved, and the longest time in which nothing did.
+struct Stall {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Stall {
+    fn moved(&mut self) {
+        self.longest = self.longest.max(self.last.elapsed());
+        self.last = Instant::now();
+    }
 }
 
 impl Progress {
     /// A bar, if anybody looks at it.
     pub(crate) fn new(session: &Session, args: &Transfer) -> Self {
+        let stall = Arc::new(Mutex::new(Stall { last: Instant::now(), longest: Duration::ZERO }));
         if args.quiet || session.json || !std::io::stderr().is_terminal() {
-            return Self { bar: ProgressBar::hidden() };
+            return Self { bar: ProgressBar::hidden(), stall };
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let template = "{bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar }
+        Self { bar, stall }
     }
 
     /// Another file of this length has been found.
@@ -71,10 +91,11 @@ impl Progress {
 
     /// A callback that hears the position within one file.
     pub(crate) fn of_file(&self, name: &str) -> impl FnMut(u64) + Send + use<> {
-        let bar = self.bar.clone();
+        let (bar, stall) = (self.bar.clone(), self.stall.clone());
         bar.set_message(name.to_owned());
         let mut last = 0;
         move |position: u64| {
+            stall.lock().moved();
             bar.inc(position.saturating_sub(last));
             last = position;
         }
@@ -135,6 +156,7 @@ struct Outcome {
 
 impl Outcome {
     fn note(&mut self, done: Result<u64>) {
+        self.progress.stall.lock().moved();
         match done {
             Ok(bytes) => {
                 self.tally.files += 1;
@@ -152,6 +174,8 @@ impl Outcome {
 
     fn finish(mut self, took: Duration) -> Result<Tally> {
         self.tally.seconds = took.as_secs_f64();
+        let longest = self.progress.stall.lock().longest;
+        self.tally.longest_stall_ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
         match self.first {
             None => Ok(self.tally),
             Some(error) if self.single => Err(error),

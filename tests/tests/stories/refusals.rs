@@ -47,7 +47,7 @@ async fn garbage_on_any_port_is_refused_and_the_server_lives() {
     let client = cluster.client().await.unwrap();
     let file = client.create("/before", 0).await.unwrap();
     file.append("x".into()).await.unwrap();
-    let mut huge_frame = b"GFS1".to_vec();
+    let mut huge_frame = gfs_proto::frame::MAGIC.to_vec();
     huge_frame.extend_from_slice(&[0xff; 4096]);
     let garbage: [&[u8]; 6] = [
         b"",
