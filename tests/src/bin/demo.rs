@@ -44,8 +44,8 @@ fn demo(directory: &Path) -> Result<()> {
     println!("  {} files, {} MiB, and one of {} MiB", stage.files, stage.bytes >> 20, LARGE_FILE_BYTES >> 20);
 
     println!("starting 3 masters, 1 shadow, 4 chunkservers ..");
-    let mut cluster = DevCluster::start(&directory.join("cluster"))?;
-    let half_files = (stage.files + 1) / 2;
+    let cluster = DevCluster::start(&directory.join("cluster"))?;
+    let half_files = stage.files.div_ceil(2);
 
     println!("gfs put -r {} /demo", source.display());
     let put = cluster.transfer(
