@@ -1,14 +1,32 @@
-//! The master: replicated namespace, leases, background work.
+//! The master: replicated namespace, leases, background work (GFS §2.4).
+//!
+//! Three states, three homes: *replicated* in [`state`], which only the log changes, through [`raft`]; *soft* in
+//! `cluster`, which heartbeats and reports rebuild; *local* in the data directory, which `raft` keeps. `plan` says
+//! what should be done, `leader` does it while this master leads, `service` answers.
 
+mod cluster;
 mod config;
+mod leader;
+mod plan;
 pub mod raft;
+mod service;
 pub mod state;
 
+use std::time::Duration;
+
 use gfs_proto::net::Listener;
+use gfs_proto::task::every;
 use gfs_proto::{Environment, Error, Result};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{MasterConfig, Start, TRASH_DEFAULT};
+
+use leader::Leader;
+use raft::{BootstrapConfig, Node, NodeConfig, Origin};
+use service::Service;
+
+/// How often a master that does not lead asks how far the log is, so that it knows the age of its state.
+const REFRESH_PERIOD: Duration = Duration::from_millis(200);
 
 /// Runs one master or shadow on `listener` until `stop`.
 ///
@@ -16,11 +34,63 @@ pub use config::{MasterConfig, Start, TRASH_DEFAULT};
 /// Why it could not start, or what it died of.
 pub async fn run(
     config: MasterConfig,
-    _environment: Environment,
-    _listener: Box<dyn Listener>,
+    environment: Environment,
+    listener: Box<dyn Listener>,
     stop: CancellationToken,
 ) -> Result<()> {
     config.check()?;
-    stop.cancelled().await;
-    Err(Error::unavailable("the master is not here yet"))
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
+        None => listener.local_address().map_err(Error::unavailable)?.to_string(),
+    };
+    let node_config = NodeConfig::new(&config.data, address);
+    let origin = origin(&config);
+    let node = tokio::select! {
+        node = Node::start(node_config, &origin, &environment) => node?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tracing::info!(id = %node.id(), cluster = %node.cluster(), "master started");
+    let ended = serve(&node, &environment, listener, &stop).await;
+    node.shutdown().await;
+    ended
+}
+
+/// Serves and works until `stop`, or until the node can't go on.
+async fn serve(
+    node: &Node,
+    environment: &Environment,
+    listener: Box<dyn Listener>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let leader = Leader::new(node.clone(), environment);
+    let service = Service::new(node.clone(), leader.clone(), environment.clone());
+    let ending = stop.child_token();
+    let refreshed = service.clone();
+    let refresh = move || {
+        let service = refreshed.clone();
+        async move { service.refresh().await }
+    };
+    let work = async {
+        tokio::join!(leader.run(ending.clone()), every("refresh", REFRESH_PERIOD, ending.clone(), refresh));
+    };
+    let serving = async {
+        let served = tokio::select! {
+            served = service.serve(listener, ending.clone()) => served,
+            error = node.failed() => Err(error),
+        };
+        ending.cancel();
+        served
+    };
+    tokio::join!(serving, work).0
+}
+
+fn origin(config: &MasterConfig) -> Origin {
+    match &config.start {
+        Start::Bootstrap => Origin::Bootstrap(BootstrapConfig {
+            chunk_bytes: config.chunk_bytes,
+            replication: config.replication,
+            trash: config.trash,
+        }),
+        Start::Join(masters) => Origin::Join { masters: masters.clone(), shadow: config.shadow },
+    }
 }

@@ -214,6 +214,12 @@ pub enum Error {
         /// The member.
         server: ServerId,
     },
+    /// A new lease of the chunk is on its way.
+    #[error("{handle}: a new lease is being granted")]
+    GrantPending {
+        /// The chunk.
+        handle: ChunkHandle,
+    },
     /// A queue or buffer is full.
     #[error("{what} is full, try again later")]
     Busy {
@@ -299,6 +305,7 @@ impl Error {
             Self::DataUnknown { .. } => Retry::PushAgain,
             Self::NotEnoughServers { .. }
             | Self::NoReplica { .. }
+            | Self::GrantPending { .. }
             | Self::Busy { .. }
             | Self::Unavailable { .. }
             | Self::DiskFull { .. } => Retry::Later,

@@ -136,7 +136,10 @@ impl MasterChannel {
                 false
             }
             // The leader itself says wait: it is the right one to ask again.
-            Error::NotEnoughServers { .. } | Error::NoReplica { .. } | Error::Busy { .. } => false,
+            Error::NotEnoughServers { .. }
+            | Error::NoReplica { .. }
+            | Error::GrantPending { .. }
+            | Error::Busy { .. } => false,
             _ => {
                 shared.leader = None;
                 shared.next = shared.next.wrapping_add(1);

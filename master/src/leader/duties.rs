@@ -1,0 +1,316 @@
+//! The leader's background work (design section 8): each tick one bounded step, planned by `plan/`, carried out
+//! through the log and the grant driver. What a tick leaves undone the next one finds again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::task::every;
+use gfs_proto::{Error, Result, pb};
+use parking_lot::Mutex;
+
+use super::grant::{Granter, LEASE, Wish};
+use super::seams::{Log, Orders};
+use crate::cluster::Reign;
+use crate::plan::grant::Reach;
+use crate::plan::{repair, sweep};
+use crate::raft::Node;
+use crate::state::{Command, Rejected, read};
+
+/// How often leases are extended and failures looked into.
+const LEASES_PERIOD: Duration = Duration::from_millis(100);
+/// A lease that is used is extended when less is left of it (GFS §3.1).
+pub(crate) const EXTEND_BELOW: Duration = Duration::from_secs(40);
+/// Most leases extended by one command, and most that wait for it.
+const EXTENSIONS_MAX: usize = 1024;
+/// Most failures that wait to be looked into.
+const FAILURES_MAX: usize = 1024;
+/// How often forsaken chunks are taken care of, and how many grants that may have under way.
+const CARE_PERIOD: Duration = Duration::from_millis(500);
+const CARE_FLIGHTS_MAX: usize = 64;
+/// How often repair and sweep make a step.
+const REPAIR_PERIOD: Duration = Duration::from_millis(250);
+const SWEEP_PERIOD: Duration = Duration::from_secs(1);
+/// Most replicas looked at, and deleted, in one step of the sweep: also a cap on what a mistake could do (trap T23).
+const SWEEP_BATCH: usize = 2000;
+const DELETIONS_MAX: usize = 64;
+/// How often dates are looked at, and how much is removed by one command.
+const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
+const EXPIRY_BATCH: u32 = 1000;
+
+type Failures = BTreeMap<(ChunkHandle, ChunkVersion, ServerId), BTreeSet<ServerId>>;
+
+/// The background work of a leader. Clones share what waits to be done.
+#[derive(Clone)]
+pub(crate) struct Duties {
+    log: Arc<dyn Log>,
+    orders: Arc<dyn Orders>,
+    granter: Arc<Granter>,
+    /// What heartbeats brought since the last tick; never held across an await.
+    inbox: Arc<Mutex<Inbox>>,
+    /// Where the sweep goes on; never held across an await.
+    swept: Arc<Mutex<BTreeMap<ServerId, ChunkHandle>>>,
+    /// Chunks that repair has a grant under way for; never held across an await.
+    clones: Arc<Mutex<BTreeSet<ChunkHandle>>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    extensions: BTreeMap<ChunkHandle, ChunkVersion>,
+    failures: Failures,
+}
+
+impl Duties {
+    /// Nothing waits.
+    pub(super) fn new(log: Arc<dyn Log>, orders: Arc<dyn Orders>, granter: Arc<Granter>) -> Self {
+        let (inbox, swept, clones) = (Arc::default(), Arc::default(), Arc::default());
+        Self { log, orders, granter, inbox, swept, clones }
+    }
+
+    /// Asks for an extension of a lease that is used; one that does not fit is asked for again by the next
+    /// heartbeat.
+    pub(crate) fn extend(&self, handle: ChunkHandle, version: ChunkVersion) {
+        let mut inbox = self.inbox.lock();
+        if inbox.extensions.len() < EXTENSIONS_MAX {
+            inbox.extensions.insert(handle, version);
+        }
+    }
+
+    /// Takes note of members that failed; what does not fit is reported again.
+    pub(crate) fn failed(
+        &self,
+        reporter: ServerId,
+        (handle, version): (ChunkHandle, ChunkVersion),
+        accused: ServerId,
+    ) {
+        let mut inbox = self.inbox.lock();
+        if inbox.failures.len() < FAILURES_MAX {
+            inbox.failures.entry((handle, version, reporter)).or_default().insert(accused);
+        }
+    }
+
+    /// Works until the reign is over.
+    pub(super) async fn run(self, node: Node, reign: Reign) {
+        let over = &reign.over;
+        *self.inbox.lock() = Inbox::default();
+        // Each tick owns what it needs: a future that borrows could not be spawned.
+        let owned = || (self.clone(), reign.clone(), node.clone());
+        macro_rules! ticking {
+            ($name:literal, $period:expr, |$duties:ident, $reign:ident, $node:ident| $tick:expr) => {{
+                let held = owned();
+                every($name, $period, over.clone(), move || {
+                    let ($duties, $reign, $node) = held.clone();
+                    async move { $tick }
+                })
+            }};
+        }
+        tokio::join!(
+            ticking!("leases", LEASES_PERIOD, |duties, reign, _node| duties.tick_leases(&reign).await),
+            ticking!("care", CARE_PERIOD, |duties, reign, _node| duties.tick_care(&reign)),
+            ticking!("repair", REPAIR_PERIOD, |duties, reign, _node| duties.tick_repair(&reign)),
+            ticking!("sweep", SWEEP_PERIOD, |duties, reign, node| duties.tick_sweep(&node, &reign).await),
+            ticking!("expiry", EXPIRY_PERIOD, |duties, _reign, _node| duties.tick_expiry().await),
+        );
+    }
+
+    /// Extends the leases that are used, in one command, and looks into failures.
+    pub(super) async fn tick_leases(&self, reign: &Reign) -> Result<()> {
+        let Inbox { extensions, failures } = std::mem::take(&mut *self.inbox.lock());
+        for ((handle, version, reporter), accused) in failures {
+            if self.granter.is_in_flight(handle) {
+                continue;
+            }
+            let (granter, reign) = (self.granter.clone(), reign.clone());
+            self.granter.spawn(async move {
+                let looked = granter.look_into(&reign, reporter, (handle, version), accused).await;
+                if let Err(error) = looked {
+                    tracing::debug!(%handle, %error, "no new grant after a failure");
+                }
+            });
+        }
+        if extensions.is_empty() {
+            return Ok(());
+        }
+        let expires_at = self.granter.clock.wall().plus(LEASE);
+        let leases = extensions.into_iter().collect();
+        self.log.propose(Command::ExtendLeases { leases, expires_at }).await?.map(drop).map_err(Error::from)
+    }
+
+    /// Finds grants that nobody drives (their leader died, or whoever asked for them), and leased chunks whose
+    /// primary fell silent.
+    pub(super) fn tick_care(&self, reign: &Reign) -> Result<()> {
+        let mut room = CARE_FLIGHTS_MAX.saturating_sub(self.granter.in_flight());
+        let pending = read::pending_grants(&*self.log.view(), ChunkHandle::default(), CARE_FLIGHTS_MAX)?;
+        for handle in pending.items {
+            let chunk = read::chunk(&*self.log.view(), handle)?;
+            let writer = chunk.pending.as_ref().is_some_and(|pending| pending.writer);
+            if room > 0 && !self.granter.is_in_flight(handle) {
+                self.granter.start(reign, handle, Wish { writer, ..Wish::write() })?;
+                room -= 1;
+            }
+        }
+        for handle in self.forsaken(room) {
+            if !self.granter.is_in_flight(handle) {
+                let (granter, reign) = (self.granter.clone(), reign.clone());
+                self.granter.spawn(async move {
+                    if let Err(error) = granter.settle(&reign, handle, BTreeSet::new()).await {
+                        tracing::debug!(%handle, %error, "a silent primary is not replaced yet");
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Leased chunks whose primary is silent.
+    fn forsaken(&self, limit: usize) -> Vec<ChunkHandle> {
+        let wall = self.granter.clock.wall();
+        self.granter.soft.with(|cluster, view, now| {
+            let in_use = cluster.weak().iter().filter(|(_, weakness)| {
+                weakness.live > 0
+                    && weakness.leased_until.is_some_and(|expires_at| !expires_at.since(wall).is_zero())
+            });
+            let forsaken = |handle: &ChunkHandle| {
+                let lease = read::chunk(view, *handle).ok().and_then(|chunk| chunk.lease);
+                lease.is_some_and(|lease| !cluster.is_alive(lease.primary, now))
+            };
+            in_use.map(|(handle, _)| *handle).take(SWEEP_BATCH).filter(forsaken).take(limit).collect()
+        })
+    }
+
+    /// Clones chunks that are below their goal (GFS §4.3).
+    pub(super) fn tick_repair(&self, reign: &Reign) -> Result<()> {
+        let slots = repair::CLONES_MAX.saturating_sub(self.clones.lock().len());
+        if slots == 0 {
+            return Ok(());
+        }
+        let due = self.granter.soft.with(|cluster, _, now| {
+            let alive = u32::try_from(cluster.alive(now)).unwrap_or(u32::MAX);
+            let busy = |handle: ChunkHandle| self.granter.is_in_flight(handle);
+            // A chunk that has a replica on every live server waits for a server, not for a slot.
+            let open = cluster.weak_for_repair(now).filter(|weak| weak.live < alive && !busy(weak.handle));
+            repair::choose(open, slots)
+        });
+        for handle in due {
+            self.clones.lock().insert(handle);
+            let (duties, reign) = (self.clone(), reign.clone());
+            self.granter.spawn(async move {
+                if let Err(error) = duties.clone_one(&reign, handle).await {
+                    tracing::debug!(%handle, %error, "not repaired yet");
+                    // The slot stays taken for a moment, so that a chunk that can't be repaired does not spin.
+                    tokio::time::sleep(CARE_PERIOD).await;
+                }
+                duties.clones.lock().remove(&handle);
+            });
+        }
+        Ok(())
+    }
+
+    /// Guard clone_without_grant: a copy becomes a member in no other way than by a grant that it joins.
+    async fn clone_one(&self, reign: &Reign, handle: ChunkHandle) -> Result<()> {
+        let chunk = read::chunk(&*self.log.view(), handle)?;
+        let wall = self.granter.clock.wall();
+        // Who is writing goes on writing.
+        let writer = chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.since(wall).is_zero());
+        let wish = Wish { writer, reach: Reach::Goal, avoid: BTreeSet::new() };
+        self.granter.grant(reign, handle, wish).await?;
+        tracing::info!(%handle, "chunk repaired");
+        Ok(())
+    }
+
+    /// Deletes garbage: stale replicas and orphans (GFS §4.4, §4.5).
+    pub(super) async fn tick_sweep(&self, node: &Node, reign: &Reign) -> Result<()> {
+        // Trap T23: only a leader whose state contains everything up to its own term may call anything garbage.
+        let index = node.leader_read_index().await?;
+        if index.term != reign.term {
+            return Ok(());
+        }
+        node.applied().wait_for(|applied| *applied >= index.index).await.map_err(Error::unavailable)?;
+        let garbage = self.garbage()?;
+        node.view().check()?;
+        for (server, handle, version) in garbage {
+            self.delete(reign, server, handle, version).await?;
+        }
+        Ok(())
+    }
+
+    /// Some garbage, from where the last step ended.
+    pub(super) fn garbage(&self) -> Result<Vec<(ServerId, ChunkHandle, ChunkVersion)>> {
+        let mut swept = self.swept.lock();
+        self.granter.soft.with(|cluster, view, now| {
+            let next_handle = read::next_chunk_handle(view)?;
+            let mut garbage = Vec::new();
+            for (id, server) in cluster.servers() {
+                if !server.is_alive(now) || !server.has_full_report() {
+                    continue;
+                }
+                let from = swept.get(id).copied().unwrap_or_default();
+                let mut last = None;
+                for handle in server.denied.range(from..).take(SWEEP_BATCH) {
+                    if garbage.len() >= DELETIONS_MAX {
+                        break;
+                    }
+                    last = Some(*handle);
+                    let Some(held) = server.replicas.get(handle) else { continue };
+                    let chunk = match read::chunk(view, *handle) {
+                        Ok(chunk) => Some(chunk),
+                        Err(Rejected::NoSuchChunk { .. }) => None,
+                        // A state that can't be read calls nothing garbage.
+                        Err(damaged) => return Err(damaged.into()),
+                    };
+                    let chunk = cluster.standing(*id, chunk.as_ref(), now);
+                    let suspect = sweep::Suspect { handle: *handle, version: held.version, chunk };
+                    if sweep::is_garbage(&suspect, next_handle) {
+                        garbage.push((*id, *handle, held.version));
+                    }
+                }
+                let next = last.map(|handle| ChunkHandle::from_raw(handle.raw().saturating_add(1)));
+                swept.insert(*id, next.unwrap_or_default());
+            }
+            Ok(garbage)
+        })
+    }
+
+    async fn delete(
+        &self,
+        reign: &Reign,
+        server: ServerId,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+    ) -> Result<()> {
+        let request = pb::DeleteReplicaRequest {
+            head: Some(self.granter.head(reign, server)),
+            handle: handle.raw(),
+            // A grant that it joins meanwhile gives it a higher version, which this order does not reach.
+            version_max: version.raw(),
+        };
+        match self.orders.delete(self.granter.soft.target(server), request).await {
+            Ok(true) => {
+                tracing::info!(%handle, %server, %version, "garbage deleted");
+                self.granter.soft.with(|cluster, _, _| cluster.deleted(server, handle));
+            }
+            Ok(false) => {}
+            Err(error @ Error::StaleTerm { .. }) => return Err(error),
+            Err(error) => tracing::debug!(%handle, %server, %error, "garbage stays"),
+        }
+        Ok(())
+    }
+
+    /// Lets sessions and deleted files end whose date has passed.
+    pub(super) async fn tick_expiry(&self) -> Result<()> {
+        let now = self.granter.clock.wall();
+        let due = |date: Option<gfs_proto::time::UnixMs>| date.is_some_and(|date| date <= now);
+        let (sessions, trash) = {
+            let view = self.log.view();
+            (due(read::next_session_end(&*view)?), due(read::next_trash_date(&*view)?))
+        };
+        if sessions {
+            self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
+        }
+        if trash {
+            self.log.propose(Command::CollectTrash { limit: EXPIRY_BATCH }).await??;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,501 @@
+//! The grant driver: takes one chunk through a grant, message by message as the protocol says (GFS §3.1, §4.5;
+//! docs/decisions/0020). One driver per chunk at a time; all who wait for the chunk share its outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, ServerId};
+use gfs_proto::time::{Clock, Moment};
+use gfs_proto::{Error, Result, pb};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::seams::{Log, Orders, Soft, Target};
+use crate::cluster::Reign;
+use crate::plan::grant::{Reach, Situation, choose};
+use crate::plan::repair;
+use crate::state::{Applied, Chunk, Command, Pending, Rejected, read};
+
+/// Length of a lease (GFS §3.1).
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+/// Most grants under way at one time.
+const FLIGHTS_MAX: usize = 4096;
+/// Most prepares of one driver: each failing member costs one.
+const ATTEMPTS_MAX: usize = 8;
+/// Pause before the second prepare of one driver; later ones wait longer.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Most grants without a writer that are remembered.
+const SETTLED_MAX: usize = 10_000;
+
+/// What a grant is wanted for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Wish {
+    /// Whether there will be mutations.
+    pub(crate) writer: bool,
+    /// How many members are wanted.
+    pub(crate) reach: Reach,
+    /// Servers that are not to be members.
+    pub(crate) avoid: BTreeSet<ServerId>,
+}
+
+impl Wish {
+    /// To write, with those who have the content.
+    pub(crate) fn write() -> Self {
+        Self { writer: true, reach: Reach::Survivors, avoid: BTreeSet::new() }
+    }
+    /// The same without some servers.
+    pub(crate) fn without(mut self, avoid: BTreeSet<ServerId>) -> Self {
+        self.avoid = avoid;
+        self
+    }
+}
+
+type Outcome = Option<Result<()>>;
+
+/// Drives grants.
+pub(crate) struct Granter {
+    pub(super) log: Arc<dyn Log>,
+    pub(super) orders: Arc<dyn Orders>,
+    pub(super) soft: Arc<Soft>,
+    pub(super) clock: Arc<dyn Clock>,
+    cluster: ClusterId,
+    /// Grants under way, by chunk: whoever comes later waits for the same one. Never held across an await.
+    flights: Mutex<BTreeMap<ChunkHandle, watch::Receiver<Outcome>>>,
+    /// Grants without a writer that settled a chunk for reading, and their primaries: not to be repeated as
+    /// long as these live. Never held across an await.
+    settled: Mutex<BTreeMap<ChunkHandle, (ChunkVersion, ServerId)>>,
+    /// Who is getting a copy, by the chunk of the grant; never held across an await.
+    joiners: Mutex<BTreeMap<ChunkHandle, Vec<ServerId>>>,
+    tasks: TaskTracker,
+}
+
+/// Why a grant did not come through.
+#[derive(Debug)]
+enum Setback {
+    /// These members failed: prepare anew without them.
+    Members(Vec<(ServerId, Error)>),
+    /// The chunk has moved on: look again.
+    Overtaken(Error),
+    /// Nothing more can be done by this driver.
+    End(Error),
+}
+
+impl From<Error> for Setback {
+    fn from(error: Error) -> Self {
+        Self::End(error)
+    }
+}
+impl From<Rejected> for Setback {
+    fn from(rejected: Rejected) -> Self {
+        Self::End(rejected.into())
+    }
+}
+
+impl Granter {
+    /// A driver over these seams.
+    pub(crate) fn new(
+        log: Arc<dyn Log>,
+        orders: Arc<dyn Orders>,
+        soft: Arc<Soft>,
+        clock: Arc<dyn Clock>,
+        cluster: ClusterId,
+    ) -> Arc<Self> {
+        let (flights, settled, joiners) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let tasks = TaskTracker::new();
+        Arc::new(Self { log, orders, soft, clock, cluster, flights, settled, joiners, tasks })
+    }
+
+    /// How many grants are under way.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.flights.lock().len()
+    }
+    /// Whether a grant of this chunk is under way.
+    pub(crate) fn is_in_flight(&self, handle: ChunkHandle) -> bool {
+        self.flights.lock().contains_key(&handle)
+    }
+
+    /// Starts a grant, or joins the one that is under way, and waits for its outcome. The caller looks at the
+    /// chunk afterwards: a grant that was joined may have had another purpose.
+    ///
+    /// # Errors
+    /// Why there is no grant. [`Error::NotLeader`] if the reign ends.
+    ///
+    /// # Cancel safety
+    /// The grant goes on without the caller.
+    pub(crate) async fn grant(
+        self: &Arc<Self>,
+        reign: &Reign,
+        handle: ChunkHandle,
+        wish: Wish,
+    ) -> Result<()> {
+        let mut outcome = self.start(reign, handle, wish)?;
+        let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        outcome.ok().flatten().unwrap_or(Err(Error::NotLeader { leader: None }))
+    }
+
+    /// Starts a grant if none is under way.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if too many are.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        reign: &Reign,
+        handle: ChunkHandle,
+        wish: Wish,
+    ) -> Result<watch::Receiver<Outcome>> {
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get(&handle) {
+            return Ok(flight.clone());
+        }
+        if flights.len() >= FLIGHTS_MAX {
+            return Err(Error::Busy { what: "the list of grants under way".into() });
+        }
+        let (sender, receiver) = watch::channel(None);
+        flights.insert(handle, receiver.clone());
+        let (granter, reign) = (self.clone(), reign.clone());
+        self.tasks.spawn(async move {
+            let outcome = tokio::select! {
+                outcome = granter.drive(&reign, handle, &wish) => outcome,
+                // A deposed leader's orders would be refused; its successor takes the grant up.
+                () = reign.over.cancelled() => Err(Error::NotLeader { leader: None }),
+            };
+            if let Err(error) = &outcome {
+                tracing::debug!(%handle, %error, "no grant");
+            }
+            granter.joiners.lock().remove(&handle);
+            granter.flights.lock().remove(&handle);
+            sender.send_replace(Some(outcome));
+        });
+        Ok(receiver)
+    }
+
+    /// Runs something that belongs to the grants beside them.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Waits until every driver has ended.
+    pub(crate) async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn drive(&self, reign: &Reign, handle: ChunkHandle, wish: &Wish) -> Result<()> {
+        let mut avoid = wish.avoid.clone();
+        let mut last = Error::NoReplica { handle };
+        for attempt in 0..ATTEMPTS_MAX {
+            tokio::time::sleep(PAUSE * u32::try_from(attempt).unwrap_or(u32::MAX)).await;
+            let chunk = read::chunk(&*self.log.view(), handle)?;
+            let setback = match self.attempt(reign, chunk, wish, &avoid).await {
+                Ok(()) => return Ok(()),
+                Err(setback) => setback,
+            };
+            match setback {
+                Setback::Members(failed) => {
+                    for (server, error) in failed {
+                        tracing::debug!(%handle, %server, %error, "member failed in a grant");
+                        avoid.insert(server);
+                        last = error;
+                    }
+                }
+                Setback::Overtaken(error) => last = error,
+                Setback::End(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn attempt(
+        &self,
+        reign: &Reign,
+        chunk: Chunk,
+        wish: &Wish,
+        avoid: &BTreeSet<ServerId>,
+    ) -> Result<(), Setback> {
+        let handle = chunk.handle;
+        if !self.can_resume(&chunk, wish, avoid) {
+            match self.prepare(&chunk, wish, avoid).await {
+                // Too few servers to write; what the survivors hold is settled all the same, so that it can be read.
+                Err(Setback::End(error @ Error::NotEnoughServers { .. }))
+                    if chunk.confirmed != ChunkVersion::NONE && !self.is_settled(&chunk) =>
+                {
+                    let settle = Wish { writer: false, ..wish.clone() };
+                    self.prepare(&chunk, &settle, avoid).await?;
+                    self.carry_out(reign, handle).await?;
+                    return Err(Setback::End(error));
+                }
+                prepared => prepared?,
+            }
+        }
+        self.carry_out(reign, handle).await
+    }
+
+    /// Whether the pending grant, if there is one, will do. A new leader finds it in the log and goes on with it.
+    fn can_resume(&self, chunk: &Chunk, wish: &Wish, avoid: &BTreeSet<ServerId>) -> bool {
+        chunk.pending.as_ref().is_some_and(|pending| {
+            let usable = |cluster: &crate::cluster::Cluster, now| {
+                let mut members = pending.members.iter();
+                members.all(|server| !avoid.contains(server) && cluster.is_alive(*server, now))
+            };
+            (pending.writer || !wish.writer) && self.soft.with(|cluster, _, now| usable(cluster, now))
+        })
+    }
+
+    /// Whether reads of the chunk can be settled by a primary that is there.
+    fn is_settled(&self, chunk: &Chunk) -> bool {
+        let settled = self.settled.lock().get(&chunk.handle).copied();
+        let by_revocation =
+            settled.filter(|(version, _)| *version == chunk.version).map(|(_, primary)| primary);
+        let primary = chunk.lease.as_ref().map(|lease| lease.primary).or(by_revocation);
+        chunk.pending.is_none()
+            && primary.is_some_and(|primary| {
+                chunk.members.contains(&primary)
+                    && self.soft.with(|cluster, _, now| cluster.is_alive(primary, now))
+            })
+    }
+
+    /// Step 1: chooses the members and commits them under a new version.
+    async fn prepare(&self, chunk: &Chunk, wish: &Wish, avoid: &BTreeSet<ServerId>) -> Result<(), Setback> {
+        let fresh = chunk.confirmed == ChunkVersion::NONE;
+        let choice = self.soft.with(|cluster, view, now| {
+            let current = cluster.current(chunk, avoid, now);
+            let mut candidates = cluster.candidates(read::settings(view)?.chunk_bytes.raw(), avoid, now);
+            if wish.reach == Reach::Goal {
+                candidates
+                    .retain(|candidate| self.clones_to(candidate.server) < repair::CLONES_PER_SERVER_MAX);
+            }
+            let primary = chunk.lease.as_ref().map(|lease| lease.primary);
+            let choice = choose(&Situation {
+                handle: chunk.handle,
+                goal: chunk.goal,
+                fresh,
+                current: &current,
+                candidates: &candidates,
+                alive: cluster.alive(now),
+                primary,
+                writer: wish.writer,
+                reach: wish.reach,
+            })?;
+            let new: Vec<ServerId> =
+                choice.members.iter().filter(|server| !choice.base.contains(server)).copied().collect();
+            cluster.placed(&new);
+            if !fresh {
+                self.joiners.lock().insert(chunk.handle, new);
+            }
+            Ok::<_, Error>(choice)
+        })?;
+        let command = Command::PrepareGrant {
+            handle: chunk.handle,
+            // Guard version_reuse: the state gives this version + 1, once.
+            expected_version: chunk.version,
+            members: choice.members,
+            base: choice.base,
+            primary: choice.primary,
+            writer: wish.writer,
+            fresh,
+        };
+        match self.log.propose(command).await? {
+            Ok(applied) => {
+                tracing::debug!(handle = %chunk.handle, %applied, "grant prepared");
+                Ok(())
+            }
+            Err(rejected @ Rejected::VersionMismatch { .. }) => Err(Setback::Overtaken(rejected.into())),
+            Err(rejected) => Err(Setback::End(rejected.into())),
+        }
+    }
+
+    /// How many copies a server is getting now.
+    fn clones_to(&self, server: ServerId) -> usize {
+        self.joiners.lock().values().filter(|joiners| joiners.contains(&server)).count()
+    }
+
+    /// Steps 2 to 6 of the pending grant.
+    async fn carry_out(&self, reign: &Reign, handle: ChunkHandle) -> Result<(), Setback> {
+        // From here on no answer of ours validates the chunk for those who are left out: it is examined after
+        // the prepare was applied, under the lock that answers take.
+        let (chunk, denied_since) = self.soft.with(|cluster, view, now| {
+            let chunk = read::chunk(view, handle)?;
+            cluster.examine(handle, Some(&chunk), now);
+            Ok::<_, Error>((chunk, now))
+        })?;
+        let Some(pending) = chunk.pending.clone() else {
+            return Err(Setback::Overtaken(Error::NoReplica { handle }));
+        };
+        self.store_everywhere(reign, &chunk, &pending).await?;
+        if !pending.fresh {
+            let fences = async {
+                self.fence_out(reign, &chunk, &pending, denied_since).await;
+                Ok(())
+            };
+            futures::try_join!(self.reconcile(reign, handle, &pending), fences)?;
+        }
+        self.confirm(handle, &pending).await?;
+        self.activate(reign, handle, &pending).await
+    }
+
+    /// Step 2, at all members at once.
+    async fn store_everywhere(&self, reign: &Reign, chunk: &Chunk, pending: &Pending) -> Result<(), Setback> {
+        let members: Vec<pb::Replica> = pending.members.iter().map(|server| self.replica(*server)).collect();
+        let chunk_bytes = read::settings(&*self.log.view())?.chunk_bytes.raw();
+        let replies = futures::future::join_all(pending.members.iter().map(|server| {
+            let request = pb::StoreVersionRequest {
+                head: Some(self.head(reign, *server)),
+                handle: chunk.handle.raw(),
+                version: pending.version.raw(),
+                members: members.clone(),
+                base: pending.base.iter().map(|server| server.raw()).collect(),
+                primary: pending.primary.raw(),
+                writer: pending.writer,
+                fresh: pending.fresh,
+                chunk_bytes,
+            };
+            self.orders.store_version(self.soft.target(*server), request)
+        }))
+        .await;
+        let mut failed = Vec::new();
+        for (server, reply) in pending.members.iter().zip(replies) {
+            match reply {
+                Ok(reply) if reply.version > pending.version.raw() => {
+                    return Err(Setback::Overtaken(Error::NoReplica { handle: chunk.handle }));
+                }
+                // Guard partial_forgotten: a base member that says it may have lost bytes is no base.
+                Ok(reply) if reply.partial && !pending.fresh && pending.base.contains(server) => {
+                    failed.push((*server, Error::NotValidated { handle: chunk.handle }));
+                }
+                // Guard version_not_durable: only a member that has stored the version counts.
+                Ok(reply) if reply.version == pending.version.raw() => {}
+                Ok(_) => failed.push((*server, Error::internal("a version was not stored"))),
+                Err(error) => failed.push((*server, self.blamed(*server, error)?)),
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(Setback::Members(failed)) }
+    }
+
+    /// Steps 3 and 4, at the primary: answers when every member has adopted.
+    async fn reconcile(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+        let request = pb::ReconcileRequest {
+            head: Some(self.head(reign, pending.primary)),
+            handle: handle.raw(),
+            version: pending.version.raw(),
+        };
+        let answer = tokio::select! {
+            answer = self.orders.reconcile(self.soft.target(pending.primary), request) => answer,
+            () = self.silence_of(pending.primary) => Err(Error::unavailable("the primary fell silent")),
+        };
+        match answer {
+            Ok(()) => Ok(()),
+            Err(Error::MemberFailed { server, handle }) if pending.members.contains(&server) => {
+                Err(Setback::Members(vec![(server, Error::MemberFailed { server, handle })]))
+            }
+            Err(error) => {
+                Err(Setback::Members(vec![(pending.primary, self.blamed(pending.primary, error)?)]))
+            }
+        }
+    }
+
+    /// Step 5.
+    async fn confirm(&self, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+        let lease_expires_at = self.clock.wall().plus(LEASE);
+        // Guard confirm_not_cas: the state refuses it unless this version is still the pending one.
+        let command = Command::ConfirmGrant { handle, version: pending.version, lease_expires_at };
+        match self.log.propose(command).await? {
+            Ok(Applied::Confirmed { version }) if version == pending.version => {}
+            Ok(applied) => return Err(Setback::End(Error::internal(applied))),
+            Err(rejected @ Rejected::VersionMismatch { .. }) => {
+                return Err(Setback::Overtaken(rejected.into()));
+            }
+            Err(rejected) => return Err(Setback::End(rejected.into())),
+        }
+        self.soft.with(|cluster, view, now| {
+            cluster.adopted(handle, pending.version, &pending.members);
+            cluster.examine_in(handle, view, now);
+        });
+        tracing::debug!(%handle, version = %pending.version, members = ?pending.members, "grant confirmed");
+        Ok(())
+    }
+
+    /// Step 6: only after the confirm is committed (guard late_activation is the primary's).
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it says, it is no primary")]
+    async fn activate(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+        let lease = if pending.writer { LEASE } else { Duration::ZERO };
+        let primary = pending.primary;
+        if let Err(error) = self.order_activation(reign, (handle, pending.version), primary, lease).await {
+            let blamed = self.blamed(primary, error)?;
+            return match blamed {
+                // It restarted meanwhile: as a member it is as good as before.
+                Error::NotPrimary { .. } => Err(Setback::Overtaken(blamed)),
+                _ => Err(Setback::Members(vec![(primary, blamed)])),
+            };
+        }
+        if !pending.writer {
+            let mut settled = self.settled.lock();
+            if settled.len() >= SETTLED_MAX {
+                settled.clear();
+            }
+            settled.insert(handle, (pending.version, primary));
+        }
+        Ok(())
+    }
+
+    /// Tells a primary that it is one; also the probe of whether it still is.
+    pub(super) async fn order_activation(
+        &self,
+        reign: &Reign,
+        (handle, version): (ChunkHandle, ChunkVersion),
+        primary: ServerId,
+        lease: Duration,
+    ) -> Result<()> {
+        let request = pb::ActivateRequest {
+            head: Some(self.head(reign, primary)),
+            handle: handle.raw(),
+            version: version.raw(),
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.orders.activate(self.soft.target(primary), request).await
+    }
+
+    /// Judges the failure of an order: a server that does not answer gets nothing new for now.
+    ///
+    /// # Errors
+    /// The server has seen a newer leader: this one is over.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "every other answer comes from a server that is there"
+    )]
+    fn blamed(&self, server: ServerId, error: Error) -> Result<Error, Setback> {
+        match error {
+            Error::StaleTerm { .. } => Err(Setback::End(Error::NotLeader { leader: None })),
+            error @ (Error::Unavailable { .. } | Error::WrongServer { .. } | Error::DiskFull { .. }) => {
+                self.soft.with(|cluster, _, _| cluster.suspect(server));
+                Ok(error)
+            }
+            error => Ok(error),
+        }
+    }
+
+    /// Waits until a server has fallen silent.
+    async fn silence_of(&self, server: ServerId) {
+        while self.soft.with(|cluster, _, now| cluster.is_alive(server, now)) {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    /// What heads an order to a server.
+    pub(super) fn head(&self, reign: &Reign, server: ServerId) -> pb::OrderHead {
+        pb::OrderHead { cluster: self.cluster.to_string(), term: reign.term.raw(), server: server.raw() }
+    }
+
+    /// A server as members and clients are told of it.
+    pub(crate) fn replica(&self, server: ServerId) -> pb::Replica {
+        let Target { address, .. } = self.soft.target(server);
+        let rack = self.soft.with(|cluster, _, _| cluster.server(server).map(|known| known.rack.clone()));
+        pb::Replica { server: server.raw(), address, rack: rack.unwrap_or_default() }
+    }
+
+    /// The time now.
+    pub(super) fn now(&self) -> Moment {
+        self.clock.moment()
+    }
+}

@@ -1,0 +1,222 @@
+//! Leases as clients and primaries see them: finding one, doubting one, extending one (GFS §3.1).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gfs_proto::Error;
+use gfs_proto::Result;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::pb;
+
+use super::grant::{Granter, LEASE, Wish};
+use crate::cluster::Reign;
+use crate::state::{Chunk, View, read};
+
+/// A lease with less time left is granted anew rather than handed out.
+const LEASE_LEFT_MIN: Duration = Duration::from_secs(2);
+/// How long a caller waits for a grant before it is told to come back: shorter than its own timeout.
+const GRANT_PATIENCE: Duration = Duration::from_millis(1500);
+/// Most grants that one call waits for.
+const GRANTS_MAX: usize = 3;
+
+/// What a caller says has failed it: a reason to look, never to act (trap T2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Hint {
+    /// The version under which it failed.
+    pub(crate) version: ChunkVersion,
+    /// The server that failed, if the caller can tell.
+    pub(crate) server: Option<ServerId>,
+}
+
+/// A lease that runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Leased {
+    /// The chunk.
+    pub(crate) handle: ChunkHandle,
+    /// Its version.
+    pub(crate) version: ChunkVersion,
+    /// Who orders mutations.
+    pub(crate) primary: ServerId,
+    /// Everybody who applies them, the primary first.
+    pub(crate) members: Vec<ServerId>,
+    /// What is left of it.
+    pub(crate) remaining: Duration,
+}
+
+impl Granter {
+    /// The lease of a chunk: the running one if its primary is there, else a new one.
+    ///
+    /// # Errors
+    /// [`Error::GrantPending`] if it takes longer than a caller waits; or why there can be none.
+    pub(crate) async fn find_lease(
+        self: &Arc<Self>,
+        reign: &Reign,
+        handle: ChunkHandle,
+        hint: Option<Hint>,
+    ) -> Result<Leased> {
+        match tokio::time::timeout(GRANT_PATIENCE, self.find_lease_slowly(reign, handle, hint)).await {
+            Ok(leased) => leased,
+            // The grant goes on; the caller finds it when it comes back.
+            Err(_) => Err(Error::GrantPending { handle }),
+        }
+    }
+
+    async fn find_lease_slowly(
+        self: &Arc<Self>,
+        reign: &Reign,
+        handle: ChunkHandle,
+        hint: Option<Hint>,
+    ) -> Result<Leased> {
+        let mut avoid = BTreeSet::new();
+        if let Some(hint) = hint
+            && let Some(leased) = self.running_lease(handle)?
+            && leased.version == hint.version
+        {
+            match self.failed_members(reign, &leased, hint.server).await {
+                Some(failed) => avoid = failed,
+                None => return Ok(leased),
+            }
+        } else if let Some(leased) = self.running_lease(handle)? {
+            return Ok(leased);
+        }
+        for _ in 0..GRANTS_MAX {
+            self.grant(reign, handle, Wish::write().without(avoid.clone())).await?;
+            if let Some(leased) = self.running_lease(handle)? {
+                return Ok(leased);
+            }
+        }
+        Err(Error::GrantPending { handle })
+    }
+
+    /// The lease that runs, if its primary is there.
+    fn running_lease(&self, handle: ChunkHandle) -> Result<Option<Leased>> {
+        let wall = self.clock.wall();
+        self.soft.with(|cluster, view, now| {
+            let chunk = read::chunk(view, handle)?;
+            let there =
+                |server| cluster.server(server).is_some_and(|known| known.is_alive(now) && !known.suspect);
+            Ok(leased(&chunk, |expires_at| expires_at.since(wall))
+                .filter(|leased| leased.remaining >= LEASE_LEFT_MIN && there(leased.primary)))
+        })
+    }
+
+    /// Looks into a failure of a lease set: `None` if nothing is wrong with it, else whom to leave out (nobody,
+    /// if the primary has merely restarted).
+    async fn failed_members(
+        &self,
+        reign: &Reign,
+        leased: &Leased,
+        accused: Option<ServerId>,
+    ) -> Option<BTreeSet<ServerId>> {
+        let which = (leased.handle, leased.version);
+        // To activate an active primary changes nothing; one that restarted, or is not there, says so.
+        match self.order_activation(reign, which, leased.primary, leased.remaining).await {
+            Ok(()) => {}
+            Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => {
+                return Some(BTreeSet::from([leased.primary]));
+            }
+            Err(_) => return Some(BTreeSet::new()),
+        }
+        let accused =
+            accused.filter(|server| *server != leased.primary && leased.members.contains(server))?;
+        if self.answers(reign, accused).await { None } else { Some(BTreeSet::from([accused])) }
+    }
+
+    async fn answers(&self, reign: &Reign, server: ServerId) -> bool {
+        let request = pb::ProbeRequest { head: Some(self.head(reign, server)) };
+        self.orders.probe(self.soft.target(server), request).await.is_ok()
+    }
+
+    /// A member of a lease set says that others failed it: a new grant without them, if it is so.
+    ///
+    /// # Errors
+    /// Why there is no new grant.
+    pub(crate) async fn look_into(
+        self: &Arc<Self>,
+        reign: &Reign,
+        reporter: ServerId,
+        (handle, version): (ChunkHandle, ChunkVersion),
+        accused: BTreeSet<ServerId>,
+    ) -> Result<()> {
+        let chunk = read::chunk(&*self.log.view(), handle)?;
+        if chunk.confirmed != version || chunk.pending.is_some() || !chunk.members.contains(&reporter) {
+            return Ok(());
+        }
+        let primary = chunk.lease.as_ref().map(|lease| lease.primary);
+        if primary.is_some_and(|primary| accused.contains(&primary)) || accused.contains(&reporter) {
+            // A member that can't get an answer of its primary: is that still one?
+            let Some(leased) = leased(&chunk, |expires_at| expires_at.since(self.clock.wall())) else {
+                return self.settle(reign, handle, BTreeSet::new()).await;
+            };
+            return match self.failed_members(reign, &leased, None).await {
+                Some(failed) => self.settle(reign, handle, failed).await,
+                None => Ok(()),
+            };
+        }
+        if primary.is_none() {
+            return self.settle(reign, handle, BTreeSet::new()).await;
+        }
+        let mut avoid: BTreeSet<ServerId> =
+            accused.into_iter().filter(|server| chunk.members.contains(server)).collect();
+        if avoid.is_empty() {
+            return Ok(());
+        }
+        if avoid.len() > 1 && self.all_answer(reign, &avoid).await {
+            // Everybody is there but for the one who can't reach them.
+            avoid = BTreeSet::from([reporter]);
+        }
+        self.grant(reign, handle, Wish::write().without(avoid)).await
+    }
+
+    /// A new grant of a chunk whose primary is gone: with a writer if its lease still runs, because then
+    /// somebody is writing; else only so that reads can be answered.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn settle(
+        self: &Arc<Self>,
+        reign: &Reign,
+        handle: ChunkHandle,
+        avoid: BTreeSet<ServerId>,
+    ) -> Result<()> {
+        let chunk = read::chunk(&*self.log.view(), handle)?;
+        let wall = self.clock.wall();
+        let writer = chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.since(wall).is_zero());
+        self.grant(reign, handle, Wish { writer, ..Wish::write() }.without(avoid)).await
+    }
+
+    async fn all_answer(&self, reign: &Reign, servers: &BTreeSet<ServerId>) -> bool {
+        let probes = servers.iter().map(|server| self.answers(reign, *server));
+        futures::future::join_all(probes).await.into_iter().all(|answers| answers)
+    }
+
+    /// What is left of the lease that `primary` uses, and whether it is time to extend it; `None` if it has none
+    /// (guard T43: nothing is extended while a new grant is pending).
+    pub(crate) fn lease_use(
+        &self,
+        view: &dyn View,
+        primary: ServerId,
+        (handle, version): (ChunkHandle, ChunkVersion),
+    ) -> Option<Duration> {
+        let chunk = read::chunk(view, handle).ok()?;
+        let wall = self.clock.wall();
+        let leased = leased(&chunk, |expires_at| expires_at.since(wall))?;
+        let is_its = leased.primary == primary && leased.version == version;
+        (is_its && !leased.remaining.is_zero()).then_some(leased.remaining)
+    }
+}
+
+/// The confirmed lease of a chunk, unless a new grant is pending.
+fn leased(chunk: &Chunk, remaining: impl FnOnce(gfs_proto::time::UnixMs) -> Duration) -> Option<Leased> {
+    let lease = chunk.lease.as_ref().filter(|_| chunk.pending.is_none())?;
+    let mut members = chunk.members.clone();
+    members.sort_by_key(|server| *server != lease.primary);
+    Some(Leased {
+        handle: chunk.handle,
+        version: chunk.confirmed,
+        primary: lease.primary,
+        members,
+        remaining: remaining(lease.expires_at).min(LEASE),
+    })
+}

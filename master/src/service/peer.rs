@@ -1,0 +1,31 @@
+//! What other masters ask.
+
+use gfs_proto::id::Uuid;
+use gfs_proto::{Error, pb};
+use tonic::{Request, Response, Status};
+
+use super::Service;
+
+#[tonic::async_trait]
+impl pb::peer_server::Peer for Service {
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        let uuid = Uuid::from_slice(&request.uuid).ok_or_else(|| Error::bad_argument("no identity"))?;
+        let id = self.node.join(uuid, &request.address, request.shadow).await?;
+        Ok(Response::new(pb::JoinReply { id: id.raw(), cluster: self.node.cluster().to_string() }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexReply>, Status> {
+        self.check_cluster(&request.into_inner().cluster)?;
+        let confirmed = self.node.leader_read_index().await?;
+        Ok(Response::new(pb::ReadIndexReply {
+            term: confirmed.term.raw(),
+            leader: confirmed.leader.raw(),
+            index: confirmed.index.raw(),
+        }))
+    }
+}

@@ -1,0 +1,160 @@
+//! What chunkservers say to every master: who they are, what they hold, that they live (GFS §2.6.2).
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, ServerId, Uuid};
+use gfs_proto::{Error, Result, pb};
+use tonic::{Request, Response, Status};
+
+use super::{Service, convert};
+use crate::cluster::Registration;
+use crate::leader::EXTEND_BELOW;
+use crate::state::{Applied, Command, read};
+
+/// Longest address or rack name.
+const TEXT_BYTES_MAX: usize = 256;
+/// Most leases or failures that one heartbeat may name; the rest comes with the next.
+const NAMED_MAX: usize = 1024;
+
+#[tonic::async_trait]
+impl pb::registry_server::Registry for Service {
+    async fn register(
+        &self,
+        request: Request<pb::RegisterRequest>,
+    ) -> Result<Response<pb::RegisterReply>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        let server = self.registered(&request).await?;
+        let epoch = Epoch::from_raw(request.epoch);
+        let registration = Registration { address: request.address, rack: request.rack, epoch };
+        self.leader.soft().with(|cluster, _, now| cluster.register(server, registration, now));
+        let chunk_bytes = read::settings(&self.node.view()).map_err(Error::from)?.chunk_bytes.raw();
+        Ok(Response::new(pb::RegisterReply {
+            cluster: self.node.cluster().to_string(),
+            server: server.raw(),
+            term: self.term(),
+            chunk_bytes,
+            masters: self.master_addresses(),
+        }))
+    }
+
+    async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        let report = convert::report(&request)?;
+        let server = ServerId::from_raw(request.server);
+        let taken = self.leader.soft().with(|cluster, view, now| cluster.report(server, &report, view, now));
+        Ok(Response::new(pb::ReportReply { term: self.term(), full_report_wanted: !taken }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<pb::HeartbeatReply>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        let (server, epoch) = (ServerId::from_raw(request.server), Epoch::from_raw(request.epoch));
+        let space = convert::space(&request);
+        let known = self.leader.soft().with(|cluster, _, now| cluster.heartbeat(server, epoch, space, now));
+        let mut reply = pb::HeartbeatReply {
+            term: self.term(),
+            epoch: request.epoch,
+            sequence: request.sequence,
+            reported: request.reported,
+            register_wanted: !known,
+            masters: self.master_addresses(),
+            ..pb::HeartbeatReply::default()
+        };
+        if known && let Err(error) = self.answer_as_leader(&request, &mut reply).await {
+            tracing::trace!(%server, %error, "heartbeat not answered as leader");
+        }
+        Ok(Response::new(reply))
+    }
+}
+
+impl Service {
+    fn term(&self) -> u64 {
+        self.node.leadership().borrow().term.raw()
+    }
+
+    /// The id of a server: the log's, which the leader writes when there is none.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "one answer fits one question")]
+    async fn registered(&self, request: &pb::RegisterRequest) -> Result<ServerId> {
+        let uuid = Uuid::from_slice(&request.uuid).ok_or_else(|| Error::bad_argument("no identity"))?;
+        if request.address.len() > TEXT_BYTES_MAX || request.rack.len() > TEXT_BYTES_MAX {
+            return Err(Error::bad_argument("address or rack too long"));
+        }
+        let claimed = ServerId::from_raw(request.server);
+        let row = read::server(&self.node.view(), claimed)?;
+        match &row {
+            Some(row) if row.uuid != uuid => {
+                return Err(Error::WrongServer { ours: 0, theirs: request.server });
+            }
+            Some(row) if row.address == request.address && row.rack == request.rack => return Ok(claimed),
+            // Followers and shadows know a server once the log has brought it; its new address may come later.
+            Some(_) if self.leader.reign().is_err() => return Ok(claimed),
+            Some(_) | None => {}
+        }
+        self.leader.reign()?;
+        let (address, rack) = (request.address.clone(), request.rack.clone());
+        match self.propose(None, 0, Command::RegisterServer { uuid, address, rack }).await?.1 {
+            Applied::ServerRegistered { server } if request.server == 0 || server == claimed => Ok(server),
+            Applied::ServerRegistered { server } => {
+                Err(Error::WrongServer { ours: server.raw(), theirs: request.server })
+            }
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    /// Fills in what only a leader may say.
+    async fn answer_as_leader(
+        &self,
+        request: &pb::HeartbeatRequest,
+        reply: &mut pb::HeartbeatReply,
+    ) -> Result<()> {
+        let reign = self.leader.reign()?;
+        let server = ServerId::from_raw(request.server);
+        // Guard answer_without_quorum: a round begun after the heartbeat came confirms that we lead, and the
+        // state is at least as new as that round.
+        let confirmed = self.node.leader_read_index().await?;
+        if confirmed.term != reign.term {
+            return Err(self.leader.not_leader());
+        }
+        let mut applied = self.node.applied();
+        applied.wait_for(|applied| *applied >= confirmed.index).await.map_err(Error::unavailable)?;
+        let epoch = Epoch::from_raw(request.epoch);
+        let denied = self
+            .leader
+            .soft()
+            .with(|cluster, _, now| cluster.answer(server, epoch, request.reported, (reign.term, now)));
+        // What was read for the denials must have been readable.
+        self.node.view().check()?;
+        let Some(denied) = denied else {
+            reply.full_report_wanted = true;
+            return Ok(());
+        };
+        self.note_uses(server, request, reply);
+        reply.denied = denied;
+        reply.term = reign.term.raw();
+        reply.leader = true;
+        Ok(())
+    }
+
+    fn note_uses(&self, server: ServerId, request: &pb::HeartbeatRequest, reply: &mut pb::HeartbeatReply) {
+        let view = self.node.view();
+        for lease in request.extend.iter().take(NAMED_MAX) {
+            let which = (ChunkHandle::from_raw(lease.handle), ChunkVersion::from_raw(lease.version));
+            let Some(remaining) = self.leader.granter().lease_use(&view, server, which) else { continue };
+            if remaining < EXTEND_BELOW {
+                self.leader.duties().extend(which.0, which.1);
+            }
+            reply.extended.push(pb::LeaseExtension {
+                handle: lease.handle,
+                version: lease.version,
+                remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        for failure in request.failures.iter().take(NAMED_MAX) {
+            let which = (ChunkHandle::from_raw(failure.handle), ChunkVersion::from_raw(failure.version));
+            self.leader.duties().failed(server, which, ServerId::from_raw(failure.server));
+        }
+    }
+}
