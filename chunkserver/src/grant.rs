@@ -1,0 +1,121 @@
+//! Orders of the leader about one chunk's grants (protocol.md, Grant 2 and 6), exclusions, deletion.
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::size::ChunkBytes;
+use gfs_proto::{Error, Result, pb};
+
+use crate::chunk::held;
+use crate::replica::{Grant, Replica, Standing, Store as How};
+use crate::report::Change;
+use crate::server::Chunkserver;
+use crate::store::Membership;
+
+impl Chunkserver {
+    /// Grant step 2: stores the version durably; any role of an older version ends.
+    pub(crate) fn store_version(&self, request: pb::StoreVersionRequest) -> Result<pb::StoreVersionReply> {
+        let us = self.ordered(request.head.clone())?;
+        let handle = ChunkHandle::from_raw(request.handle);
+        let grant = grant(&request)?;
+        let version = grant.version;
+        let partial = self.with_chunk(handle, |state| {
+            let here = state.replica.as_ref().map(|replica| replica.held().version);
+            let how = Replica::store(us, handle, here, &grant)?;
+            let stored = match how {
+                How::Known => return Ok(state.replica(handle)?.held().partial),
+                How::Fresh => self.store.create(handle, version),
+                How::Base => self.store.store_version(handle, version, Membership::Base),
+                How::Joiner => self.store.store_version(handle, version, Membership::Joiner),
+            };
+            let stored = held(&stored.map_err(|error| self.wire(&error))?);
+            let now = self.now();
+            if state.replica.is_none() {
+                // Nothing that was answered before now covers it.
+                let born = self.journal.lock().note(handle, Change::Changed);
+                let standing = Standing { born, void_until: Some(now), ..Standing::default() };
+                state.replica = Some(Replica::restored(us, handle, stored, false, standing));
+            }
+            state.replica(handle)?.stored(grant, how, stored, now);
+            state.changed();
+            self.note(handle, Change::Changed);
+            Ok(stored.partial || stored.corrupt)
+        })?;
+        self.failures.lock().retain(|chunk, failure| *chunk != handle || failure.version >= version);
+        tracing::debug!(%handle, %version, partial, "version stored");
+        let epoch = self.fence.lock().epoch().raw();
+        Ok(pb::StoreVersionReply { version: version.raw(), partial, epoch })
+    }
+
+    /// Grant step 6: the confirm is committed.
+    pub(crate) fn activate(&self, request: &pb::ActivateRequest) -> Result<()> {
+        self.ordered(request.head.clone())?;
+        let handle = ChunkHandle::from_raw(request.handle);
+        let version = ChunkVersion::from_raw(request.version);
+        let chunk = self.chunk(handle)?;
+        chunk.with(|state| {
+            let replica = state.replica(handle)?;
+            if replica.primary().is_some() && replica.held().version == version {
+                return Ok(());
+            }
+            let requests = self.store.content(handle).map_err(|error| self.wire(&error))?.requests.len();
+            replica.activate(version, requests)
+        })?;
+        self.committed_more(handle);
+        tracing::debug!(%handle, %version, "primary");
+        Ok(())
+    }
+
+    /// A pending grant leaves this server out: it stops serving the chunk until a later grant takes it in.
+    pub(crate) fn exclude(&self, request: &pb::ExcludeRequest) -> Result<pb::ExcludeReply> {
+        self.ordered(request.head.clone())?;
+        let handle = ChunkHandle::from_raw(request.handle);
+        let version = ChunkVersion::from_raw(request.version);
+        if let Ok(chunk) = self.chunk(handle) {
+            chunk.with(|state| {
+                if let Some(replica) = &mut state.replica {
+                    replica.exclude(version, self.now())?;
+                    state.changed();
+                }
+                Ok::<_, Error>(())
+            })?;
+        }
+        let epoch = self.fence.lock().epoch().raw();
+        Ok(pb::ExcludeReply { epoch })
+    }
+
+    /// Removes a replica that the committed state calls garbage, unless it has been granted anew since.
+    pub(crate) fn delete_replica(&self, request: &pb::DeleteReplicaRequest) -> Result<bool> {
+        self.ordered(request.head.clone())?;
+        let handle = ChunkHandle::from_raw(request.handle);
+        let version_max = ChunkVersion::from_raw(request.version_max);
+        if self.chunk(handle).is_err() {
+            return Ok(false);
+        }
+        let deleted = self.with_chunk(handle, |state| {
+            if state.replica.is_none() {
+                return Ok(false);
+            }
+            let deleted = self.store.delete(handle, version_max).map_err(|error| self.wire(&error))?;
+            if deleted {
+                state.end();
+                self.note(handle, Change::Removed);
+            }
+            Ok(deleted)
+        })?;
+        if deleted {
+            tracing::info!(%handle, %version_max, "replica deleted");
+        }
+        Ok(deleted)
+    }
+}
+
+fn grant(request: &pb::StoreVersionRequest) -> Result<Grant> {
+    Ok(Grant {
+        version: ChunkVersion::from_raw(request.version),
+        members: request.members.iter().map(Into::into).collect(),
+        base: request.base.iter().copied().map(ServerId::from_raw).collect(),
+        primary: ServerId::from_raw(request.primary),
+        writer: request.writer,
+        fresh: request.fresh,
+        chunk_bytes: ChunkBytes::parse(request.chunk_bytes.into()).map_err(Error::bad_argument)?,
+    })
+}

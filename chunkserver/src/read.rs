@@ -1,0 +1,130 @@
+//! Reads: committed bytes of validated replicas only (P3, P6).
+
+use std::time::Duration;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion};
+use gfs_proto::link::Peer;
+use gfs_proto::{Error, Result, pb};
+
+use crate::chunk::Chunk;
+use crate::data::ReadRequest;
+use crate::data::read::{Part, ReadPlan, parts};
+use crate::replica::{Query, Readable};
+use crate::server::Chunkserver;
+
+/// How long a replica waits for the primary's word on what is committed.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait for a mutation that changes the range before looking again.
+const COMMIT_PAUSE: Duration = Duration::from_millis(5);
+/// How often to look again; more mutations of the range may come in between.
+const LOOKS_MAX: u32 = 400;
+
+/// What one look at a chunk gave.
+enum Looked {
+    Plan(ReadPlan),
+    Ask(Peer, ChunkVersion),
+    Wait,
+}
+
+impl Chunkserver {
+    /// A client's read.
+    pub(crate) async fn read_chunk(&self, request: &ReadRequest) -> Result<ReadPlan> {
+        let chunk = self.chunk(request.handle)?;
+        let end = self.now().plus(request.patience);
+        // The version at which the primary was asked just now.
+        let mut asked = None;
+        for _ in 0..LOOKS_MAX {
+            match chunk.with(|state| self.look(&chunk, state, request, asked.take()))? {
+                Looked::Plan(plan) => return Ok(plan),
+                Looked::Ask(primary, version) => {
+                    let answer = self.links.committed(&primary, chunk.handle, version, ASK_TIMEOUT).await;
+                    let answer = answer.map_err(|error| {
+                        tracing::debug!(handle = %chunk.handle, %error, "the primary does not say what is committed");
+                        Error::NotValidated { handle: chunk.handle }
+                    })?;
+                    chunk.quick(|state| {
+                        if let Some(replica) = &mut state.replica {
+                            replica.learn(version, gfs_proto::id::Serial::from_raw(answer.serial));
+                            self.committed_more(chunk.handle);
+                        }
+                    });
+                    asked = Some(version);
+                }
+                Looked::Wait => tokio::time::sleep(COMMIT_PAUSE).await,
+            }
+            if self.now() >= end {
+                break;
+            }
+        }
+        Err(Error::Busy { what: format!("the range of {} that is being written", chunk.handle) })
+    }
+
+    /// Decides about a read and takes its bytes in the same step. The chunk's lock is held.
+    fn look(
+        &self,
+        chunk: &Chunk,
+        state: &mut crate::chunk::State,
+        request: &ReadRequest,
+        asked: Option<ChunkVersion>,
+    ) -> Result<Looked> {
+        let replica = state.replica(chunk.handle)?;
+        let version = replica.held().version;
+        let query = Query {
+            version: request.version,
+            offset: request.offset,
+            length: request.length,
+            asked: asked == Some(version),
+        };
+        let readable = replica.read(query, &self.fence.lock(), self.now())?;
+        let position = match readable {
+            Readable::Ask(primary) => return Ok(Looked::Ask(primary, version)),
+            Readable::Wait(_) => return Ok(Looked::Wait),
+            Readable::Yes(position) => position,
+        };
+        let length = position.length.saturating_sub(request.offset).min(request.length);
+        let result = self.take(chunk.handle, request.offset, length, request.verify);
+        if let Err(Error::Corrupt { .. }) = &result {
+            replica.mark_corrupt();
+            self.note(chunk.handle, crate::report::Change::Changed);
+            self.hurry();
+        }
+        let parts = result?;
+        Ok(Looked::Plan(ReadPlan { committed_length: position.length, sealed: position.sealed, parts }))
+    }
+
+    fn take(&self, handle: ChunkHandle, offset: u32, length: u32, verify: bool) -> Result<Vec<Part>> {
+        parts(&(&self.store, handle), offset, length, verify)
+    }
+
+    /// Bytes for an adoption: of the primary's plan, or of a base member whose content will be the plan.
+    /// Both are frozen between the version's store and its activation.
+    pub(crate) fn fetch_chunk(&self, request: &ReadRequest) -> Result<ReadPlan> {
+        let chunk = self.chunk(request.handle)?;
+        chunk.with(|state| {
+            let replica = state.replica(chunk.handle)?;
+            let held = replica.collect(request.version)?;
+            if held.partial || held.corrupt || replica.primary().is_some() {
+                return Err(Error::NotValidated { handle: chunk.handle });
+            }
+            let length = held.end.length.saturating_sub(request.offset).min(request.length);
+            let parts = self.take(chunk.handle, request.offset, length, true)?;
+            Ok(ReadPlan { committed_length: held.end.length, sealed: held.end.sealed, parts })
+        })
+    }
+
+    /// What the active primary has committed.
+    pub(crate) fn committed_of(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+    ) -> Result<pb::CommittedReplyMeta> {
+        let chunk = self.chunk(handle)?;
+        let position =
+            chunk.quick(|state| state.replica(handle)?.committed(version, &self.fence.lock(), self.now()))?;
+        Ok(pb::CommittedReplyMeta {
+            serial: position.serial.raw(),
+            length: position.length,
+            sealed: position.sealed,
+        })
+    }
+}

@@ -1,0 +1,343 @@
+//! Reconciliation: all members of a prepared grant take one content (protocol.md, Grant 3 and 4). Also how a clone joins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all, try_join_all};
+use futures::stream::{StreamExt, TryStreamExt};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::link::{Peer, Range};
+use gfs_proto::net::blocking;
+use gfs_proto::{Error, Result, Retry, pb};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+use crate::chunk::{Chunk, held};
+use crate::replica::{Candidate, Grant, Held, Position, Step, longest};
+use crate::report::Change;
+use crate::server::Chunkserver;
+use crate::store::{Adoption, Content};
+
+/// How long a member may take to tell what it holds.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a member may take to adopt: the copy of a whole chunk over a slow line.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(100);
+/// How often a member is asked again that is busy or was out of reach for a moment, and after which pause.
+const REPEATS_MAX: u32 = 3;
+const REPEAT_PAUSE: Duration = Duration::from_millis(100);
+/// Piece in which content is fetched, in bytes, and how many are under way.
+const FETCH_BYTES: u32 = 1 << 20;
+const FETCHES: usize = 4;
+/// How long one piece may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Client = pb::chunkserver_client::ChunkserverClient<tonic::transport::Channel>;
+
+/// What one member told of what it holds.
+struct Collected {
+    member: Peer,
+    held: Held,
+    content: Content,
+}
+
+impl Chunkserver {
+    /// Grant step 3 and 4, at the primary: answers when every member has adopted. A repeat waits for the first one.
+    pub(crate) async fn reconcile(self: &Arc<Self>, request: pb::ReconcileRequest) -> Result<Position> {
+        self.ordered(request.head.clone())?;
+        let version = ChunkVersion::from_raw(request.version);
+        let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
+        let mut running = chunk.quick(|state| {
+            let replica = state.replica(chunk.handle)?;
+            let grant = match replica.reconcile(version)? {
+                Step::Done => return Ok(Err(replica.held().end)),
+                Step::Go(grant) => grant,
+            };
+            let known = state.reconciling.as_ref().filter(|(at, _)| *at == version);
+            // One that has failed is begun again.
+            if let Some((_, running)) = known.filter(|(_, running)| running.borrow().is_none()) {
+                return Ok(Ok(running.clone()));
+            }
+            let (done, running) = watch::channel(None);
+            state.reconciling = Some((version, running.clone()));
+            let (server, chunk) = (self.clone(), chunk.clone());
+            let span = tracing::debug_span!("reconcile", handle = %chunk.handle, %version);
+            let work = async move {
+                let result = server.reconcile_members(&chunk, &grant).await;
+                if let Err(error) = &result {
+                    tracing::debug!(%error, "not reconciled");
+                }
+                done.send_replace(Some(result));
+            };
+            tokio::spawn(work.instrument(span));
+            Ok::<_, Error>(Ok(running))
+        });
+        let mut running = match running.as_mut() {
+            Ok(Ok(running)) => running.clone(),
+            Ok(Err(end)) => return Ok(*end),
+            Err(error) => return Err(error.clone()),
+        };
+        let result = running.wait_for(Option::is_some).await;
+        let result = result.ok().and_then(|result| result.clone());
+        result.unwrap_or_else(|| Err(Error::unavailable("the reconciliation was given up")))
+    }
+
+    async fn reconcile_members(&self, chunk: &Arc<Chunk>, grant: &Grant) -> Result<Position> {
+        let us = self.identity()?.1;
+        let version = grant.version;
+        let adopted = chunk.quick(|state| state.replica(chunk.handle)?.adopt(version))?;
+        let content = match adopted {
+            // An earlier attempt has settled what all adopt.
+            Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
+            Step::Go(()) => {
+                let (source, content) = self.agree(chunk, grant, us).await?;
+                let source = (source.server != us).then_some(&source);
+                self.take_over(chunk, version, content.clone(), source).await?;
+                content
+            }
+        };
+        let others = grant.members.iter().filter(|member| member.server != us);
+        let adoptions = others.map(|member| self.have_adopted(chunk.handle, version, member, us, &content));
+        // Guard adopt_in_place: a member's reply means that it holds all of it, durably.
+        try_join_all(adoptions).await?;
+        chunk.quick(|state| {
+            let replica = state.replica(chunk.handle)?;
+            replica.reconciled(version)?;
+            Ok(replica.held().end)
+        })
+    }
+
+    /// Collects what every member holds, and chooses.
+    async fn agree(&self, chunk: &Chunk, grant: &Grant, us: ServerId) -> Result<(Peer, Content)> {
+        let collects = grant.members.iter().map(|member| async move {
+            if member.server == us {
+                return self.collect_own(chunk, grant.version).map(|(held, content)| Collected {
+                    member: member.clone(),
+                    held,
+                    content,
+                });
+            }
+            self.collect_from(chunk.handle, grant.version, member).await
+        });
+        // With all of them in hand, also those that join: each has then stored the version, so that nothing of an
+        // older one can be added any more.
+        let mut collected = join_all(collects).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let candidates: Vec<_> =
+            collected.iter().map(|one| Candidate { server: one.member.server, held: one.held }).collect();
+        let chosen = longest(grant, &candidates).ok_or(Error::NoReplica { handle: chunk.handle })?;
+        let at = collected.iter().position(|one| one.member.server == chosen);
+        let at = at.ok_or(Error::NoReplica { handle: chunk.handle })?;
+        let Collected { member, content, .. } = collected.swap_remove(at);
+        Ok((member, content))
+    }
+
+    fn collect_own(&self, chunk: &Chunk, version: ChunkVersion) -> Result<(Held, Content)> {
+        chunk.with(|state| {
+            let held = state.replica(chunk.handle)?.collect(version)?;
+            let content = self.store.content(chunk.handle).map_err(|error| self.wire(&error))?;
+            Ok((held, content))
+        })
+    }
+
+    async fn collect_from(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        member: &Peer,
+    ) -> Result<Collected> {
+        let cluster = self.identity()?.0.to_string();
+        let request = pb::CollectRequest {
+            cluster,
+            server: member.server.raw(),
+            handle: handle.raw(),
+            version: version.raw(),
+        };
+        let reply = self
+            .ask(handle, member, COLLECT_TIMEOUT, move |mut peer| {
+                let request = request.clone();
+                async move { peer.collect(request).await.map(tonic::Response::into_inner) }.boxed()
+            })
+            .await?;
+        let content: Content = reply.content.unwrap_or_default().into();
+        let held = Held {
+            version,
+            adopted: ChunkVersion::from_raw(reply.adopted),
+            end: Position { serial: content.serial, length: content.length, sealed: content.sealed },
+            partial: reply.partial,
+            corrupt: false,
+        };
+        Ok(Collected { member: member.clone(), held, content })
+    }
+
+    async fn have_adopted(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        member: &Peer,
+        us: ServerId,
+        content: &Content,
+    ) -> Result<()> {
+        let cluster = self.identity()?.0.to_string();
+        let primary = self.own_peer(handle, us)?;
+        let request = pb::AdoptRequest {
+            cluster,
+            server: member.server.raw(),
+            handle: handle.raw(),
+            version: version.raw(),
+            content: Some(content.into()),
+            primary: Some((&primary).into()),
+        };
+        self.ask(handle, member, ADOPT_TIMEOUT, move |mut peer| {
+            let request = request.clone();
+            async move { peer.adopt(request).await.map(drop) }.boxed()
+        })
+        .await
+    }
+
+    /// This server as the members of the grant know it.
+    fn own_peer(&self, handle: ChunkHandle, us: ServerId) -> Result<Peer> {
+        let chunk = self.chunk(handle)?;
+        let peer = chunk.quick(|state| {
+            let grant = state.replica(handle)?.grant();
+            Ok::<_, Error>(grant.and_then(|grant| grant.members.iter().find(|m| m.server == us).cloned()))
+        })?;
+        peer.ok_or_else(|| Error::internal("a primary that is no member"))
+    }
+
+    /// Asks a member, again if it is busy or out of reach for a moment.
+    async fn ask<T>(
+        &self,
+        handle: ChunkHandle,
+        member: &Peer,
+        patience: Duration,
+        call: impl Fn(Client) -> BoxFuture<'static, std::result::Result<T, tonic::Status>> + Send + Sync,
+    ) -> Result<T> {
+        let mut repeats = 0;
+        loop {
+            let result = match timeout(patience, call(self.peer(&member.address)?)).await {
+                Ok(result) => result.map_err(Error::from),
+                Err(_) => Err(Error::MemberFailed { handle, server: member.server }),
+            };
+            match result {
+                Err(error) if error.retry() == Retry::Later && repeats < REPEATS_MAX => {
+                    tracing::debug!(server = %member.server, %error, "asked again");
+                    repeats += 1;
+                    tokio::time::sleep(REPEAT_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::debug!(server = %member.server, %error, "member failed to answer");
+                    return Err(Error::MemberFailed { handle, server: member.server });
+                }
+                Ok(reply) => return Ok(reply),
+            }
+        }
+    }
+
+    // ---- at the members ----
+
+    /// Grant step 3, at a member.
+    pub(crate) fn collect(&self, request: &pb::CollectRequest) -> Result<pb::CollectReply> {
+        self.meant(&request.cluster, request.server)?;
+        let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
+        let (held, content) = self.collect_own(&chunk, ChunkVersion::from_raw(request.version))?;
+        Ok(pb::CollectReply {
+            content: Some((&content).into()),
+            partial: held.partial || held.corrupt,
+            adopted: held.adopted.raw(),
+        })
+    }
+
+    /// Grant step 4, at a member: answers when the content is here, durably.
+    pub(crate) async fn adopt(self: &Arc<Self>, request: pb::AdoptRequest) -> Result<()> {
+        self.meant(&request.cluster, request.server)?;
+        let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
+        let version = ChunkVersion::from_raw(request.version);
+        let content = request.content.ok_or_else(|| Error::bad_argument("no content"))?;
+        let primary = request.primary.ok_or_else(|| Error::bad_argument("no primary"))?;
+        let primary = Peer::from(&primary);
+        // A task of its own: the copy goes on if the caller has gone, and its repeat finds it done.
+        let server = self.clone();
+        let work = async move { server.take_over(&chunk, version, content.into(), Some(&primary)).await };
+        tokio::spawn(work.in_current_span())
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("the adoption was given up")))
+    }
+
+    /// Makes `content` this replica's, with the bytes that differ from `source`; durable when this returns.
+    async fn take_over(
+        &self,
+        chunk: &Chunk,
+        version: ChunkVersion,
+        content: Content,
+        source: Option<&Peer>,
+    ) -> Result<()> {
+        let begun = chunk.with(|state| {
+            if state.replica(chunk.handle)?.adopt(version)? == Step::Done {
+                return Ok(None);
+            }
+            if state.adopting {
+                return Err(Error::Busy { what: format!("the adoption of {}", chunk.handle) });
+            }
+            let before = self.store.content(chunk.handle).map_err(|error| self.wire(&error))?;
+            let adoption = self.store.adopt(chunk.handle, version, content.clone());
+            let adoption = adoption.map_err(|error| self.wire(&error))?;
+            state.adopting = true;
+            Ok(Some((adoption, same(&before, &content))))
+        })?;
+        let Some((mut adoption, same)) = begun else { return Ok(()) };
+        let fetched = self.fetch_missing(chunk.handle, version, &mut adoption, source).await;
+        chunk.with(|state| {
+            state.adopting = false;
+            fetched?;
+            // A newer version may have come in the meantime: then the store refuses, too.
+            if state.replica(chunk.handle)?.adopt(version)? == Step::Done {
+                return Ok(());
+            }
+            let adopted = held(&adoption.commit().map_err(|error| self.wire(&error))?);
+            state.replica(chunk.handle)?.adopted(adopted, same);
+            state.changed();
+            self.note(chunk.handle, Change::Changed);
+            Ok(())
+        })
+    }
+
+    async fn fetch_missing(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        adoption: &mut Adoption,
+        source: Option<&Peer>,
+    ) -> Result<()> {
+        let missing = adoption.missing();
+        let pieces = missing.into_iter().flat_map(|range| {
+            range.clone().step_by(FETCH_BYTES as usize).map(move |offset| Range {
+                handle,
+                version,
+                offset,
+                length: (range.end - offset).min(FETCH_BYTES),
+            })
+        });
+        let fetches = futures::stream::iter(pieces).map(|range| async move {
+            let source = source
+                .ok_or(Error::Corrupt { handle, block: range.offset / gfs_proto::size::BLOCK_BYTES })?;
+            let reply = self.links.fetch(source, &range, FETCH_TIMEOUT).await?;
+            Ok::<_, Error>((range.offset, reply.bytes))
+        });
+        fetches
+            .buffered(FETCHES)
+            .try_for_each(|(offset, bytes)| {
+                let written = blocking(|| adoption.write(offset, &bytes)).map_err(|error| self.wire(&error));
+                async move { written }
+            })
+            .await
+    }
+}
+
+/// Whether two contents are the same, whatever the order of mutations that led to them.
+fn same(before: &Content, after: &Content) -> bool {
+    before.length == after.length
+        && before.sealed == after.sealed
+        && before.block_crcs == after.block_crcs
+        && before.requests == after.requests
+}

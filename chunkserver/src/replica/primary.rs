@@ -1,0 +1,227 @@
+//! The active primary of a chunk: order, acknowledgements, commit (GFS §3.1).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gfs_proto::Error;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial, ServerId};
+use gfs_proto::size::ChunkBytes;
+
+use super::Grant;
+
+/// Most request ids that a chunk takes: appends seal it there, as if it were full.
+pub(crate) const REQUESTS_MAX: usize = 60_000;
+/// Most mutations of one chunk that are in flight.
+pub(crate) const OPEN_MAX: usize = 1024;
+
+/// What a client asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wish {
+    /// Bytes at this offset.
+    Write(u32),
+    /// Bytes wherever they fit.
+    Append,
+    /// No bytes: everything before it becomes durable.
+    Sync,
+}
+
+/// What is ordered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Bytes at an offset that the client chose.
+    Write,
+    /// Bytes at an offset that the primary chose.
+    Append,
+    /// No more appends.
+    Seal,
+    /// No bytes: everything before it becomes durable.
+    Sync,
+}
+
+/// A mutation with its place in the order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Order {
+    /// Its place.
+    pub(crate) serial: Serial,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// First byte.
+    pub(crate) offset: u32,
+    /// Number of bytes.
+    pub(crate) length: u32,
+    /// The client's name for it; `None` for a seal.
+    pub(crate) request: Option<RequestId>,
+}
+
+/// What became of a request that is in the chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Outcome {
+    /// First byte.
+    pub(crate) offset: u32,
+    /// The mutation's serial if it may not be committed yet; zero for what was there at activation.
+    pub(crate) serial: Serial,
+}
+
+/// What the primary decides about a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Decision {
+    /// It is in the chunk: answer this once it is committed.
+    Known(Outcome),
+    /// It is new: apply and forward this, answer once it is committed.
+    Ordered(Order),
+    /// It does not fit and nobody sealed the chunk yet: order this, and once it is committed send the client on.
+    Seal(Order),
+    /// It goes to the next chunk, once this seal is committed.
+    Sealed(Serial),
+}
+
+/// A request as a client made it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Request {
+    /// Its name.
+    pub(crate) id: RequestId,
+    /// What is wished.
+    pub(crate) wish: Wish,
+    /// Number of bytes.
+    pub(crate) length: u32,
+}
+
+/// The primary's side of a grant.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    writer: bool,
+    chunk_bytes: ChunkBytes,
+    members: BTreeSet<ServerId>,
+    /// Requests ordered at this version and not yet committed; the rest is in the store.
+    requests: BTreeMap<RequestId, Outcome>,
+    /// Number of request ids in the chunk.
+    request_count: usize,
+    /// For each mutation in flight the members that have not acknowledged it.
+    missing: BTreeMap<Serial, BTreeSet<ServerId>>,
+    committed: Serial,
+    sealed: Option<Serial>,
+    failed: Option<ServerId>,
+}
+
+impl Primary {
+    pub(super) fn new(grant: &Grant, sealed: bool, request_count: usize) -> Self {
+        Self {
+            writer: grant.writer,
+            chunk_bytes: grant.chunk_bytes,
+            members: grant.members.iter().map(|member| member.server).collect(),
+            requests: BTreeMap::new(),
+            request_count,
+            missing: BTreeMap::new(),
+            committed: Serial::default(),
+            sealed: sealed.then(Serial::default),
+            failed: None,
+        }
+    }
+
+    /// Everything up to here is on all members.
+    pub(crate) fn committed(&self) -> Serial {
+        self.committed
+    }
+
+    /// The member that failed: nothing is ordered or acknowledged any more.
+    pub(crate) fn failed(&self) -> Option<ServerId> {
+        self.failed
+    }
+
+    /// Whether, and from which serial on, the chunk takes no more appends.
+    pub(crate) fn sealed(&self) -> Option<Serial> {
+        self.sealed
+    }
+
+    /// What is known of a request. `recorded` is the offset that the store has for it.
+    pub(crate) fn outcome(&self, id: RequestId, recorded: Option<u32>) -> Option<Outcome> {
+        // Guard ids_not_content: the store's ids came with the content, whichever primary ordered them.
+        let recorded = recorded.map(|offset| Outcome { offset, serial: Serial::default() });
+        self.requests.get(&id).copied().or(recorded)
+    }
+
+    pub(super) fn decide(
+        &self,
+        at: (ChunkHandle, ChunkVersion),
+        request: Request,
+        recorded: Option<u32>,
+        end: super::Position,
+    ) -> Result<Decision, Error> {
+        let Request { id, wish, length } = request;
+        // A sync is harmless to repeat, and has nothing to remember.
+        if let Some(outcome) = self.outcome(id, recorded).filter(|_| wish != Wish::Sync) {
+            return Ok(Decision::Known(outcome));
+        }
+        if !self.writer {
+            return Err(Error::NotPrimary { handle: at.0, version: at.1 });
+        }
+        if let Some(server) = self.failed {
+            return Err(Error::MemberFailed { handle: at.0, server });
+        }
+        if self.missing.len() >= OPEN_MAX {
+            return Err(Error::Busy { what: format!("the primary's queue for {}", at.0) });
+        }
+        let serial = end.serial.next();
+        let order = |kind, offset, request| Order { serial, kind, offset, length, request };
+        let fits = |offset: u32| u64::from(offset) + u64::from(length) <= self.chunk_bytes.raw().into();
+        let room = self.request_count < REQUESTS_MAX;
+        let record_max = self.chunk_bytes.record_bytes_max();
+        match wish {
+            Wish::Sync => Ok(Decision::Ordered(Order { length: 0, ..order(Kind::Sync, end.length, None) })),
+            Wish::Write(offset) if !fits(offset) => {
+                Err(Error::bad_argument("the write ends behind the end of the chunk"))
+            }
+            // A sealed chunk still takes writes at an offset: the seal ends appends, whose clients went on to the
+            // next chunk; a write has no other place to go.
+            Wish::Write(offset) if room => Ok(Decision::Ordered(order(Kind::Write, offset, Some(id)))),
+            Wish::Write(_) => Err(Error::Busy { what: format!("the request table of {}", at.0) }),
+            Wish::Append if length > record_max => {
+                Err(Error::TooLarge { what: "record".into(), size: length.into(), limit: record_max.into() })
+            }
+            Wish::Append => match self.sealed {
+                Some(seal) => Ok(Decision::Sealed(seal)),
+                None if room && fits(end.length) => {
+                    Ok(Decision::Ordered(order(Kind::Append, end.length, Some(id))))
+                }
+                None => Ok(Decision::Seal(Order { length: 0, ..order(Kind::Seal, end.length, None) })),
+            },
+        }
+    }
+
+    pub(super) fn ordered(&mut self, order: &Order) {
+        if let Some(id) = order.request {
+            self.requests.insert(id, Outcome { offset: order.offset, serial: order.serial });
+            self.request_count += 1;
+        }
+        if order.kind == Kind::Seal {
+            self.sealed = Some(order.serial);
+        }
+        self.missing.insert(order.serial, self.members.clone());
+    }
+
+    /// Takes the acknowledgement of one member, this server included; the new committed serial if it moved.
+    pub(super) fn acknowledged(&mut self, serial: Serial, server: ServerId) -> Option<Serial> {
+        if let Some(missing) = self.missing.get_mut(&serial) {
+            missing.remove(&server);
+        }
+        // Committed is what *all* members have, in order; after a failure nothing more is.
+        if self.failed.is_some() {
+            return None;
+        }
+        let before = self.committed;
+        // Guard ack_early: a mutation is committed when no member's acknowledgement is missing, not one earlier.
+        while let Some(first) = self.missing.first_entry().filter(|first| first.get().is_empty()) {
+            self.committed = *first.key();
+            first.remove();
+        }
+        let committed = self.committed;
+        self.requests.retain(|_, outcome| outcome.serial > committed);
+        (committed > before).then_some(committed)
+    }
+
+    /// Stops all acknowledgements; true if this is the first failure.
+    pub(super) fn fail(&mut self, server: ServerId) -> bool {
+        let first = self.failed.is_none();
+        self.failed.get_or_insert(server);
+        first
+    }
+}

@@ -1,0 +1,96 @@
+//! What a replica knows to be committed of what it holds, and which bytes are not (P3).
+
+use std::collections::VecDeque;
+
+use gfs_proto::id::Serial;
+
+/// A position in the order of a chunk's mutations, and the chunk there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Position {
+    /// Mutations of this version up to here.
+    pub(crate) serial: Serial,
+    /// Bytes.
+    pub(crate) length: u32,
+    /// Whether it takes no more appends.
+    pub(crate) sealed: bool,
+}
+
+/// A mutation that has been applied here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Applied {
+    /// First byte it touched.
+    pub(crate) offset: u32,
+    /// Number of bytes.
+    pub(crate) length: u32,
+    /// The chunk after it.
+    pub(crate) after: Position,
+}
+
+/// How far the content is known to be committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Progress {
+    /// The position before the first open mutation.
+    settled: Position,
+    /// Whether `settled` is known to be committed.
+    known: bool,
+    /// Applied after `settled`, in order, without gaps.
+    open: VecDeque<Applied>,
+}
+
+impl Progress {
+    /// Content at a position; `known` if all of it is known to be committed.
+    pub(crate) fn at(position: Position, known: bool) -> Self {
+        Self { settled: position, known, open: VecDeque::new() }
+    }
+
+    /// The last position applied.
+    pub(crate) fn applied_position(&self) -> Position {
+        self.open.back().map_or(self.settled, |last| last.after)
+    }
+
+    /// The last position known to be committed, if any is.
+    pub(crate) fn committed(&self) -> Option<Position> {
+        self.known.then_some(self.settled)
+    }
+
+    /// Whether all that is held is known to be committed.
+    pub(crate) fn clean(&self) -> bool {
+        self.known && self.open.is_empty()
+    }
+
+    /// Adds a mutation that follows the last one.
+    pub(crate) fn apply(&mut self, applied: Applied) {
+        self.open.push_back(applied);
+    }
+
+    /// Learns that everything up to a serial is committed.
+    pub(crate) fn learn(&mut self, committed: Serial) {
+        // A position below `settled` says nothing about what lies between.
+        if committed < self.settled.serial {
+            return;
+        }
+        self.known = true;
+        while let Some(first) = self.open.front().filter(|first| first.after.serial <= committed) {
+            self.settled = first.after;
+            self.open.pop_front();
+        }
+    }
+
+    /// The last open mutation that changed bytes of a range which readers may already have seen otherwise.
+    pub(crate) fn touched(&self, offset: u32, length: u32) -> Option<Serial> {
+        let end = (u64::from(offset) + u64::from(length)).min(self.settled.length.into());
+        let overlaps = |open: &&Applied| {
+            u64::from(open.offset) < end
+                && u64::from(offset) < u64::from(open.offset) + u64::from(open.length)
+        };
+        self.open.iter().rev().find(overlaps).map(|open| open.after.serial)
+    }
+
+    /// Whether a range lies within the committed bytes and nothing open touches it: then it is the same before and
+    /// after whatever is in flight.
+    pub(crate) fn untouched(&self, offset: u32, length: u32) -> bool {
+        self.known
+            && u64::from(offset) + u64::from(length.max(1)) <= self.settled.length.into()
+            && self.touched(offset, length).is_none()
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the pure replica: scripts in, outcomes out; each guard of protocol.md fails one when it is removed.

@@ -1,0 +1,428 @@
+//! Mutations: the primary orders and forwards them, members apply them in that order (GFS §3.1 steps 4 to 7).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{Shared, join, join_all};
+use gfs_proto::frame::{Head, Kind as FrameKind, Payload};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, Serial, ServerId};
+use gfs_proto::link::Peer;
+use gfs_proto::{Error, Result, Retry, pb};
+use tokio::time::timeout;
+
+use crate::chunk::{Chunk, State};
+use crate::data::{ApplyRequest, WriteRequest};
+use crate::replica::{Decision, Kind, Order, Outcome, Position, Request, Turn, Wish};
+use crate::server::Chunkserver;
+use crate::store::{Durability, Mutation, MutationKind, Ticket};
+
+/// How long a member may take for one mutation before it has failed.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long this server's own disk may take for one mutation before it has failed.
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a forward is repeated after an answer that may be about the connection only, and after which pause.
+const REPEATS_MAX: u32 = 2;
+const REPEAT_PAUSE: Duration = Duration::from_millis(50);
+/// Most acknowledgements that one request waits for before it looks whether it can still come true.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// A mutation that this primary has ordered and applied here.
+struct Sent {
+    order: Order,
+    version: ChunkVersion,
+    ticket: Shared<Ticket>,
+    others: Vec<Peer>,
+    committed: Serial,
+    payload: Payload,
+}
+
+/// What to do about a request once the lock is let go.
+enum Next {
+    Reply(Outcome),
+    Send(Box<Sent>),
+    NextChunk(Serial),
+}
+
+impl Chunkserver {
+    /// A client's mutation: answers when all members have it.
+    pub(crate) async fn mutate_chunk(
+        &self,
+        request: WriteRequest,
+        payload: Result<Payload>,
+    ) -> Result<pb::WriteReplyMeta> {
+        let chunk = self.chunk(request.handle)?;
+        let us = self.identity()?.1;
+        let next = chunk.with(|state| self.order(us, &chunk, state, &request, payload))?;
+        match next {
+            Next::Reply(outcome) => {
+                // Guard retry_acked_at_once: an id that is in the table is acknowledged when it is committed.
+                let committed = self.when_committed(&chunk, request.version, outcome.serial).await?;
+                Ok(reply(outcome.offset, committed))
+            }
+            Next::Send(sent) => {
+                let committed = self.replicate(us, &chunk, &request, &sent).await?;
+                if sent.order.kind == Kind::Seal {
+                    return Err(Error::Sealed { handle: request.handle });
+                }
+                Ok(reply(sent.order.offset, committed))
+            }
+            Next::NextChunk(seal) => {
+                // Guard seal_told_early: the client goes on when the seal is committed. Its id is not in this
+                // chunk (guard next_without_asking): that was looked up first.
+                self.when_committed(&chunk, request.version, seal).await?;
+                Err(Error::Sealed { handle: request.handle })
+            }
+        }
+    }
+
+    /// Decides about a request, and applies it here if it is new. The chunk's lock is held.
+    fn order(
+        &self,
+        us: ServerId,
+        chunk: &Chunk,
+        state: &mut State,
+        asked: &WriteRequest,
+        payload: Result<Payload>,
+    ) -> Result<Next> {
+        let request = wish(asked)?;
+        let recorded = match request.wish {
+            Wish::Sync => None,
+            Wish::Write(_) | Wish::Append => {
+                self.store.outcome(chunk.handle, request.id).map_err(|error| self.wire(&error))?
+            }
+        };
+        let replica = state.replica(chunk.handle)?;
+        let decision = replica.decide(asked.version, request, recorded.map(|outcome| outcome.offset))?;
+        let order = match decision {
+            Decision::Known(outcome) => return Ok(Next::Reply(outcome)),
+            Decision::Sealed(seal) => return Ok(Next::NextChunk(seal)),
+            Decision::Ordered(order) | Decision::Seal(order) => order,
+        };
+        let payload = if order.length == 0 { Payload::default() } else { payload? };
+        if payload.length() != order.length {
+            return Err(Error::bad_argument("the payload is not as long as the request says"));
+        }
+        let mutation = mutation(asked.version, &order, payload.bytes.clone(), asked.durability());
+        let ticket = match self.store.apply(chunk.handle, &mutation) {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                let error = self.wire(&error);
+                self.own_failure(us, chunk, state, asked.version, &error);
+                return Err(error);
+            }
+        };
+        let replica = state.replica(chunk.handle)?;
+        replica.ordered(&order);
+        let committed = replica.primary().map(|primary| primary.committed()).unwrap_or_default();
+        let others = replica.grant().map(|grant| grant.members.clone()).unwrap_or_default();
+        let ticket = state.keep(order.serial, ticket);
+        self.used(chunk.handle, asked.version);
+        Ok(Next::Send(Box::new(Sent {
+            order,
+            version: asked.version,
+            ticket,
+            others: others.into_iter().filter(|member| member.server != us).collect(),
+            committed,
+            payload,
+        })))
+    }
+
+    /// What it means that this primary could not apply a mutation itself: nothing if the request is at fault, else
+    /// that a grant without it is wanted.
+    fn own_failure(
+        &self,
+        us: ServerId,
+        chunk: &Chunk,
+        state: &mut State,
+        version: ChunkVersion,
+        error: &Error,
+    ) {
+        if matches!(error.retry(), Retry::Never | Retry::NextChunk) || matches!(error, Error::Busy { .. }) {
+            return;
+        }
+        if let Error::Corrupt { block, .. } = error {
+            tracing::warn!(handle = %chunk.handle, block, "checksum mismatch before an overwrite");
+            if let Some(replica) = &mut state.replica {
+                replica.mark_corrupt();
+            }
+            self.note(chunk.handle, crate::report::Change::Changed);
+        }
+        self.fail(chunk, state, version, us);
+    }
+
+    /// A member failed: no more acknowledgements at this version, and the leader is told.
+    fn fail(&self, chunk: &Chunk, state: &mut State, version: ChunkVersion, server: ServerId) {
+        let Some(replica) = &mut state.replica else { return };
+        if replica.failed(version, server) {
+            state.changed();
+            self.member_failed(chunk.handle, version, server);
+        }
+    }
+
+    /// Brings an ordered mutation to all members, and returns when it is committed.
+    async fn replicate(
+        &self,
+        us: ServerId,
+        chunk: &Chunk,
+        request: &WriteRequest,
+        sent: &Sent,
+    ) -> Result<Position> {
+        let own = async {
+            let durable = timeout(DISK_TIMEOUT, sent.ticket.clone()).await;
+            self.answered(chunk, sent, us, matches!(durable, Ok(Ok(()))));
+        };
+        let forwards = sent.others.iter().map(|member| async {
+            let result = self.forward(member, request, sent).await;
+            if let Err(error) = &result {
+                tracing::debug!(handle = %chunk.handle, server = %member.server, %error, "forward failed");
+            }
+            self.answered(chunk, sent, member.server, result.is_ok());
+        });
+        // Ends early if another member fails: then no answer matters any more. Never because the client has
+        // no more patience: the others' mutations stand behind this one.
+        let all = join(own, join_all(forwards));
+        let committed = self.when_committed(chunk, sent.version, sent.order.serial);
+        tokio::pin!(all, committed);
+        tokio::select! {
+            biased;
+            result = &mut committed => result,
+            _ = &mut all => committed.await,
+        }
+    }
+
+    /// Takes a member's answer to a mutation.
+    fn answered(&self, chunk: &Chunk, sent: &Sent, server: ServerId, good: bool) {
+        chunk.quick(|state| {
+            if !good {
+                self.fail(chunk, state, sent.version, server);
+                return;
+            }
+            let Some(replica) = &mut state.replica else { return };
+            if let Some(committed) = replica.acknowledged(sent.version, sent.order.serial, server) {
+                state.commits.wake(committed);
+                self.committed_more(chunk.handle);
+            }
+        });
+    }
+
+    /// Sends a mutation to one member until it answers or has failed.
+    async fn forward(&self, member: &Peer, request: &WriteRequest, sent: &Sent) -> Result<()> {
+        let order = &sent.order;
+        let mut meta = pb::ApplyMeta {
+            serial: order.serial.raw(),
+            committed_serial: sent.committed.raw(),
+            kind: kind_to_wire(order.kind).into(),
+            request: order.request.map(Into::into),
+            data_id: Vec::new().into(),
+            durability: request.durability.into(),
+            length: order.length,
+        };
+        if let Some(data) = request.data.filter(|_| order.length > 0) {
+            meta.data_id = data.bytes().to_vec().into();
+        }
+        let mut head = Head::new(FrameKind::Apply, 0).of_chunk(request.handle, sent.version);
+        head.offset = order.offset;
+        let attempts = async {
+            let mut repeats = 0;
+            loop {
+                let call =
+                    self.links.apply(member, head.clone(), &meta, Some(&sent.payload), FORWARD_TIMEOUT);
+                match call.await {
+                    Ok(_) => return Ok(()),
+                    // Its buffer has thrown the data away (T42): it goes along this time.
+                    Err(Error::DataUnknown { .. }) if !meta.data_id.is_empty() => {
+                        meta.data_id = Vec::new().into();
+                    }
+                    // Harmless to repeat: the serial says what was done before.
+                    Err(error) if error.retry() == Retry::Later && repeats < REPEATS_MAX => {
+                        repeats += 1;
+                        tokio::time::sleep(REPEAT_PAUSE).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        timeout(FORWARD_TIMEOUT, attempts)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable(format!("{} does not answer", member.address))))
+    }
+
+    /// Waits until this primary has committed a serial; the committed position then.
+    pub(crate) async fn when_committed(
+        &self,
+        chunk: &Chunk,
+        version: ChunkVersion,
+        serial: Serial,
+    ) -> Result<Position> {
+        let handle = chunk.handle;
+        loop {
+            let waiting = chunk.quick(|state| {
+                let replica = state.replica(handle)?;
+                let here = replica.held().version;
+                let primary = replica.primary().filter(|_| here == version);
+                let primary = primary.ok_or(Error::NotPrimary { handle, version })?;
+                if serial <= primary.committed() {
+                    return Ok(Ok(replica.progress().committed().unwrap_or_default()));
+                }
+                if let Some(server) = primary.failed() {
+                    return Err(Error::MemberFailed { handle, server });
+                }
+                Ok(Err(state.commits.wait(serial)))
+            })?;
+            match waiting {
+                Ok(position) => return Ok(position),
+                // Woken, or everything has changed: either way, look again.
+                Err(woken) => drop(timeout(WAIT_MAX, woken).await),
+            }
+        }
+    }
+
+    /// An ordered mutation of the primary: answers when it is as durable here as it wants to be.
+    pub(crate) async fn apply_ordered(&self, request: ApplyRequest, payload: Result<Payload>) -> Result<()> {
+        let chunk = self.chunk(request.handle)?;
+        let mut payload = Some(payload);
+        let in_time = async {
+            loop {
+                let turn = chunk.with(|state| self.take_turn(&chunk, state, &request, &mut payload))?;
+                match turn {
+                    Ok(ticket) => return Ok(ticket),
+                    Err(woken) => drop(woken.await),
+                }
+            }
+        };
+        let waited = timeout(request.patience.min(FORWARD_TIMEOUT), in_time).await;
+        let ticket: Option<Shared<Ticket>> = waited.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!(
+                "{}: a mutation before {} is missing",
+                chunk.handle, request.serial
+            )))
+        })?;
+        match ticket {
+            Some(ticket) => ticket.await.map_err(|error| self.wire(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Applies a mutation if it is its turn, else says what to wait for. The chunk's lock is held.
+    fn take_turn(
+        &self,
+        chunk: &Chunk,
+        state: &mut State,
+        request: &ApplyRequest,
+        payload: &mut Option<Result<Payload>>,
+    ) -> Result<Result<Option<Shared<Ticket>>, tokio::sync::oneshot::Receiver<()>>> {
+        let replica = state.replica(chunk.handle)?;
+        let turn = replica.turn(request.version, request.serial)?;
+        replica.learn(request.version, request.committed);
+        self.committed_more(chunk.handle);
+        match turn {
+            Turn::Repeated => return Ok(Ok(state.ticket(request.serial))),
+            Turn::After(before) => return Ok(Err(state.turns.wait(before))),
+            Turn::Now => {}
+        }
+        let order = order_from_wire(request)?;
+        let payload = match payload.take() {
+            Some(payload) if order.length > 0 => payload?,
+            Some(_) | None => Payload::default(),
+        };
+        if payload.length() != order.length {
+            return Err(Error::bad_argument("the payload is not as long as the order says"));
+        }
+        let mutation = mutation(request.version, &order, payload.bytes, request.durability.into());
+        let ticket = self.store.apply(chunk.handle, &mutation).map_err(|error| self.wire(&error))?;
+        if let Some(replica) = &mut state.replica {
+            replica.applied(&order);
+        }
+        state.turns.wake(order.serial);
+        Ok(Ok(Some(state.keep(order.serial, ticket))))
+    }
+
+    /// What became of a client's request, as only the active primary knows.
+    pub(crate) async fn outcome_of(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        request: gfs_proto::id::RequestId,
+    ) -> Result<pb::OutcomeReplyMeta> {
+        let chunk = self.chunk(handle)?;
+        let (outcome, seal) = chunk.with(|state| {
+            let recorded = self.store.outcome(handle, request).map_err(|error| self.wire(&error))?;
+            state.replica(handle)?.outcome(version, request, recorded.map(|outcome| outcome.offset))
+        })?;
+        // Neither is told before it is committed (guards retry_acked_at_once, seal_told_early).
+        let serial = outcome.map(|outcome| outcome.serial).or(seal).unwrap_or_default();
+        self.when_committed(&chunk, version, serial).await?;
+        Ok(pb::OutcomeReplyMeta { offset: outcome.map(|outcome| outcome.offset), sealed: seal.is_some() })
+    }
+}
+
+fn reply(offset: u32, committed: Position) -> pb::WriteReplyMeta {
+    pb::WriteReplyMeta { offset, committed_length: committed.length }
+}
+
+/// A client's request in the words of the pure part.
+fn wish(request: &WriteRequest) -> Result<Request> {
+    let wish = match request.kind {
+        pb::MutationKind::Write => Wish::Write(request.offset),
+        pb::MutationKind::Append => Wish::Append,
+        pb::MutationKind::Sync => Wish::Sync,
+        pb::MutationKind::Seal | pb::MutationKind::Unspecified => {
+            return Err(Error::bad_argument("not a client's mutation"));
+        }
+    };
+    if wish != Wish::Sync && request.length == 0 {
+        return Err(Error::bad_argument("a mutation of no bytes"));
+    }
+    if wish != Wish::Sync && request.request == gfs_proto::id::RequestId::default() {
+        return Err(Error::bad_argument("a mutation without a request id"));
+    }
+    Ok(Request { id: request.request, wish, length: request.length })
+}
+
+impl WriteRequest {
+    fn durability(&self) -> Durability {
+        self.durability.into()
+    }
+}
+
+fn mutation(version: ChunkVersion, order: &Order, data: Bytes, durability: Durability) -> Mutation {
+    Mutation {
+        version,
+        serial: order.serial,
+        kind: match order.kind {
+            Kind::Write => MutationKind::Write { offset: order.offset },
+            Kind::Append => MutationKind::Append,
+            Kind::Seal => MutationKind::Seal,
+            Kind::Sync => MutationKind::Sync,
+        },
+        data,
+        request: order.request,
+        durability,
+    }
+}
+
+fn kind_to_wire(kind: Kind) -> pb::MutationKind {
+    match kind {
+        Kind::Write => pb::MutationKind::Write,
+        Kind::Append => pb::MutationKind::Append,
+        Kind::Seal => pb::MutationKind::Seal,
+        Kind::Sync => pb::MutationKind::Sync,
+    }
+}
+
+fn order_from_wire(request: &ApplyRequest) -> Result<Order> {
+    let kind = match request.kind {
+        pb::MutationKind::Write => Kind::Write,
+        pb::MutationKind::Append => Kind::Append,
+        pb::MutationKind::Seal => Kind::Seal,
+        pb::MutationKind::Sync => Kind::Sync,
+        pb::MutationKind::Unspecified => return Err(Error::bad_argument("an order of no kind")),
+    };
+    Ok(Order {
+        serial: request.serial,
+        kind,
+        offset: request.offset,
+        length: request.length,
+        request: request.request,
+    })
+}
