@@ -302,6 +302,7 @@ macro_rules! tagged {
             }
             /// Every tag in use, with the name of its variant.
             #[cfg(test)]
+            #[allow(dead_code, reason = "small enums are in the golden bytes of what has them")]
             pub(crate) const TAGS: &[(u8, &str)] = &[$(($tag, stringify!($variant)),)*];
         }
         impl $crate::state::codec::Field for $name {
@@ -358,6 +359,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::state::tests::config(200))]
+
         #[test]
         fn what_decodes_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Ok(value) = decode::<(Vec<(u64, bool)>, Option<String>)>(&bytes) {

@@ -17,7 +17,8 @@ record! {
     pub struct Proposal {
         /// Names a client's mutation, so that a repeat gets the first answer; `None` for the leader's own.
         request: Option<RequestId>,
-        /// The client has every answer below this sequence: they need not be kept.
+        /// The client has every answer below this sequence, so they need not be kept; with a request or a
+        /// renewal of its session.
         first_unacked: u64,
         /// The leader's wall clock when it proposed.
         now: UnixMs,

@@ -272,8 +272,8 @@ impl fmt::Display for Chunk {
         write!(f, "{handle} {version} confirmed {confirmed} on {members:?}")?;
         if let Some(Pending { members, base, primary, writer, fresh, .. }) = &self.pending {
             let kind = if *fresh { "fresh " } else { "" };
-            let use_ = if *writer { "grant" } else { "revocation" };
-            write!(f, ", pending {kind}{use_} to {members:?} base {base:?} primary {primary}")?;
+            let purpose = if *writer { "grant" } else { "revocation" };
+            write!(f, ", pending {kind}{purpose} to {members:?} base {base:?} primary {primary}")?;
         }
         if let Some(Lease { primary, expires_at }) = &self.lease {
             write!(f, ", leased to {primary} until {expires_at}")?;

@@ -19,6 +19,9 @@ pub mod session;
 pub mod table;
 mod trash;
 
+#[cfg(test)]
+mod tests;
+
 use gfs_proto::id::{ChunkHandle, LogIndex};
 use gfs_proto::time::UnixMs;
 
@@ -79,7 +82,7 @@ fn decide(view: &dyn View, index: LogIndex, proposal: &Proposal) -> Result<Outco
         return Ok(Outcome { writes: overlay.into_writes(), decided_at, reply, touched: Vec::new() });
     }
     let mut change = Change::new(&overlay, index, now);
-    let reply = run(&mut change, &proposal.command);
+    let reply = run(&mut change, proposal);
     let mut touched = Vec::new();
     match &reply {
         Ok(_) => {
@@ -109,8 +112,8 @@ fn tick(overlay: &mut Overlay<'_>, proposal: &Proposal) -> Result<UnixMs, Reject
     Ok(clock.max(proposal.now))
 }
 
-fn run(change: &mut Change<'_>, command: &Command) -> Result<Applied, Rejected> {
-    match command {
+fn run(change: &mut Change<'_>, proposal: &Proposal) -> Result<Applied, Rejected> {
+    match &proposal.command {
         &Command::Bootstrap {
             cluster,
             chunk_bytes,
@@ -127,7 +130,7 @@ fn run(change: &mut Change<'_>, command: &Command) -> Result<Applied, Rejected> 
             member::bootstrap(change, &settings, &first)
         }
         Command::OpenSession { nonce } => session::open(change, *nonce),
-        Command::RenewSession { client } => session::renew(change, *client),
+        Command::RenewSession { client } => session::renew(change, *client, proposal.first_unacked),
         Command::ExpireSessions { limit } => session::expire(change, *limit),
         Command::Mkdir { path, parents } => namespace::mkdir(change, path, *parents),
         Command::Create { path, replication } => namespace::create(change, path, *replication),

@@ -93,12 +93,21 @@ pub(crate) fn open(change: &mut Change<'_>, nonce: [u8; 16]) -> Result<Applied, 
     Ok(Applied::SessionOpened { client, expires_at })
 }
 
-/// Keeps a session alive.
-pub(crate) fn renew(change: &mut Change<'_>, client: ClientId) -> Result<Applied, Rejected> {
+/// Keeps a session alive, and forgets the answers that its client has.
+pub(crate) fn renew(
+    change: &mut Change<'_>,
+    client: ClientId,
+    first_unacked: u64,
+) -> Result<Applied, Rejected> {
     let old = read::session(change.view(), client)?;
+    let first_unacked = first_unacked.max(old.first_unacked);
+    for (key, _) in replies(change.view(), &old, &format::reply_key(client, first_unacked)) {
+        change.remove_reply(key);
+    }
     let expires_at = renewed(change.view(), &old, change.now())?;
-    if expires_at != old.expires_at {
-        change.put_session(&old, &Session { expires_at, ..old.clone() });
+    let new = Session { expires_at, first_unacked, ..old.clone() };
+    if new != old {
+        change.put_session(&old, &new);
     }
     Ok(Applied::SessionRenewed { expires_at })
 }

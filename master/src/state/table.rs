@@ -54,9 +54,12 @@ pub trait View {
     fn scan(&self, table: Table, from: &[u8], until: &[u8], limit: usize) -> Vec<Row>;
 }
 
-/// What a command changes: per key the new value, or `None` for a removal. In order of table and key.
+/// The new value of a key, or `None` for a removal.
+type Changed = Option<Vec<u8>>;
+
+/// What a command changes, in order of table and key.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Writes(BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>);
+pub struct Writes(BTreeMap<(Table, Vec<u8>), Changed>);
 
 impl Writes {
     /// The changes in order.
@@ -110,7 +113,7 @@ impl<'a> Overlay<'a> {
         table: Table,
         from: &[u8],
         until: &[u8],
-    ) -> Option<btree_map::Range<'_, (Table, Vec<u8>), Option<Vec<u8>>>> {
+    ) -> Option<btree_map::Range<'_, (Table, Vec<u8>), Changed>> {
         // BTreeMap::range panics on a range that ends before it begins.
         (from < until).then(|| self.writes.0.range((table, from.to_vec())..(table, until.to_vec())))
     }
@@ -193,6 +196,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::state::tests::config(200))]
+
         #[test]
         fn a_stack_of_overlays_reads_as_if_it_were_written(
             first in proptest::collection::vec(change(), 0..20),
