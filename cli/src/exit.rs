@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use gfs_proto::{Error, Retry};
 
+use crate::telemetry::Verbosity;
+
 /// Done.
 pub(crate) const OK: u8 = 0;
 /// Another failure.
@@ -110,12 +112,15 @@ pub(crate) fn next_step(error: &anyhow::Error) -> Option<&'static str> {
 }
 
 /// Says what went wrong on the standard error, and ends the process with its code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error, verbosity: Verbosity) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::from(OTHER);
     }
     eprintln!("gfs: {error:#}");
-    if let Some(step) = next_step(error) {
+    // The steps are a user's; a server's reader has its log.
+    if verbosity == Verbosity::Command
+        && let Some(step) = next_step(error)
+    {
         eprintln!("     {step}");
     }
     ExitCode::from(code_of(error))

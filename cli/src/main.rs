@@ -18,16 +18,18 @@ use crate::args::{Cli, Command};
 use crate::telemetry::Verbosity;
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    let server = matches!(cli.command, Command::Master(_) | Command::Chunkserver(_) | Command::Dev(_));
+    let verbosity = if server { Verbosity::Server } else { Verbosity::Command };
+    match run(cli, verbosity) {
         Ok(()) => ExitCode::from(exit::OK),
-        Err(error) => exit::report(&error),
+        Err(error) => exit::report(&error, verbosity),
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
-    let server = matches!(cli.command, Command::Master(_) | Command::Chunkserver(_) | Command::Dev(_));
-    telemetry::start(if server { Verbosity::Server } else { Verbosity::Command })?;
-    if server {
+fn run(cli: Cli, verbosity: Verbosity) -> Result<()> {
+    telemetry::start(verbosity)?;
+    if verbosity == Verbosity::Server {
         parent::follow()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
