@@ -6,6 +6,7 @@
 
 mod cluster;
 mod config;
+pub mod identity;
 mod leader;
 mod plan;
 pub mod raft;

@@ -8,7 +8,23 @@
 //! Nothing of openraft is named outside this module, and no bytes on disk or wire are openraft's own: an
 //! upgrade of it can't change a format (docs/decisions/0001).
 
+mod codec;
+mod fail;
+mod gate;
+mod log;
+mod machine;
+mod members;
+mod message;
+mod network;
 mod node;
+mod poison;
+mod service;
+mod start;
+mod store;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod types;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +32,9 @@ use std::time::Duration;
 use gfs_proto::id::{ChunkHandle, LogIndex, MasterId, Term};
 use gfs_proto::size::ChunkBytes;
 
-pub use node::{Node, ReadView};
+pub use node::Node;
+pub use service::RaftService;
+pub use store::ReadView;
 
 /// How a node with an empty data directory begins; one that has an identity goes on as what it is.
 #[derive(Clone, PartialEq, Eq, Debug)]

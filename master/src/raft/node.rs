@@ -1,57 +1,174 @@
 //! One member of the master group, as the rest of the master sees it.
 
-use gfs_proto::id::{ClusterId, LogIndex, MasterId, Uuid};
-use gfs_proto::{Environment, Error, Result, pb};
-use tokio::sync::{broadcast, watch};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use gfs_proto::id::{ClusterId, LogIndex, MasterId, Term, Uuid};
+use gfs_proto::size::MESSAGE_BYTES_MAX;
+use gfs_proto::{Environment, Error, Result, pb};
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::gate::Gate;
+use super::log;
+use super::machine::Feeds;
+use super::members::{self, CARE_PERIOD, Looks, Members};
+use super::network::Network;
+use super::poison::Poison;
+use super::service::RaftService;
+use super::start;
+use super::store::{ReadView, StateStore};
+use super::types::{Metrics, Operation, Raft, TypeConfig};
 use super::{Leadership, Member, NodeConfig, Origin, ReadIndex, Touched};
-use crate::state::{Applied, Proposal, Rejected, Row, Table, View};
+use crate::identity::Home;
+use crate::state::{Applied, Proposal, Rejected};
+
+/// Largest encoded proposal: one entry must not hold up the log (GFS §2.6.3).
+const PROPOSAL_BYTES_MAX: usize = 1 << 20;
+/// Proposals under way at once; more are turned away before they cost anything.
+pub(super) const PROPOSALS_MAX: usize = 8192;
+/// How long a proposal may take before its outcome counts as unknown.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a read index may take to be confirmed, and then to be applied here.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long closing the stores may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running member of the master group. Clones are the same node.
 #[derive(Clone)]
 pub struct Node {
-    leadership: watch::Receiver<Leadership>,
-    touched: broadcast::Sender<Touched>,
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) raft: Raft,
+    pub(super) cluster: ClusterId,
+    pub(super) id: MasterId,
+    pub(super) store: Arc<StateStore>,
+    pub(super) log: Weak<log::Shared>,
+    pub(super) log_poison: Arc<Poison>,
+    pub(super) feeds: Feeds,
+    pub(super) network: Arc<Network>,
+    pub(super) members: Arc<Members>,
+    pub(super) leadership: watch::Receiver<Leadership>,
+    pub(super) stop: CancellationToken,
+    pub(super) read_here: Gate<ReadIndex>,
+    pub(super) read_there: Gate<ReadIndex>,
+    pub(super) admission: Semaphore,
+    /// Last, so that the lock outlives the stores.
+    pub(super) _home: Home,
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Node")
+        write!(f, "Node({})", self.inner.id)
     }
 }
 
-/// The state as of one log index; later entries don't show.
-#[derive(Debug)]
-pub struct ReadView {
-    applied: LogIndex,
-}
-
-impl ReadView {
-    /// The last entry that it contains.
-    pub fn applied(&self) -> LogIndex {
-        self.applied
-    }
-
-    /// Checks that no read so far failed: call it before an answer leaves the process.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] if the disk failed.
-    pub fn check(&self) -> Result<()> {
-        Ok(())
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        // A node that is dropped without a shutdown stops too, a moment later.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let raft = self.raft.clone();
+            runtime.spawn(async move {
+                if let Err(error) = raft.shutdown().await {
+                    tracing::debug!(%error, "raft did not stop cleanly");
+                }
+            });
+        }
     }
 }
 
-impl View for ReadView {
-    fn get(&self, _table: Table, _key: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-    fn scan(&self, _table: Table, _from: &[u8], _until: &[u8], _limit: usize) -> Vec<Row> {
-        Vec::new()
+/// What a caller does when another node must decide.
+pub(super) fn forwarded(forward: &ForwardToLeader<TypeConfig>) -> Error {
+    match forward.reason {
+        ForwardReason::NotLeader => {
+            Error::NotLeader { leader: forward.leader_node.as_ref().map(|node| node.address.clone()) }
+        }
+        ForwardReason::LeadershipTransfer => Error::unavailable("leadership is being handed over"),
+        ForwardReason::LeaseExpired => Error::unavailable("the leader has no quorum now"),
     }
 }
 
-fn not_yet<T>() -> Result<T> {
-    Err(Error::unavailable("consensus is not here yet"))
+/// Puts a proposal into the log and waits for its answer.
+pub(super) async fn propose(
+    raft: &Raft,
+    proposal: &Proposal,
+) -> Result<(LogIndex, Result<Applied, Rejected>)> {
+    let bytes = proposal.encode();
+    if bytes.len() > PROPOSAL_BYTES_MAX {
+        let (size, limit) = (bytes.len() as u64, PROPOSAL_BYTES_MAX as u64);
+        return Err(Error::TooLarge { what: "a command".into(), size, limit });
+    }
+    let write = raft.client_write(Operation(bytes.into()));
+    let written = tokio::time::timeout(PROPOSE_TIMEOUT, write)
+        .await
+        .map_err(|_| Error::unavailable("the log takes long: the outcome is unknown"))?;
+    let answer = written.map_err(|error| match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => forwarded(&forward),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+            Error::unavailable("the leader changed: the outcome is unknown")
+        }
+        RaftError::APIError(error) => Error::unavailable(error),
+        RaftError::Fatal(error) => Error::unavailable(error),
+    })?;
+    let reply = answer.data.state.ok_or_else(|| Error::internal("an entry without an answer"))?;
+    Ok((reply.decided_at, reply.result))
+}
+
+/// Who leads, by these metrics.
+fn leadership(metrics: &Metrics) -> Leadership {
+    let leader = metrics.current_leader.and_then(|id| {
+        let node = metrics.membership_config.get_node(&id)?;
+        Some((MasterId::from_raw(id), node.address.clone()))
+    });
+    let leading = metrics.state.is_leader() && metrics.current_leader == Some(metrics.id);
+    Leadership { leader, term: Term::from_raw(metrics.current_term), leading }
+}
+
+/// Follows openraft's metrics.
+pub(super) async fn follow(raft: Raft, sender: watch::Sender<Leadership>, stop: CancellationToken) {
+    let mut metrics = raft.metrics();
+    loop {
+        // Cloned at once: holding the reference stops openraft.
+        let now = leadership(&metrics.borrow_watched().clone());
+        sender.send_if_modified(|old| {
+            let changed = *old != now;
+            if changed {
+                tracing::info!(leader = ?now.leader, term = %now.term, leading = now.leading, "leadership");
+                *old = now;
+            }
+            changed
+        });
+        let alive = tokio::select! {
+            () = stop.cancelled() => false,
+            changed = metrics.changed() => changed.is_ok(),
+        };
+        if !alive {
+            sender.send_modify(|last| *last = Leadership { leader: None, leading: false, term: last.term });
+            return;
+        }
+    }
+}
+
+/// The leader's care for the group, until `stop`.
+pub(super) async fn care(members: Arc<Members>, stop: CancellationToken) {
+    let mut looks = Looks::default();
+    let mut interval = tokio::time::interval(CARE_PERIOD);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        if let Err(error) = members.care(&mut looks).await {
+            tracing::debug!(%error, "the group has to wait for the next look");
+        }
+    }
 }
 
 impl Node {
@@ -59,146 +176,231 @@ impl Node {
     ///
     /// # Errors
     /// Why the directory is refused, or what stands in the way of bootstrap or join.
-    pub async fn start(_config: NodeConfig, _origin: &Origin, _environment: &Environment) -> Result<Self> {
-        not_yet()
+    pub async fn start(config: NodeConfig, origin: &Origin, environment: &Environment) -> Result<Self> {
+        let inner = start::start(config, origin, environment).await?;
+        Ok(Self { inner: Arc::new(inner) })
     }
+
     /// This node's id.
     pub fn id(&self) -> MasterId {
-        MasterId::from_raw(0)
+        self.inner.id
     }
+
     /// The cluster's id.
     pub fn cluster(&self) -> ClusterId {
-        ClusterId::from_bytes([0; 16])
+        self.inner.cluster
     }
-    /// Puts a command into the log and applies it. Safe to repeat with the same request id.
+
+    /// Puts a command into the log and applies it. Safe to repeat with the same request id. Returns the
+    /// index at which the answer was decided.
     ///
     /// # Errors
-    /// [`Error::NotLeader`] with a hint; [`Error::Busy`] before it was tried; [`Error::Unavailable`] if the outcome is
-    /// unknown: repeat with the same request id.
-    pub async fn propose(&self, _proposal: Proposal) -> Result<(LogIndex, Result<Applied, Rejected>)> {
-        not_yet()
+    /// [`Error::NotLeader`] with a hint; [`Error::Busy`] and [`Error::TooLarge`] before it was tried;
+    /// [`Error::Unavailable`] if the outcome may be unknown: repeat with the same request id.
+    pub async fn propose(&self, proposal: Proposal) -> Result<(LogIndex, Result<Applied, Rejected>)> {
+        let _permit = self
+            .inner
+            .admission
+            .try_acquire()
+            .map_err(|_| Error::Busy { what: "the queue of commands".into() })?;
+        propose(&self.inner.raft, &proposal).await
     }
+
     /// Waits until this node has applied everything that was acknowledged anywhere before this call;
     /// afterwards [`Node::view`] is linearizable. Concurrent calls share one round.
     ///
     /// # Errors
     /// [`Error::NotLeader`] or [`Error::Unavailable`] if no leader with a quorum answers.
     pub async fn read_index(&self) -> Result<LogIndex> {
-        not_yet()
+        let leadership = self.inner.leadership.borrow().clone();
+        let confirmed = match leadership.leader {
+            _ if leadership.leading => self.leader_read_index().await?,
+            Some((_, address)) => self.ask_leader(address).await?,
+            None => return Err(Error::NotLeader { leader: None }),
+        };
+        let mut applied = self.applied();
+        let reached = applied.wait_for(|applied| *applied >= confirmed.index);
+        match tokio::time::timeout(READ_TIMEOUT, reached).await {
+            Ok(Ok(applied)) => Ok(*applied),
+            Ok(Err(_)) => Err(Error::unavailable("this master is stopping")),
+            Err(_) => Err(Error::unavailable(format!("{} is not applied here yet", confirmed.index))),
+        }
     }
+
     /// The leader's side of [`Node::read_index`]: for `Peer.ReadIndex`.
     ///
     /// # Errors
     /// [`Error::NotLeader`] elsewhere, [`Error::Unavailable`] without a quorum.
     pub async fn leader_read_index(&self) -> Result<ReadIndex> {
-        not_yet()
+        let (raft, leader) = (self.inner.raft.clone(), self.inner.id);
+        let round = move || {
+            let raft = raft.clone();
+            async move {
+                // Never by lease: that is unsafe across a fast restart of a follower (openraft).
+                let confirmed = raft.get_read_linearizer(ReadPolicy::ReadIndex);
+                let confirmed = tokio::time::timeout(READ_TIMEOUT, confirmed)
+                    .await
+                    .map_err(|_| Error::unavailable("no quorum answers"))?;
+                let confirmed = confirmed.map_err(|error| match error {
+                    RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                        forwarded(&forward)
+                    }
+                    RaftError::APIError(error) => Error::unavailable(error),
+                    RaftError::Fatal(error) => Error::unavailable(error),
+                })?;
+                let id = confirmed.read_log_id();
+                let term = Term::from_raw(id.committed_leader_id().term);
+                Ok(ReadIndex { term, leader, index: LogIndex::from_raw(id.index()) })
+            }
+        };
+        self.inner.read_here.pass(round).await
     }
+
+    async fn ask_leader(&self, address: String) -> Result<ReadIndex> {
+        let network = self.inner.network.clone();
+        let round = move || {
+            let (network, address) = (network.clone(), address.clone());
+            async move { network.read_index(&address).await }
+        };
+        self.inner.read_there.pass(round).await
+    }
+
     /// The state as it is now here.
     pub fn view(&self) -> ReadView {
-        ReadView { applied: LogIndex::from_raw(0) }
+        self.inner.store.view()
     }
+
     /// The last entry applied here.
     pub fn applied(&self) -> watch::Receiver<LogIndex> {
-        watch::channel(LogIndex::default()).1
+        self.inner.feeds.applied.subscribe()
     }
+
     /// Who leads.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.leadership.clone()
+        self.inner.leadership.clone()
     }
+
     /// What each entry changes from now on; a receiver that falls behind gets `Lagged` and reads anew.
     pub fn touched(&self) -> broadcast::Receiver<Touched> {
-        self.touched.subscribe()
+        self.inner.feeds.touched.subscribe()
     }
+
+    pub(super) fn metrics(&self) -> Metrics {
+        self.inner.raft.metrics().borrow_watched().clone()
+    }
+
     /// The masters and shadows.
     pub fn membership(&self) -> Vec<Member> {
-        Vec::new()
+        members::list(&self.metrics())
     }
+
     /// On the leader: how many entries each other member is behind.
     pub fn lags(&self) -> Vec<(MasterId, u64)> {
-        Vec::new()
+        members::lags(&self.metrics())
     }
+
     /// The leader's side of a join, for `Peer.Join`: allots the id (a repeat returns the same) and adds a
     /// learner, which is promoted once it has caught up, unless it is a shadow.
     ///
     /// # Errors
     /// [`Error::NotLeader`] elsewhere, [`Error::Unavailable`] if unfinished: repeat it.
-    pub async fn join(&self, _uuid: Uuid, _address: &str, _shadow: bool) -> Result<MasterId> {
-        not_yet()
+    pub async fn join(&self, uuid: Uuid, address: &str, shadow: bool) -> Result<MasterId> {
+        self.inner.members.join(uuid, address, shadow).await
     }
+
     /// Adds a member that doesn't vote.
     ///
     /// # Errors
     /// As [`Node::join`].
-    pub async fn add_learner(&self, _id: MasterId, _address: &str, _shadow: bool) -> Result<()> {
-        not_yet()
+    pub async fn add_learner(&self, id: MasterId, address: &str, shadow: bool) -> Result<()> {
+        self.inner.members.add_learner(id, address, shadow).await
     }
+
     /// Lets a learner vote.
     ///
     /// # Errors
     /// As [`Node::join`]; [`Error::NotFound`] if there is no such member.
-    pub async fn promote(&self, _id: MasterId) -> Result<()> {
-        not_yet()
+    pub async fn promote(&self, id: MasterId) -> Result<()> {
+        self.inner.members.promote(id).await
     }
-    /// Takes a member out.
+
+    /// Takes a member out; its process is to be stopped then.
     ///
     /// # Errors
-    /// As [`Node::join`].
-    pub async fn remove(&self, _id: MasterId) -> Result<()> {
-        not_yet()
+    /// As [`Node::join`]; [`Error::BadArgument`] for the last voter.
+    pub async fn remove(&self, id: MasterId) -> Result<()> {
+        self.inner.members.remove(id).await
     }
-    /// Asks this leader to hand over to another voter.
+
+    /// Asks this leader to hand over to another voter; whether it did shows in [`Node::leadership`].
     ///
     /// # Errors
     /// [`Error::NotLeader`] elsewhere.
-    pub async fn transfer(&self, _id: MasterId) -> Result<()> {
-        not_yet()
+    pub async fn transfer(&self, id: MasterId) -> Result<()> {
+        let leadership = self.inner.leadership.borrow().clone();
+        if !leadership.leading {
+            return Err(Error::NotLeader { leader: leadership.leader.map(|(_, address)| address) });
+        }
+        self.inner.raft.trigger().transfer_leader(id.raw()).await.map_err(Error::unavailable)
     }
+
+    /// Builds a checkpoint soon, besides those of the schedule.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the node has stopped.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.inner.raft.trigger().snapshot().await.map_err(Error::unavailable)
+    }
+
     /// The Raft service, to be mounted beside the others.
     pub fn raft_service(&self) -> pb::raft_server::RaftServer<RaftService> {
-        pb::raft_server::RaftServer::new(RaftService)
+        pb::raft_server::RaftServer::new(self.service())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
+
+    pub(super) fn service(&self) -> RaftService {
+        let inner = &self.inner;
+        RaftService::new(inner.raft.clone(), &inner.store, inner.cluster, inner.id.raw())
+    }
+
     /// Waits until the node has failed and can't go on (a disk, a broken promise); the process must exit.
     pub async fn failed(&self) -> Error {
-        std::future::pending().await
+        let mut metrics = self.inner.raft.metrics();
+        let fatal = async {
+            loop {
+                let state = metrics.borrow_watched().running_state.clone();
+                match state {
+                    Err(fatal) if !self.inner.stop.is_cancelled() => return fatal.to_string(),
+                    Ok(()) | Err(_) => {}
+                }
+                if metrics.changed().await.is_err() {
+                    return "raft has stopped".to_owned();
+                }
+            }
+        };
+        let what = tokio::select! {
+            what = self.inner.log_poison.failed() => what,
+            what = self.inner.store.poison.failed() => what,
+            what = fatal => what,
+        };
+        Error::unavailable(format!("this master has failed: {what}"))
     }
-    /// Stops and closes the stores.
-    pub async fn shutdown(&self) {}
-}
 
-/// Serves the other masters' Raft messages.
-#[derive(Debug)]
-pub struct RaftService;
-
-#[tonic::async_trait]
-impl pb::raft_server::Raft for RaftService {
-    async fn append(
-        &self,
-        _request: tonic::Request<pb::RaftMessage>,
-    ) -> Result<tonic::Response<pb::RaftMessage>, tonic::Status> {
-        not_yet().map_err(Into::into)
-    }
-    async fn vote(
-        &self,
-        _request: tonic::Request<pb::RaftMessage>,
-    ) -> Result<tonic::Response<pb::RaftMessage>, tonic::Status> {
-        not_yet().map_err(Into::into)
-    }
-    async fn pre_vote(
-        &self,
-        _request: tonic::Request<pb::RaftMessage>,
-    ) -> Result<tonic::Response<pb::RaftMessage>, tonic::Status> {
-        not_yet().map_err(Into::into)
-    }
-    async fn transfer_leader(
-        &self,
-        _request: tonic::Request<pb::RaftMessage>,
-    ) -> Result<tonic::Response<pb::RaftMessage>, tonic::Status> {
-        not_yet().map_err(Into::into)
-    }
-    async fn install_snapshot(
-        &self,
-        _request: tonic::Request<tonic::Streaming<pb::SnapshotFrame>>,
-    ) -> Result<tonic::Response<pb::RaftMessage>, tonic::Status> {
-        not_yet().map_err(Into::into)
+    /// Stops and closes the log. The state closes when the last clone and the last view are dropped.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        let closed = async {
+            // Its writer still has to write what is queued, and its readers to end.
+            while self.inner.log.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::warn!("the log is still in use");
+        }
     }
 }

@@ -1,0 +1,218 @@
+//! Who belongs to the master group: joining, voting, leaving, and the leader's care for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use gfs_proto::id::{MasterId, Uuid};
+use gfs_proto::{Environment, Error, Result};
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use tokio::sync::Mutex;
+
+use super::Member;
+use super::node::{forwarded, propose};
+use super::types::{MasterNode, Metrics, Raft, TypeConfig};
+use crate::state::{Applied, Command, Proposal};
+
+/// How often the leader looks at the group.
+pub(super) const CARE_PERIOD: Duration = Duration::from_millis(500);
+/// A learner this close behind the leader can vote without holding up commits.
+const PROMOTE_LAG_MAX: u64 = 1000;
+/// Looks in a row at which that must hold, and after which a half-made change counts as abandoned.
+const LOOKS: u32 = 3;
+/// How long one change may take.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Changes the group, one change at a time.
+pub(super) struct Members {
+    raft: Raft,
+    environment: Environment,
+    address: String,
+    /// Held across a change, because two at once may end in a group that nobody wanted.
+    changing: Mutex<()>,
+}
+
+/// What the leader has seen at its last looks.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    near: BTreeMap<u64, u32>,
+    joint: u32,
+}
+
+fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+    match error {
+        RaftError::Fatal(fatal) => Error::unavailable(fatal),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => forwarded(&forward),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+            Error::unavailable("the leader changed")
+        }
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
+            ChangeMembershipError::LearnerNotFound(error) => {
+                Error::NotFound { what: format!("m{}", error.node_id) }
+            }
+            ChangeMembershipError::InProgress(error) => Error::unavailable(error),
+            ChangeMembershipError::UncommittedLeaderLog(error) => Error::unavailable(error),
+            error @ (ChangeMembershipError::EmptyMembership(_)
+            | ChangeMembershipError::UnsupportedMembershipTransition(_)
+            | ChangeMembershipError::NodeMetadataChanged(_)) => Error::bad_argument(error),
+        },
+        RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => Error::unavailable(error),
+    }
+}
+
+/// The group as these metrics show it.
+pub(super) fn list(metrics: &Metrics) -> Vec<Member> {
+    let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+    let member = |(id, node): (&u64, &MasterNode)| Member {
+        id: MasterId::from_raw(*id),
+        address: node.address.clone(),
+        voter: voters.contains(id),
+        shadow: node.shadow,
+    };
+    metrics.membership_config.nodes().map(member).collect()
+}
+
+/// How far behind each other member is; empty unless this node leads.
+pub(super) fn lags(metrics: &Metrics) -> Vec<(MasterId, u64)> {
+    let next = |index: Option<u64>| index.map_or(0, |index| index + 1);
+    let last = next(metrics.last_log_index);
+    let lag = |(id, matching): (&u64, &Option<super::types::LogId>)| {
+        (MasterId::from_raw(*id), last.saturating_sub(next(matching.map(|id| id.index))))
+    };
+    let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+    others.map(lag).collect()
+}
+
+impl Members {
+    pub(super) fn new(raft: Raft, environment: Environment, address: String) -> Self {
+        Self { raft, environment, address, changing: Mutex::new(()) }
+    }
+
+    fn metrics(&self) -> Metrics {
+        // Cloned at once: holding the reference stops openraft.
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    fn find(&self, id: MasterId) -> Option<Member> {
+        list(&self.metrics()).into_iter().find(|member| member.id == id)
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, MasterNode>, retain: bool) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        match tokio::time::timeout(CHANGE_TIMEOUT, self.raft.change_membership(change, retain)).await {
+            Ok(changed) => changed.map(drop).map_err(change_error),
+            Err(_) => Err(Error::unavailable("the change of the group takes long")),
+        }
+    }
+
+    pub(super) async fn join(&self, uuid: Uuid, address: &str, shadow: bool) -> Result<MasterId> {
+        let command = Command::RegisterMaster { uuid, address: address.to_owned(), shadow };
+        let proposal = Proposal::internal(self.environment.clock.wall(), command);
+        let (_, answer) = propose(&self.raft, &proposal).await?;
+        let Applied::MasterRegistered { master } = answer? else {
+            return Err(Error::internal("odd answer to the registration of a master"));
+        };
+        self.add_learner(master, address, shadow).await?;
+        Ok(master)
+    }
+
+    pub(super) async fn add_learner(&self, id: MasterId, address: &str, shadow: bool) -> Result<()> {
+        let node = MasterNode { address: address.to_owned(), shadow };
+        match self.find(id) {
+            Some(member) if member.address == address && member.shadow == shadow => Ok(()),
+            // The directory with this id asks from another address itself: it has moved.
+            Some(_) => self.change(ChangeMembers::SetNodes(BTreeMap::from([(id.raw(), node)])), true).await,
+            None => self.change(ChangeMembers::AddNodes(BTreeMap::from([(id.raw(), node)])), true).await,
+        }
+    }
+
+    pub(super) async fn promote(&self, id: MasterId) -> Result<()> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id.raw()])), true).await
+    }
+
+    pub(super) async fn remove(&self, id: MasterId) -> Result<()> {
+        let members = list(&self.metrics());
+        let Some(member) = members.iter().find(|member| member.id == id) else {
+            return Err(Error::NotFound { what: id.to_string() });
+        };
+        if !member.voter {
+            return self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id.raw()])), false).await;
+        }
+        if members.iter().filter(|member| member.voter).count() == 1 {
+            return Err(Error::bad_argument(format!("{id} is the only voter")));
+        }
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id.raw()])), false).await
+    }
+
+    /// One look of the leader: finishes changes that a dead leader left half made, lets learners vote that
+    /// have caught up, corrects its own address.
+    pub(super) async fn care(&self, looks: &mut Looks) -> Result<()> {
+        let metrics = self.metrics();
+        if metrics.current_leader != Some(metrics.id) || !metrics.state.is_leader() {
+            *looks = Looks::default();
+            return Ok(());
+        }
+        if metrics.membership_config.get_joint_config().len() > 1 {
+            looks.joint += 1;
+            if looks.joint < LOOKS {
+                return Ok(());
+            }
+            tracing::info!("finishing a change of the group that was left half made");
+            return self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await;
+        }
+        looks.joint = 0;
+        self.correct_address(&metrics).await?;
+        for id in looks.ready(&list(&metrics), &lags(&metrics)) {
+            tracing::info!(%id, "a master has caught up and votes from now on");
+            self.promote(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn correct_address(&self, metrics: &Metrics) -> Result<()> {
+        match metrics.membership_config.get_node(&metrics.id) {
+            Some(node) if node.address != self.address => {
+                let node = MasterNode { address: self.address.clone(), shadow: node.shadow };
+                self.change(ChangeMembers::SetNodes(BTreeMap::from([(metrics.id, node)])), true).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Looks {
+    /// The learners that were near the leader's end at some looks in a row.
+    fn ready(&mut self, members: &[Member], lags: &[(MasterId, u64)]) -> Vec<MasterId> {
+        let lags: BTreeMap<MasterId, u64> = lags.iter().copied().collect();
+        let mut near = BTreeMap::new();
+        for member in members.iter().filter(|member| !member.voter && !member.shadow) {
+            if lags.get(&member.id).is_some_and(|lag| *lag < PROMOTE_LAG_MAX) {
+                let id = member.id.raw();
+                near.insert(id, self.near.get(&id).copied().unwrap_or(0) + 1);
+            }
+        }
+        self.near = near;
+        let ready = self.near.iter().filter(|(_, looks)| **looks >= LOOKS);
+        ready.map(|(id, _)| MasterId::from_raw(*id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_learner_that_stays_near_gets_a_vote_and_a_shadow_never() {
+        let member =
+            |id, voter, shadow| Member { id: MasterId::from_raw(id), address: String::new(), voter, shadow };
+        let members = [member(1, true, false), member(2, false, false), member(3, false, true)];
+        let lags = |lag| [(MasterId::from_raw(2), lag), (MasterId::from_raw(3), 0)];
+        let mut looks = Looks::default();
+        let mut seen = Vec::new();
+        for lag in [0, 0, PROMOTE_LAG_MAX, 0, 5, 9] {
+            seen.push(looks.ready(&members, &lags(lag)).len());
+        }
+        assert_eq!(seen, [0, 0, 0, 0, 0, 1]);
+    }
+}

@@ -1,0 +1,237 @@
+//! How a node comes to life: identity, stores, the check between them, openraft, bootstrap or join.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gfs_proto::id::{ClusterId, MasterId};
+use gfs_proto::retry::Backoff;
+use gfs_proto::{Environment, Error, Result, Retry};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::gate::Gate;
+use super::log::LogStore;
+use super::machine::{Feeds, Machine};
+use super::members::Members;
+use super::network::{Factory, Network};
+use super::node::{self, Inner, propose};
+use super::store::StateStore;
+use super::types::{MasterNode, Raft};
+use super::{BootstrapConfig, Leadership, NodeConfig, Origin};
+use crate::identity::{Home, Membership};
+use crate::state::{Command, Proposal, Rejected};
+
+/// Id of the first master of a cluster; the others get the index of the entry that registers them.
+const FIRST: MasterId = MasterId::from_raw(1);
+/// How long an idle client session lives.
+const SESSION: Duration = Duration::from_secs(600);
+/// How long a new cluster may take to decide its first command.
+const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a new member asks to be taken in before it gives up.
+const JOIN_PATIENCE: Duration = Duration::from_secs(120);
+/// After this long without a quorum's answers a leader asks less often, so that others can be elected
+/// (a partial partition of five voters).
+const QUORUM_LOSS_PROBE: Duration = Duration::from_millis(2400);
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// openraft's settings; each differs from its default for a reason.
+fn raft_config(config: &NodeConfig, cluster: ClusterId) -> Result<Config> {
+    let timers = config.timers;
+    let settings = Config {
+        cluster_name: cluster.to_string(),
+        heartbeat_interval: millis(timers.heartbeat),
+        election_timeout_min: millis(timers.election_min),
+        election_timeout_max: millis(timers.election_max),
+        quorum_loss_probe_interval: Some(millis(QUORUM_LOSS_PROBE.max(2 * timers.election_max))),
+        // A node that was cut off does not depose the leader when it comes back.
+        enable_pre_vote: Some(true),
+        // A restarted leader asks for votes like everybody else.
+        enable_leader_restore: Some(false),
+        // A wiped member must not be taken back as if nothing had happened.
+        allow_log_reversion: None,
+        // A ceiling only: the transfer watches its own progress.
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 2048,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_every),
+        max_in_snapshot_log_to_keep: config.log_keep,
+        // Each purge leaves a tombstone in the log's database: few large ones.
+        purge_batch_size: (config.log_keep / 40).clamp(1, 50_000),
+        backoff: "100ms 200ms 400ms ...1s".into(),
+        ..Config::default()
+    };
+    settings.validate().map_err(Error::bad_argument)
+}
+
+/// The stores of one node.
+struct Stores {
+    home: Home,
+    member: Membership,
+    log: LogStore,
+    state: Arc<StateStore>,
+}
+
+/// Runs disk work where it may block.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+fn open(mut home: Home, member: Membership, cache_bytes: usize) -> Result<Stores> {
+    let owner = format!("{} {} {}", member.cluster, member.id, home.uuid());
+    let log = LogStore::open(&home.log_dir(), &owner).map_err(Error::unavailable)?;
+    let state = StateStore::open(&home.state_dir(), cache_bytes).map_err(Error::unavailable)?;
+    let (applied, _) = state.applied();
+    // The quorum had entries whose sync here never finished, and the state was flushed with them. openraft
+    // drops the log up to there, so a checkpoint must reach that far too.
+    let covered = state.checkpoint().and_then(|checkpoint| checkpoint.meta().last_log_id);
+    if applied > log.shared().last() && covered < applied {
+        tracing::warn!(?applied, "the state is ahead of the log: taking a checkpoint first");
+        state.build_checkpoint().map_err(Error::unavailable)?;
+    }
+    if member.id != FIRST {
+        home.mark_started()?;
+    }
+    Ok(Stores { home, member, log, state: Arc::new(state) })
+}
+
+/// Starts a node; [`super::Node::start`] has the words.
+pub(super) async fn start(config: NodeConfig, origin: &Origin, environment: &Environment) -> Result<Inner> {
+    let (dir, random) = (config.dir.clone(), environment.random.clone());
+    let mut home = on_disk(move || Home::open(&dir, &*random)).await?;
+    let member = match home.member() {
+        Some(member) => member,
+        None => {
+            let member = match origin {
+                Origin::Bootstrap(_) => {
+                    Membership { cluster: ClusterId::from_bytes(environment.random.bits128()), id: FIRST }
+                }
+                Origin::Join { masters, shadow } => {
+                    ask_to_join(&home, masters, &config.address, *shadow, environment).await?
+                }
+            };
+            home.become_member(member)?;
+            member
+        }
+    };
+    let cache_bytes = config.block_cache_bytes;
+    let stores = on_disk(move || open(home, member, cache_bytes)).await?;
+    let mut inner = run(&config, stores, environment).await?;
+    if member.id == FIRST && !inner._home.has_started() {
+        let Origin::Bootstrap(bootstrap) = origin else {
+            return Err(Error::bad_argument("the making of this cluster was interrupted: bootstrap again"));
+        };
+        make_cluster(&mut inner, &config, bootstrap, environment).await?;
+    }
+    Ok(inner)
+}
+
+/// Starts openraft on the stores.
+async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> Result<Inner> {
+    let Stores { home, member, log, state } = stores;
+    let Membership { cluster, id } = member;
+    let feeds = Feeds::new(state.applied().0);
+    let network = Arc::new(Network::new(environment.clone(), cluster, id.raw()));
+    let log_shared = Arc::downgrade(log.shared());
+    let log_poison = log.shared().poison.clone();
+    let settings = Arc::new(raft_config(config, cluster)?);
+    let machine = Machine::new(state.clone(), feeds.clone());
+    let raft: Raft = openraft::Raft::new(id.raw(), settings, Factory(network.clone()), log, machine)
+        .await
+        .map_err(Error::unavailable)?;
+    let stop = CancellationToken::new();
+    let (sender, leadership) = watch::channel(Leadership::default());
+    let members = Arc::new(Members::new(raft.clone(), environment.clone(), config.address.clone()));
+    tokio::spawn(node::follow(raft.clone(), sender, stop.clone()));
+    tokio::spawn(node::care(members.clone(), stop.clone()));
+    Ok(Inner {
+        raft,
+        cluster,
+        id,
+        store: state,
+        log: log_shared,
+        log_poison,
+        feeds,
+        network,
+        members,
+        leadership,
+        stop,
+        read_here: Gate::new(),
+        read_there: Gate::new(),
+        admission: Semaphore::new(node::PROPOSALS_MAX),
+        _home: home,
+    })
+}
+
+/// Makes the cluster, or finishes that after a crash. Once it is made it is never made again.
+async fn make_cluster(
+    inner: &mut Inner,
+    config: &NodeConfig,
+    bootstrap: &BootstrapConfig,
+    environment: &Environment,
+) -> Result<()> {
+    let node = MasterNode { address: config.address.clone(), shadow: false };
+    match inner.raft.initialize(BTreeMap::from([(FIRST.raw(), node)])).await {
+        // Not allowed: it was done before the crash.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+        Err(error) => return Err(Error::internal(error)),
+    }
+    let command = Command::Bootstrap {
+        cluster: inner.cluster,
+        chunk_bytes: bootstrap.chunk_bytes,
+        replication: bootstrap.replication,
+        trash_ms: millis(bootstrap.trash),
+        session_ms: millis(SESSION),
+        master: FIRST,
+        uuid: inner._home.uuid(),
+        address: config.address.clone(),
+    };
+    let mut backoff = Backoff::new(environment, BOOTSTRAP_PATIENCE);
+    loop {
+        let proposal = Proposal::internal(environment.clock.wall(), command.clone());
+        match propose(&inner.raft, &proposal).await {
+            Ok((_, Ok(_) | Err(Rejected::AlreadyBootstrapped { .. }))) => break,
+            Ok((_, Err(rejected))) => return Err(rejected.into()),
+            // It has not elected itself yet.
+            Err(error) if error.retry() != Retry::Never => backoff.pause(&error).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    inner._home.mark_started()
+}
+
+/// Asks the masters for an id until the leader gives one; the directory's identity makes repeats harmless.
+async fn ask_to_join(
+    home: &Home,
+    masters: &[String],
+    address: &str,
+    shadow: bool,
+    environment: &Environment,
+) -> Result<Membership> {
+    let network = Network::new(environment.clone(), ClusterId::from_bytes([0; 16]), 0);
+    let mut backoff = Backoff::new(environment, JOIN_PATIENCE);
+    let mut hint: Option<String> = None;
+    let mut turn = 0;
+    loop {
+        let Some(master) = hint.take().or_else(|| masters.get(turn % masters.len().max(1)).cloned()) else {
+            return Err(Error::bad_argument("no master is given to join"));
+        };
+        turn += 1;
+        let error = match network.join(&master, home.uuid(), address, shadow).await {
+            Ok(member) => return Ok(member),
+            Err(error) => error,
+        };
+        tracing::info!(%master, %error, "can't join yet");
+        if error.retry() == Retry::Never {
+            return Err(error);
+        }
+        if let Error::NotLeader { leader: Some(leader) } = &error {
+            hint = Some(leader.clone());
+        }
+        backoff.pause(&error).await?;
+    }
+}

@@ -1,0 +1,5 @@
+//! The consensus of masters as a whole: openraft's own suite, crashes at every write, groups over loopback.
+
+mod crash;
+mod group;
+mod suite;

@@ -1,0 +1,182 @@
+//! A process that dies at any step of a write loses nothing that it acknowledged.
+//!
+//! The parent runs this test binary again as a child that writes until its fail point aborts it, and tells
+//! on its standard output what was acknowledged. Then the parent opens the stores.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use openraft::EntryPayload;
+use openraft::storage::{
+    RaftLogReader, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine,
+};
+use openraft::type_config::TypeConfigExt;
+
+use crate::raft::fail::Point;
+use crate::raft::log::LogStore;
+use crate::raft::machine::{Feeds, Machine};
+use crate::raft::store::StateStore;
+use crate::raft::types::{Entry, LeaderId, LogId, Operation, TypeConfig, Vote};
+
+const DIR: &str = "GFS_RAFT_CRASH_DIR";
+/// The signal of `abort`.
+const ABORTED: i32 = 6;
+const WRITER: &str = "raft::tests::crash::writer_child";
+const INSTALLER: &str = "raft::tests::crash::installer_child";
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(LeaderId { term, node_id: 1 }, index)
+}
+
+fn entry(term: u64, index: u64) -> Entry {
+    let content = format!("{term}/{index}").repeat(100);
+    Entry { log_id: id(term, index), payload: EntryPayload::Normal(Operation(content.into())) }
+}
+
+fn open_log(dir: &Path) -> LogStore {
+    LogStore::open(&dir.join("log"), "crash").unwrap()
+}
+
+fn machine(dir: &Path, name: &str) -> Machine {
+    Machine::new(Arc::new(StateStore::open(&dir.join(name), 1 << 20).unwrap()), Feeds::new(None))
+}
+
+/// Appends, votes, truncates and purges for ever; a line for each acknowledged step.
+async fn write_for_ever(dir: &Path) {
+    use std::io::Write;
+    let mut log = open_log(dir);
+    let mut out = std::io::stdout();
+    // The test runner has left its own line open.
+    writeln!(out).unwrap();
+    let mut next = 0;
+    for term in 1.. {
+        log.save_vote(&Vote::new_committed(term, 1)).await.unwrap();
+        writeln!(out, "vote {term}").unwrap();
+        for _ in 0..3 {
+            log.blocking_append([entry(term, next), entry(term, next + 1)]).await.unwrap();
+            next += 2;
+            writeln!(out, "entries {next}").unwrap();
+        }
+        // The next leader's entries replace the last one; of a truncation alone nothing is promised.
+        next -= 1;
+        writeln!(out, "entries {next}").unwrap();
+        log.truncate_after(Some(id(term, next - 1))).await.unwrap();
+        if term % 4 == 0 {
+            log.purge(id(term, next - 1)).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn writer_child() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    TypeConfig::run(async move { write_for_ever(Path::new(&dir)).await });
+}
+
+/// Runs a child until it dies at its fail point; what it said until then.
+fn run_child(test: &str, dir: &Path, point: Point, count: u64) -> Vec<String> {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .env("GFS_RAFT_FAIL_POINT", format!("{point:?}:{count}"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(ABORTED), "the child should die at {point:?}: {error}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+async fn check_log(dir: &Path, said: &[String]) {
+    let mut log = open_log(dir);
+    let mut reader = log.get_log_reader().await;
+    let (mut vote, mut promised) = (0, 0);
+    for line in said {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["vote", term] => vote = term.parse().unwrap(),
+            ["entries", count] => promised = count.parse().unwrap(),
+            _ => {}
+        }
+    }
+    let found = reader.read_vote().await.unwrap().map_or(0, |vote| vote.leader_id.term);
+    assert!(found >= vote, "the vote of term {vote} is lost, found {found}");
+    let state = log.get_log_state().await.unwrap();
+    let has = state.last_log_id.map_or(0, |id| id.index + 1);
+    assert!(has >= promised, "{promised} entries were acknowledged, {has} are there");
+    let first = state.last_purged_log_id.map_or(0, |id| id.index + 1);
+    let entries = reader.try_get_log_entries(first..has).await.unwrap();
+    assert_eq!(entries.len() as u64, has - first, "a hole");
+    for found in entries {
+        assert_eq!(found, entry(found.log_id.leader_id.term, found.log_id.index));
+    }
+    // And it goes on.
+    log.blocking_append([entry(1_000, has)]).await.unwrap();
+}
+
+#[test]
+fn a_writer_that_dies_at_any_step_loses_nothing_acknowledged() {
+    for point in [Point::LogBeforeWrite, Point::LogBeforeSync, Point::LogBeforeCallback] {
+        for count in [1, 2, 5, 14, 23] {
+            let dir = tempfile::tempdir().unwrap();
+            let said = run_child(WRITER, dir.path(), point, count);
+            assert!(count < 3 || said.iter().any(|line| line.starts_with("entries")), "{said:?}");
+            TypeConfig::run(async { check_log(dir.path(), &said).await });
+        }
+    }
+}
+
+fn blank(index: u64) -> Entry {
+    Entry { log_id: id(1, index), payload: EntryPayload::Blank }
+}
+
+async fn apply(machine: &mut Machine, indexes: std::ops::Range<u64>) {
+    let items = indexes.map(|index| Ok((blank(index), None)));
+    machine.apply(futures::stream::iter(items)).await.unwrap();
+}
+
+#[test]
+fn installer_child() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    TypeConfig::run(async move {
+        let dir = Path::new(&dir);
+        let mut leader = machine(dir, "leader");
+        apply(&mut leader, 0..20).await;
+        let snapshot = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        let mut follower = machine(dir, "follower");
+        apply(&mut follower, 0..5).await;
+        follower.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        follower.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    });
+}
+
+#[test]
+fn a_checkpoint_is_built_and_installed_in_one_step_or_not_at_all() {
+    for (point, count, wanted) in [
+        (Point::CheckpointBeforeRename, 2, (Some(4), None)),
+        (Point::InstallBeforePointer, 1, (Some(4), Some(4))),
+        (Point::InstallAfterPointer, 1, (Some(19), Some(4))),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        run_child(INSTALLER, dir.path(), point, count);
+        TypeConfig::run(async {
+            let mut follower = machine(dir.path(), "follower");
+            let (applied, _) = follower.applied_state().await.unwrap();
+            let snapshot = follower.get_current_snapshot().await.unwrap();
+            let found = (
+                applied.map(|id| id.index),
+                snapshot.and_then(|found| found.meta.last_log_id.map(|id| id.index)),
+            );
+            assert_eq!(found, wanted, "{point:?}");
+            // And it goes on, with nothing unfinished left on the disk.
+            apply(&mut follower, wanted.0.unwrap() + 1..30).await;
+            let names = std::fs::read_dir(dir.path().join("follower")).unwrap();
+            let left = names.filter(|name| {
+                let name = name.as_ref().unwrap().file_name().into_string().unwrap();
+                name.starts_with("building") || name.starts_with("receive")
+            });
+            assert_eq!(left.count(), 0);
+        });
+    }
+}

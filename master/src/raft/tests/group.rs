@@ -1,0 +1,366 @@
+//! Groups of nodes in one process, over loopback.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gfs_proto::id::{ClusterId, LogIndex, MasterId, Uuid};
+use gfs_proto::net::{Connection, Listener};
+use gfs_proto::path::FilePath;
+use gfs_proto::size::ChunkBytes;
+use gfs_proto::{Environment, Error, Result, pb};
+use pb::raft_server::Raft as _;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::raft::{BootstrapConfig, Node, NodeConfig, Origin};
+use crate::state::{Applied, Command, Proposal, Rejected, read};
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The part of the Peer service that a group needs.
+struct Peer(Node);
+
+#[tonic::async_trait]
+impl pb::peer_server::Peer for Peer {
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let request = request.into_inner();
+        let uuid = Uuid::from_slice(&request.uuid).unwrap();
+        let id = self.0.join(uuid, &request.address, request.shadow).await?;
+        Ok(Response::new(pb::JoinReply { id: id.raw(), cluster: self.0.cluster().to_string() }))
+    }
+    async fn read_index(
+        &self,
+        _request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexReply>, Status> {
+        let found = self.0.leader_read_index().await?;
+        let (term, leader, index) = (found.term.raw(), found.leader.raw(), found.index.raw());
+        Ok(Response::new(pb::ReadIndexReply { term, leader, index }))
+    }
+}
+
+/// One running node with its server.
+struct Running {
+    node: Node,
+    dir: TempDir,
+    address: String,
+    origin: Origin,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// A stopped one.
+struct Stopped {
+    dir: TempDir,
+    address: String,
+    origin: Origin,
+}
+
+fn bootstrap() -> Origin {
+    Origin::Bootstrap(BootstrapConfig {
+        chunk_bytes: ChunkBytes::DEFAULT,
+        replication: 3,
+        trash: Duration::from_secs(3600),
+    })
+}
+
+fn config(dir: &TempDir, address: &str) -> NodeConfig {
+    NodeConfig {
+        block_cache_bytes: 4 << 20,
+        // Small, so that some hundred entries are enough for checkpoints and purges.
+        checkpoint_every: 100,
+        log_keep: 20,
+        ..NodeConfig::new(dir.path(), address)
+    }
+}
+
+async fn serve(node: Node, listener: Box<dyn Listener>, stop: CancellationToken) {
+    let connections = futures::stream::unfold(listener, |mut listener| async {
+        let connection: std::io::Result<Connection> = listener.accept().await;
+        Some((connection, listener))
+    });
+    tonic::transport::Server::builder()
+        .add_service(node.raft_service())
+        .add_service(pb::peer_server::PeerServer::new(Peer(node)))
+        .serve_with_incoming_shutdown(connections, stop.cancelled())
+        .await
+        .unwrap();
+}
+
+async fn start_at(dir: TempDir, address: &str, origin: Origin) -> Running {
+    let environment = Environment::real();
+    let listener = environment.net.listen(address).await.unwrap();
+    let address = listener.local_address().unwrap().to_string();
+    let node = Node::start(config(&dir, &address), &origin, &environment).await.unwrap();
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve(node.clone(), listener, stop.clone()));
+    Running { node, dir, address, origin, stop, server }
+}
+
+async fn start(origin: Origin) -> Running {
+    start_at(tempfile::tempdir().unwrap(), "127.0.0.1:0", origin).await
+}
+
+impl Running {
+    fn joining(&self, shadow: bool) -> Origin {
+        Origin::Join { masters: vec![self.address.clone()], shadow }
+    }
+
+    /// Takes the node away without asking the others.
+    async fn kill(self) -> Stopped {
+        let Self { node, dir, address, origin, stop, server } = self;
+        // Its connections die with the server, as with a process.
+        server.abort();
+        stop.cancel();
+        assert!(server.await.is_err() || stop.is_cancelled());
+        node.shutdown().await;
+        Stopped { dir, address, origin }
+    }
+
+    fn id(&self) -> MasterId {
+        self.node.id()
+    }
+
+    fn directories(&self) -> u64 {
+        read::counters(&self.node.view()).unwrap().directories
+    }
+
+    async fn applies(&self, index: LogIndex) {
+        let mut applied = self.node.applied();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        tokio::time::timeout(PATIENCE, reached).await.expect("applies in time").unwrap();
+    }
+}
+
+impl Stopped {
+    async fn restart(self) -> Running {
+        start_at(self.dir, &self.address, self.origin).await
+    }
+}
+
+/// Three voters.
+async fn group() -> Vec<Running> {
+    let first = start(bootstrap()).await;
+    let second = start(first.joining(false)).await;
+    let third = start(first.joining(false)).await;
+    let group = vec![first, second, third];
+    until("three vote", || group.iter().all(|running| voters(&running.node) == 3)).await;
+    group
+}
+
+fn voters(node: &Node) -> usize {
+    node.membership().iter().filter(|member| member.voter).count()
+}
+
+/// Waits for a condition.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited too long: {what}"));
+}
+
+fn mkdir(name: &str) -> Proposal {
+    let path = FilePath::parse(&format!("/{name}")).unwrap();
+    let clock = gfs_proto::time::UnixMs::from_raw(1);
+    Proposal::internal(clock, Command::Mkdir { path, parents: false })
+}
+
+/// Makes a directory through whoever leads; the index of its entry.
+async fn make(group: &[Running], name: &str) -> LogIndex {
+    let trying = async {
+        loop {
+            for running in group.iter().filter(|running| running.node.leadership().borrow().leading) {
+                match running.node.propose(mkdir(name)).await {
+                    // An earlier try of unknown outcome made it.
+                    Ok((index, Ok(_) | Err(Rejected::AlreadyExists { .. }))) => return index,
+                    Ok((_, Err(rejected))) => panic!("{rejected}"),
+                    Err(error) => tracing::debug!(%error, "again"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trying).await.expect("a command is decided in time")
+}
+
+fn exists(node: &Node, name: &str) -> bool {
+    read::stat(&node.view(), &FilePath::parse(&format!("/{name}")).unwrap()).is_ok()
+}
+
+async fn leader(group: &[Running]) -> usize {
+    let mut found = None;
+    until("somebody leads", || {
+        found = group.iter().position(|running| running.node.leadership().borrow().leading);
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_survives_the_death_of_the_leader_and_of_everybody() {
+    let mut group = group().await;
+    for number in 0..20 {
+        make(&group, &format!("before-{number}")).await;
+    }
+    let dead = group.remove(leader(&group).await);
+    let old_term = dead.node.leadership().borrow().term;
+    let dead = dead.kill().await;
+    let last = make(&group, "after").await;
+    let term = group[leader(&group).await].node.leadership().borrow().term;
+    assert!(term > old_term, "{term} {old_term}");
+    group.push(dead.restart().await);
+    for running in &group {
+        running.applies(last).await;
+        assert!((0..20).all(|number| exists(&running.node, &format!("before-{number}"))));
+        assert!(exists(&running.node, "after"));
+    }
+    let mut stopped = Vec::new();
+    for running in group {
+        stopped.push(running.kill().await);
+    }
+    let mut group = Vec::new();
+    for dead in stopped {
+        group.push(dead.restart().await);
+    }
+    let last = make(&group, "again").await;
+    for running in &group {
+        running.applies(last).await;
+        assert_eq!(running.directories(), group[0].directories());
+        assert!(exists(&running.node, "before-0") && exists(&running.node, "after"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_lags_behind_the_log_gets_a_checkpoint_and_a_shadow_follows_without_a_vote() {
+    let first = start(bootstrap()).await;
+    let shadow = start(first.joining(true)).await;
+    let mut group = vec![first];
+    make(&group, "early").await;
+    until("the shadow follows", || exists(&shadow.node, "early")).await;
+    assert_eq!(
+        shadow.node.propose(mkdir("x")).await.unwrap_err(),
+        Error::NotLeader { leader: Some(group[0].address.clone()) }
+    );
+    let here = shadow.node.applied().borrow().raw();
+    let stopped = shadow.kill().await;
+    let mut last = LogIndex::default();
+    for number in 0..300 {
+        last = make(&group, &format!("d{number}")).await;
+    }
+    // What the shadow misses is gone from the log: only a checkpoint can bring it.
+    until("the log is purged", || group[0].node.metrics().purged.is_some_and(|purged| purged.index > here))
+        .await;
+    let shadow = stopped.restart().await;
+    shadow.applies(last).await;
+    assert!(exists(&shadow.node, "d0") && exists(&shadow.node, "d299"));
+    assert_eq!(shadow.directories(), group[0].directories());
+    // It goes on by itself from there.
+    let last = make(&group, "late").await;
+    shadow.applies(last).await;
+    let members = group[0].node.membership();
+    let voters: BTreeSet<_> = members.iter().filter(|member| member.voter).map(|member| member.id).collect();
+    assert_eq!(voters, BTreeSet::from([group[0].id()]));
+    assert!(members.iter().any(|member| member.shadow && member.id == shadow.id()));
+    group.push(shadow);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_on_a_follower_sees_everything_acknowledged_before_and_without_a_quorum_nothing() {
+    let mut group = group().await;
+    let mut checked = 0;
+    while checked < 30 {
+        let name = format!("r{checked}");
+        make(&group, &name).await;
+        let lead = leader(&group).await;
+        let follower = &group[(lead + 1) % 3].node;
+        // A change of leader is not what this test is about.
+        if follower.read_index().await.is_ok() {
+            assert!(exists(follower, &name), "{name}");
+        }
+        checked += 1;
+    }
+    let lead = leader(&group).await;
+    group.swap(0, lead);
+    let mut stopped = Vec::new();
+    while group.len() > 1 {
+        stopped.push(group.remove(1).kill().await);
+    }
+    let read = tokio::time::timeout(PATIENCE, group[0].node.read_index()).await.unwrap();
+    assert!(matches!(read, Err(Error::Unavailable { .. } | Error::NotLeader { leader: None })), "{read:?}");
+    let proposed = tokio::time::timeout(PATIENCE, group[0].node.propose(mkdir("never"))).await.unwrap();
+    assert!(matches!(proposed, Err(Error::Unavailable { .. } | Error::NotLeader { .. })), "{proposed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_can_be_asked_to_lead_and_a_removed_one_is_gone() {
+    let group = group().await;
+    let lead = leader(&group).await;
+    let next = (lead + 1) % 3;
+    until("the next one has everything", || {
+        group[lead].node.lags().iter().all(|(_, lag)| *lag == 0) && group[lead].node.lags().len() == 2
+    })
+    .await;
+    group[lead].node.transfer(group[next].id()).await.unwrap();
+    until("the next one leads", || group[next].node.leadership().borrow().leading).await;
+    make(&group, "transferred").await;
+    let now = leader(&group).await;
+    let removed = group[(now + 1) % 3].id();
+    let removing = async {
+        while group[leader(&group).await].node.remove(removed).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, removing).await.unwrap();
+    assert!(group[leader(&group).await].node.membership().iter().all(|member| member.id != removed));
+}
+
+fn message(cluster: ClusterId, target: u64, format: u32) -> Request<pb::RaftMessage> {
+    Request::new(pb::RaftMessage {
+        cluster: cluster.to_string(),
+        target,
+        source: 9,
+        format,
+        body: Vec::new().into(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_for_another_cluster_node_or_format_are_refused_and_so_is_a_second_start() {
+    let running = start(bootstrap()).await;
+    let (node, cluster) = (&running.node, running.node.cluster());
+    let service = crate::raft::RaftService::for_test(node);
+    let refused = |status: Result<Response<pb::RaftMessage>, Status>| Error::from(status.unwrap_err());
+    let other = ClusterId::from_bytes([1; 16]);
+    let wrong = refused(service.append(message(other, 1, 1)).await);
+    assert!(matches!(wrong, Error::WrongCluster { .. }), "{wrong}");
+    let wrong = refused(service.vote(message(cluster, 2, 1)).await);
+    assert_eq!(wrong, Error::WrongServer { ours: 1, theirs: 2 });
+    let wrong = refused(service.pre_vote(message(cluster, 1, 2)).await);
+    assert!(matches!(wrong, Error::UnsupportedVersion { found: 2, .. }), "{wrong}");
+    let wrong = refused(service.transfer_leader(message(cluster, 1, 1)).await);
+    assert!(matches!(wrong, Error::BadArgument { .. }), "{wrong}");
+    let second = Node::start(config(&running.dir, "127.0.0.1:1"), &bootstrap(), &Environment::real()).await;
+    assert!(second.unwrap_err().to_string().contains("another process"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_of_a_request_gets_the_first_answer_and_a_started_node_never_bootstraps_again() {
+    let group = vec![start(bootstrap()).await];
+    let clock = gfs_proto::time::UnixMs::from_raw(1);
+    let open = Proposal::internal(clock, Command::OpenSession { nonce: [3; 16] });
+    let (_, opened) = group[0].node.propose(open).await.unwrap();
+    let Ok(Applied::SessionOpened { client, .. }) = opened else { panic!("{opened:?}") };
+    let request = Some(gfs_proto::id::RequestId { client, sequence: 1 });
+    let once = Proposal { request, first_unacked: 1, ..mkdir("once") };
+    let first = group[0].node.propose(once.clone()).await.unwrap();
+    assert_eq!(group[0].node.propose(once).await.unwrap(), first);
+    let cluster = group[0].node.cluster();
+    let mut group: Vec<Running> = group;
+    let again = group.remove(0).kill().await.restart().await;
+    assert_eq!((again.node.cluster(), exists(&again.node, "once")), (cluster, true));
+}

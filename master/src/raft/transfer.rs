@@ -1,0 +1,223 @@
+//! Checkpoints on the wire: files in checked frames. Progress is watched on both sides, never the whole.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gfs_proto::net::blocking;
+use gfs_proto::{Error, Result, pb};
+use pb::raft_client::RaftClient;
+use pb::snapshot_frame::Part;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::store::{CheckpointFile, CheckpointHandle, FILES_MAX, check_file_name, sync_dir};
+use super::types::SnapshotMeta;
+
+/// Bytes of one data frame.
+const FRAME_BYTES: usize = 1 << 20;
+/// Frames that wait for the connection.
+const FRAMES_MAX: usize = 4;
+/// A transfer without a frame for this long has ended.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the receiver may take to install the whole.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+fn stalled() -> Error {
+    Error::unavailable("the transfer of a checkpoint stands still")
+}
+
+fn frame(part: Part) -> pb::SnapshotFrame {
+    pb::SnapshotFrame { part: Some(part) }
+}
+
+/// Sends a checkpoint and waits until it is installed.
+///
+/// # Errors
+/// What the connection, the receiver or our disk says.
+pub(crate) async fn send(
+    mut client: RaftClient<Channel>,
+    start: pb::RaftMessage,
+    checkpoint: &CheckpointHandle,
+) -> Result<pb::RaftMessage> {
+    let (frames, queue) = mpsc::channel(FRAMES_MAX);
+    let produce = async {
+        let produced = produce(&frames, start, checkpoint).await;
+        // Without `Done` the receiver throws the rest away.
+        drop(frames);
+        produced
+    };
+    let call = client.install_snapshot(ReceiverStream::new(queue));
+    tokio::pin!(produce, call);
+    tokio::select! {
+        // An answer before the end is a refusal.
+        answer = &mut call => return Ok(answer?.into_inner()),
+        produced = &mut produce => produced?,
+    }
+    let answer = tokio::time::timeout(INSTALL_TIMEOUT, call).await.map_err(|_| stalled())?;
+    Ok(answer?.into_inner())
+}
+
+async fn push(frames: &mpsc::Sender<pb::SnapshotFrame>, part: Part) -> Result<()> {
+    match tokio::time::timeout(IDLE_TIMEOUT, frames.send(frame(part))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Error::unavailable("the receiver of a checkpoint has hung up")),
+        Err(_) => Err(stalled()),
+    }
+}
+
+async fn produce(
+    frames: &mpsc::Sender<pb::SnapshotFrame>,
+    start: pb::RaftMessage,
+    checkpoint: &CheckpointHandle,
+) -> Result<()> {
+    push(frames, Part::Start(start)).await?;
+    for file in checkpoint.files() {
+        push(frames, Part::File(pb::SnapshotFile { name: file.name.clone(), length: file.length })).await?;
+        let mut source = File::open(checkpoint.file_path(file)).map_err(Error::internal)?;
+        let mut hasher = crc32fast::Hasher::new();
+        let mut left = file.length;
+        while left > 0 {
+            let count = usize::try_from(left).map_or(FRAME_BYTES, |left| left.min(FRAME_BYTES));
+            let mut piece = vec![0; count];
+            blocking(|| source.read_exact(&mut piece)).map_err(Error::internal)?;
+            hasher.update(&piece);
+            left -= count as u64;
+            push(frames, Part::Data(piece.into())).await?;
+        }
+        let crc = hasher.finalize();
+        if crc != file.crc {
+            tracing::error!(file = file.name, "a checkpoint is damaged on the disk");
+            return Err(Error::internal("a checkpoint is damaged on the disk"));
+        }
+        push(frames, Part::End(pb::SnapshotFileEnd { crc })).await?;
+    }
+    push(frames, Part::Done(pb::SnapshotDone {})).await
+}
+
+/// A checkpoint on its way in; removes its directory unless it is finished.
+pub(crate) struct Receiver {
+    path: PathBuf,
+    files: Vec<CheckpointFile>,
+    open: Option<Incoming>,
+    finished: bool,
+}
+
+struct Incoming {
+    file: File,
+    name: String,
+    length: u64,
+    left: u64,
+    hasher: crc32fast::Hasher,
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "half a checkpoint stays until the next start");
+        }
+    }
+}
+
+fn bad(what: &str) -> Error {
+    Error::bad_argument(format!("checkpoint: {what}"))
+}
+
+impl Receiver {
+    /// Receives into this directory, which is empty.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, files: Vec::new(), open: None, finished: false }
+    }
+
+    /// Takes the frames after the start until the whole is on the disk.
+    ///
+    /// # Errors
+    /// What the connection or the disk says, or which frame is wrong.
+    pub(crate) async fn receive(
+        mut self,
+        stream: &mut tonic::Streaming<pb::SnapshotFrame>,
+        meta: SnapshotMeta,
+    ) -> Result<CheckpointHandle> {
+        while let Some(frame) = next(stream).await? {
+            let part = frame.part.ok_or_else(|| bad("empty frame"))?;
+            if blocking(|| self.take(part))? {
+                self.finished = true;
+                let files = std::mem::take(&mut self.files);
+                let handle = CheckpointHandle::new(self.path.clone(), meta, files);
+                // The machine keeps links of its own.
+                handle.retire();
+                return Ok(handle);
+            }
+        }
+        Err(bad("it ends too early"))
+    }
+
+    /// Takes one frame; true if it was the last.
+    fn take(&mut self, part: Part) -> Result<bool> {
+        match (part, self.open.take()) {
+            (Part::File(file), None) => self.begin(&file)?,
+            (Part::Data(data), Some(mut open)) => {
+                open.left = open.left.checked_sub(data.len() as u64).ok_or_else(|| bad("too long"))?;
+                open.hasher.update(&data);
+                open.file.write_all(&data).map_err(Error::unavailable)?;
+                self.open = Some(open);
+            }
+            (Part::End(end), Some(open)) => self.end(&end, open)?,
+            (Part::Done(_), None) => {
+                sync_dir(&self.path).map_err(Error::unavailable)?;
+                return Ok(true);
+            }
+            (Part::Start(_) | Part::File(_) | Part::Data(_) | Part::End(_) | Part::Done(_), _) => {
+                return Err(bad("frame out of order"));
+            }
+        }
+        Ok(false)
+    }
+
+    fn begin(&mut self, file: &pb::SnapshotFile) -> Result<()> {
+        check_file_name(&file.name).map_err(|error| bad(&error.to_string()))?;
+        if self.files.len() >= FILES_MAX {
+            return Err(bad("too many files"));
+        }
+        self.open = Some(Incoming {
+            file: create_new(&self.path.join(&file.name)).map_err(Error::unavailable)?,
+            name: file.name.clone(),
+            length: file.length,
+            left: file.length,
+            hasher: crc32fast::Hasher::new(),
+        });
+        Ok(())
+    }
+
+    fn end(&mut self, end: &pb::SnapshotFileEnd, open: Incoming) -> Result<()> {
+        let crc = open.hasher.finalize();
+        if open.left != 0 || crc != end.crc {
+            return Err(bad("a file arrived damaged"));
+        }
+        open.file.sync_all().map_err(Error::unavailable)?;
+        self.files.push(CheckpointFile { name: open.name, length: open.length, crc });
+        Ok(())
+    }
+}
+
+/// Refuses a second file of the same name.
+fn create_new(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).open(path)
+}
+
+/// The next frame, in bounded time.
+///
+/// # Errors
+/// What the connection says, or that nothing came.
+pub(crate) async fn next(
+    stream: &mut tonic::Streaming<pb::SnapshotFrame>,
+) -> Result<Option<pb::SnapshotFrame>> {
+    match tokio::time::timeout(IDLE_TIMEOUT, stream.message()).await {
+        Ok(frame) => Ok(frame?),
+        Err(_) => Err(stalled()),
+    }
+}

@@ -1,0 +1,72 @@
+//! The types that openraft is generic over, and our names for its types: the only generics here.
+
+use std::fmt;
+
+use bytes::Bytes;
+use openraft::alias;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::machine::Machine;
+use crate::state;
+
+openraft::declare_raft_types!(
+    /// Our choice of types.
+    pub(crate) TypeConfig:
+        D = Operation,
+        R = Reply,
+        NodeId = u64,
+        Node = MasterNode,
+);
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
+pub(crate) type LogId = alias::LogIdOf<TypeConfig>;
+pub(crate) type Vote = alias::VoteOf<TypeConfig>;
+pub(crate) type LeaderId = alias::LeaderIdOf<TypeConfig>;
+pub(crate) type Entry = alias::EntryOf<TypeConfig>;
+pub(crate) type Membership = openraft::Membership<u64, MasterNode>;
+pub(crate) type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
+pub(crate) type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// An encoded proposal: the log carries it without looking inside.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Operation(pub(crate) Bytes);
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+// openraft's bounds ask for serde; disk and wire use `codec` instead.
+impl Serialize for Operation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_ref().serialize(serializer)
+    }
+}
+impl<'de> Deserialize<'de> for Operation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(|bytes| Self(bytes.into()))
+    }
+}
+
+/// What applying an entry said; never leaves the process, so that no format hangs on it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    /// `None` for an entry of Raft's own.
+    #[serde(skip)]
+    pub(crate) state: Option<state::Reply>,
+}
+
+/// A member as Raft knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct MasterNode {
+    /// `host:port`.
+    pub(crate) address: String,
+    /// Never promoted.
+    pub(crate) shadow: bool,
+}
