@@ -42,6 +42,11 @@ mod session;
 mod transfer;
 mod write;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 pub use client::Client;
 pub use entry::{Chunk, Entry, EntryKind, Server};
 pub use file::File;

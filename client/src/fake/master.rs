@@ -1,0 +1,261 @@
+//! A master: a namespace of files, grants at once, stored replies.
+
+use futures::StreamExt;
+use gfs_proto::net::Net;
+use gfs_proto::pb::master_server::{Master, MasterServer};
+use gfs_proto::{Error, pb};
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use super::{CHUNK_BYTES, Cluster, Fake, Verdict, cluster_id, replica};
+
+pub(super) async fn serve(fake: Fake, id: u64) {
+    let listener = fake.net.listen(&format!("m{id}:1")).await.unwrap();
+    let incoming = futures::stream::unfold(listener, |mut listener| async move {
+        let accepted = listener.accept().await;
+        Some((accepted, listener))
+    });
+    let service = MasterServer::new(FakeMaster { fake, id });
+    tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming(incoming.boxed())
+        .await
+        .unwrap();
+}
+
+struct FakeMaster {
+    fake: Fake,
+    id: u64,
+}
+
+impl FakeMaster {
+    /// Carries a call out, as far as its verdict lets it.
+    async fn call<T>(
+        &self,
+        name: &str,
+        answer: impl FnOnce(&mut Cluster) -> Result<T, Error>,
+    ) -> Result<Response<T>, Status> {
+        let verdict = self.fake.verdict(&format!("m{} {name}", self.id));
+        if let Verdict::Refuse(error) = verdict {
+            return Err(error.into());
+        }
+        let leader = self.fake.with(|cluster| cluster.leader);
+        if leader != self.id {
+            return Err(Error::NotLeader { leader: Some(format!("m{leader}:1")) }.into());
+        }
+        if verdict == Verdict::Silence {
+            futures::future::pending::<()>().await;
+        }
+        let answer = self.fake.with(answer);
+        match verdict {
+            Verdict::LoseReply => Err(Status::unavailable("the connection broke")),
+            _ => answer.map(Response::new).map_err(Status::from),
+        }
+    }
+
+    /// Carries a mutation out once for each request id.
+    async fn change<T: Message + Default>(
+        &self,
+        name: &str,
+        request: Option<pb::RequestId>,
+        change: impl FnOnce(&mut Cluster) -> Result<T, Error>,
+    ) -> Result<Response<T>, Status> {
+        let request = request.unwrap();
+        let key = (request.client, request.sequence);
+        let name = format!("{name} {}:{}", request.client, request.sequence);
+        self.call(&name, |cluster| {
+            if cluster.expired.contains(&request.client) {
+                return Err(Error::SessionExpired {
+                    client: gfs_proto::id::ClientId::from_raw(request.client),
+                });
+            }
+            if !cluster.replies.contains_key(&key) {
+                let reply = change(cluster).map(|reply| reply.encode_to_vec().into());
+                cluster.replies.insert(key, reply);
+            }
+            cluster.replies[&key].clone().map(|reply| T::decode(reply).unwrap())
+        })
+        .await
+    }
+}
+
+fn not_found(what: &str) -> Error {
+    Error::NotFound { what: what.to_owned() }
+}
+
+fn entry(cluster: &Cluster, id: u64, name: &str) -> Option<pb::Entry> {
+    Some(pb::Entry {
+        id,
+        kind: pb::EntryKind::File.into(),
+        replication: 3,
+        chunk_count: u32::try_from(cluster.files[&id].len()).unwrap(),
+        name: name.rsplit('/').next().unwrap().to_owned(),
+        ..Default::default()
+    })
+}
+
+#[tonic::async_trait]
+impl Master for FakeMaster {
+    async fn leader(&self, _: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderReply>, Status> {
+        let leader = self.fake.with(|cluster| format!("m{}:1", cluster.leader));
+        Ok(Response::new(pb::LeaderReply { leader, ..Default::default() }))
+    }
+    async fn open_session(
+        &self,
+        request: Request<pb::OpenSessionRequest>,
+    ) -> Result<Response<pb::OpenSessionReply>, Status> {
+        self.call("open_session", |cluster| {
+            let next = cluster.nonces.len() as u64 + 1;
+            let client = *cluster.nonces.entry(request.into_inner().nonce).or_insert(next);
+            Ok(pb::OpenSessionReply {
+                client,
+                expires_in_ms: 600_000,
+                cluster: cluster_id().to_string(),
+                chunk_bytes: CHUNK_BYTES,
+                rev: cluster.next_rev(),
+            })
+        })
+        .await
+    }
+    async fn renew_session(
+        &self,
+        request: Request<pb::RenewSessionRequest>,
+    ) -> Result<Response<pb::RenewSessionReply>, Status> {
+        let pb::RenewSessionRequest { client, first_unacked } = request.into_inner();
+        self.call("renew_session", |cluster| {
+            if cluster.expired.contains(&client) {
+                return Err(Error::SessionExpired { client: gfs_proto::id::ClientId::from_raw(client) });
+            }
+            cluster.first_unacked = first_unacked;
+            Ok(pb::RenewSessionReply { expires_in_ms: 600_000, rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn mkdir(&self, request: Request<pb::MkdirRequest>) -> Result<Response<pb::EntryReply>, Status> {
+        let request = request.into_inner();
+        self.change("mkdir", request.request, |_| Err(not_found("mkdir"))).await
+    }
+    async fn create(&self, request: Request<pb::CreateRequest>) -> Result<Response<pb::EntryReply>, Status> {
+        let pb::CreateRequest { request, path, .. } = request.into_inner();
+        self.change("create", request, |cluster| {
+            if cluster.names.contains_key(&path) {
+                return Err(Error::AlreadyExists { path });
+            }
+            let id = cluster.files.len() as u64 + 10;
+            cluster.files.insert(id, Vec::new());
+            cluster.names.insert(path.clone(), id);
+            Ok(pb::EntryReply { entry: entry(cluster, id, &path), rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::RevReply>, Status> {
+        let pb::DeleteRequest { request, path, .. } = request.into_inner();
+        self.change("delete", request, |cluster| {
+            cluster.names.remove(&path).ok_or_else(|| not_found(&path))?;
+            Ok(pb::RevReply { rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn rename(&self, request: Request<pb::RenameRequest>) -> Result<Response<pb::RevReply>, Status> {
+        let pb::RenameRequest { request, source, target, replace } = request.into_inner();
+        self.change("rename", request, |cluster| {
+            if cluster.names.contains_key(&target) && !replace {
+                return Err(Error::AlreadyExists { path: target });
+            }
+            let id = cluster.names.remove(&source).ok_or_else(|| not_found(&source))?;
+            cluster.names.insert(target, id);
+            Ok(pb::RevReply { rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn stat(&self, request: Request<pb::StatRequest>) -> Result<Response<pb::EntryReply>, Status> {
+        let request = request.into_inner();
+        self.call("stat", |cluster| {
+            let id = *cluster.names.get(&request.path).ok_or_else(|| not_found(&request.path))?;
+            Ok(pb::EntryReply { entry: entry(cluster, id, &request.path), rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListReply>, Status> {
+        let request = request.into_inner();
+        self.call("list", |cluster| {
+            let after = format!("/{}", request.after);
+            let mut names: Vec<_> = cluster.names.iter().filter(|(name, _)| **name > after).collect();
+            let more = names.len() > 2;
+            names.truncate(2);
+            let entries = names.into_iter().filter_map(|(name, id)| entry(cluster, *id, name)).collect();
+            Ok(pb::ListReply { entries, more, rev: 0 })
+        })
+        .await
+    }
+    async fn add_chunk(
+        &self,
+        request: Request<pb::AddChunkRequest>,
+    ) -> Result<Response<pb::AddChunkReply>, Status> {
+        let pb::AddChunkRequest { request, file, expected_count } = request.into_inner();
+        self.change(&format!("add_chunk {expected_count}"), request, |cluster| {
+            let count = cluster.files.get(&file).ok_or_else(|| not_found("file"))?.len();
+            let added = count == expected_count as usize;
+            if added {
+                let handle = cluster.new_chunk();
+                cluster.files.get_mut(&file).unwrap().push(handle);
+            }
+            let handle = cluster.files[&file][expected_count as usize];
+            let rev = cluster.next_rev();
+            Ok(pb::AddChunkReply { index: expected_count, lease: Some(cluster.lease(handle)), rev, added })
+        })
+        .await
+    }
+    async fn find_lease(
+        &self,
+        request: Request<pb::FindLeaseRequest>,
+    ) -> Result<Response<pb::FindLeaseReply>, Status> {
+        let request = request.into_inner();
+        let name = format!("find_lease v{} s{}", request.failed_version, request.failed_server);
+        self.call(&name, |cluster| {
+            let file = cluster.files.get(&request.file).ok_or_else(|| not_found("file"))?;
+            let handle = *file.get(request.index as usize).ok_or_else(|| not_found("chunk"))?;
+            if cluster.chunks[&handle].version == request.failed_version {
+                cluster.regrant(handle);
+            }
+            Ok(pb::FindLeaseReply { lease: Some(cluster.lease(handle)), rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn locate(&self, request: Request<pb::LocateRequest>) -> Result<Response<pb::LocateReply>, Status> {
+        let request = request.into_inner();
+        self.call("locate", |cluster| {
+            let handles = cluster.files.get(&request.file).ok_or_else(|| not_found("file"))?;
+            let chunks = handles.iter().enumerate().skip(request.first as usize).take(request.count as usize);
+            let chunks = chunks.map(|(index, handle)| pb::ChunkLocation {
+                index: u32::try_from(index).unwrap(),
+                handle: *handle,
+                version: cluster.chunks[handle].version,
+                replicas: cluster.chunks[handle]
+                    .members
+                    .iter()
+                    .filter(|server| !cluster.dead.contains(server))
+                    .map(|server| replica(*server))
+                    .collect(),
+                goal: 3,
+                primary: 0,
+            });
+            let chunks = chunks.collect();
+            let chunk_count = u32::try_from(handles.len()).unwrap();
+            Ok(pb::LocateReply { chunks, chunk_count, rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn cluster_status(
+        &self,
+        _: Request<pb::ClusterStatusRequest>,
+    ) -> Result<Response<pb::ClusterStatusReply>, Status> {
+        self.call("cluster_status", |_| Ok(pb::ClusterStatusReply::default())).await
+    }
+    async fn disk_free(
+        &self,
+        _: Request<pb::DiskFreeRequest>,
+    ) -> Result<Response<pb::DiskFreeReply>, Status> {
+        self.call("disk_free", |_| Ok(pb::DiskFreeReply::default())).await
+    }
+}
