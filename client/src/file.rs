@@ -48,7 +48,6 @@ impl File {
     ///
     /// # Errors
     /// What the master or the replicas say.
-    #[expect(clippy::len_without_is_empty, reason = "it asks servers")]
     pub async fn len(&self) -> Result<u64> {
         read::length(&self.core, &self.opened).await
     }

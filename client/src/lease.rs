@@ -72,12 +72,7 @@ impl Core {
             count: LOCATE_COUNT,
             freshness: self.freshness(),
         };
-        let reply = self
-            .lookup(patience, |mut master| {
-                let request = request.clone();
-                async move { master.locate(request).await }
-            })
-            .await?;
+        let reply = self.lookup(patience, |mut master| async move { master.locate(request).await }).await?;
         self.seen(reply.rev);
         file.see_chunks(reply.chunk_count);
         let chunks: Vec<Chunk> = reply.chunks.into_iter().map(Chunk::from).collect();

@@ -47,10 +47,10 @@ impl FakeMaster {
             futures::future::pending::<()>().await;
         }
         let answer = self.fake.with(answer);
-        match verdict {
-            Verdict::LoseReply => Err(Status::unavailable("the connection broke")),
-            _ => answer.map(Response::new).map_err(Status::from),
+        if verdict == Verdict::LoseReply {
+            return Err(Status::unavailable("the connection broke"));
         }
+        answer.map(Response::new).map_err(Status::from)
     }
 
     /// Carries a mutation out once for each request id.

@@ -1,0 +1,134 @@
+//! Reads: replicas that are damaged, old, short, silent or gone.
+
+use bytes::Bytes;
+use gfs_proto::Error;
+use gfs_proto::id::{ChunkHandle, ServerId};
+
+use super::{UNIT, pattern, put, start};
+use crate::fake::{CHUNK_BYTES, FakeChunk, Verdict};
+
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_answer_is_asked_for_again_verified_and_then_elsewhere() {
+    let (fake, client) = start().await;
+    put(&client, "/a", &pattern(100_000)).await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    file.len().await.unwrap();
+    // One replica's disk is damaged: it finds out when it looks itself.
+    let mut bad = None;
+    fake.judge(move |call, _| {
+        let server = call[..2].to_owned();
+        if !call.contains("read") || *bad.get_or_insert_with(|| server.clone()) != server {
+            return Verdict::Go;
+        }
+        match call.contains("verified") {
+            true => Verdict::Refuse(Error::Corrupt { handle: ChunkHandle::from_raw(1), block: 1 }),
+            false => Verdict::Corrupt,
+        }
+    });
+    fake.with(|cluster| cluster.log.clear());
+    assert!(file.read_at(0, 100_000).await.unwrap() == pattern(100_000));
+    let reads = fake.with(|cluster| cluster.calls("read"));
+    assert_eq!(reads.len(), 3, "{reads:?}");
+    assert_eq!(format!("{} verified", reads[0]), reads[1]);
+    assert_ne!(reads[0][..2], reads[2][..2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_on_the_wire_costs_one_more_question() {
+    let (fake, client) = start().await;
+    put(&client, "/a", &pattern(1000)).await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    fake.once("0+1000", Verdict::Corrupt);
+    assert!(file.read_at(0, 1000).await.unwrap() == pattern(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_with_an_old_location_looks_it_up_again_and_reads_on() {
+    let (fake, client) = start().await;
+    put(&client, "/a", &pattern(1000)).await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    file.len().await.unwrap();
+    fake.with(|cluster| cluster.regrant(1));
+    assert!(file.read_at(0, 1000).await.unwrap() == pattern(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_and_silent_servers_do_not_stop_a_reader() {
+    let (fake, client) = start().await;
+    let bytes = pattern(6 * UNIT);
+    put(&client, "/a", &bytes).await.unwrap();
+    fake.judge(|call, cluster| {
+        if call.starts_with("s1 read") {
+            cluster.dead.insert(1);
+        }
+        if call.starts_with("s2 read") { Verdict::Silence } else { Verdict::Go }
+    });
+    let mut back = Vec::new();
+    client.get("/a", &mut back, |_| {}).await.unwrap();
+    assert!(back == bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_has_less_than_was_acknowledged_is_not_believed() {
+    let (fake, client) = start().await;
+    put(&client, "/a", &pattern(1000)).await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    file.len().await.unwrap();
+    // All replicas are short for a while.
+    fake.with(|cluster| cluster.chunks.get_mut(&1).unwrap().bytes.truncate(500));
+    let mut reads = 0;
+    fake.judge(move |call, cluster| {
+        reads += usize::from(call.contains("read"));
+        if reads == 7 {
+            cluster.chunks.get_mut(&1).unwrap().bytes = pattern(1000);
+        }
+        Verdict::Go
+    });
+    assert!(file.read_at(0, 1000).await.unwrap() == pattern(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_wrote_before_the_last_chunk_reads_as_zeros() {
+    let (_fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(3, Bytes::from_static(b"abc")).await.unwrap();
+    let far = u64::from(CHUNK_BYTES) * 2 + 7;
+    file.write_at(far, Bytes::from_static(b"xyz")).await.unwrap();
+    assert_eq!(file.len().await.unwrap(), far + 3);
+    let all = client.open("/a").await.unwrap().read_at(0, far + 100).await.unwrap();
+    let mut expected = vec![0; 2 * CHUNK_BYTES as usize + 7];
+    expected[3..6].copy_from_slice(b"abc");
+    expected.extend_from_slice(b"xyz");
+    assert!(all == expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailing_empty_chunks_are_not_part_of_a_file() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"abc")).await.unwrap();
+    fake.with(|cluster| {
+        for version in [0, 1] {
+            let id = cluster.names["/a"];
+            let handle = cluster.chunks.len() as u64 + 1;
+            let chunk = FakeChunk { version, members: vec![1, 2, 3], ..Default::default() };
+            cluster.chunks.insert(handle, chunk);
+            cluster.files.get_mut(&id).unwrap().push(handle);
+        }
+    });
+    assert_eq!(client.open("/a").await.unwrap().len().await.unwrap(), 3);
+    assert_eq!(file.read_at(0, 100).await.unwrap(), "abc");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_replica_can_be_read_by_name() {
+    let (_fake, client) = start().await;
+    put(&client, "/a", &pattern(100)).await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    for chunk in file.chunks().await.unwrap() {
+        for replica in chunk.replicas {
+            assert!(file.read_from(replica.id, 10, 1000).await.unwrap() == pattern(100)[10..]);
+        }
+    }
+    assert!(matches!(file.read_from(ServerId::from_raw(99), 0, 1).await, Err(Error::NotFound { .. })));
+}

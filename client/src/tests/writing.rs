@@ -1,0 +1,260 @@
+//! Writes and appends: lost replies, new primaries, seals, power cuts.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use gfs_proto::id::ChunkHandle;
+use gfs_proto::{Error, Retry};
+
+use super::{UNIT, pattern, put, start};
+use crate::fake::{CHUNK_BYTES, Fake, Verdict};
+use crate::options::{Durability, Options};
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_keeps_order_and_memory_in_bounds() {
+    let (fake, client) = start().await;
+    let bytes = pattern(3 * CHUNK_BYTES as usize);
+    put(&client, "/a", &bytes).await.unwrap();
+    assert!(fake.with(|cluster| cluster.content("/a")) == bytes);
+    let writes = fake.with(|cluster| cluster.calls(" write "));
+    let ends: Vec<&str> = writes.iter().map(|call| &call[3..]).collect();
+    let mut expected = Vec::new();
+    for chunk in 1..=3 {
+        expected.extend((0..4).map(|unit| format!("write c{chunk} {}+{UNIT}", unit * UNIT)));
+    }
+    assert_eq!(ends, expected);
+    assert!(fake.with(|cluster| cluster.buffered_max) <= 9 * UNIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_run_ahead_of_the_turn_but_not_beyond_the_window() {
+    let fake = Fake::start();
+    let client = fake.client(Options { window: 3, ..Options::default() }).await;
+    let file = client.create("/a", 0).await.unwrap();
+    fake.judge(|call, _| if call.contains(" write ") { Verdict::Silence } else { Verdict::Go });
+    let mut writer = file.writer(0);
+    let stuck = tokio::time::timeout(Duration::from_secs(3), writer.write(&pattern(8 * UNIT))).await;
+    assert!(stuck.is_err(), "the window is full");
+    assert_eq!(fake.with(|cluster| cluster.calls(" push ").len()), 3);
+    fake.judge(|_, _| Verdict::Go);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_write_reply_is_settled_by_a_repeat_and_written_once() {
+    let (fake, client) = start().await;
+    for what in [" write ", " push "] {
+        let path = format!("/{}", what.trim());
+        fake.once(what, Verdict::LoseReply);
+        put(&client, &path, &pattern(2 * UNIT + 5)).await.unwrap();
+        assert!(fake.with(|cluster| cluster.content(&path)) == pattern(2 * UNIT + 5));
+    }
+    let versions: Vec<_> = fake.with(|cluster| cluster.chunks.values().map(|chunk| chunk.version).collect());
+    assert!(versions.iter().any(|version| *version > 1), "a new lease was asked for: {versions:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_member_costs_a_new_lease_and_the_hint_names_it() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"a")).await.unwrap();
+    fake.with(|cluster| cluster.dead.insert(2));
+    file.write_at(1, Bytes::from_static(b"b")).await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.calls("find_lease")), ["m1 find_lease v1 s2"]);
+    fake.with(|cluster| {
+        let primary = cluster.chunks[&1].members[0];
+        cluster.dead = [primary].into();
+    });
+    file.write_at(2, Bytes::from_static(b"c")).await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.content("/a")), b"abc");
+}
+
+#[tokio::test(start_paused = true)]
+async fn evicted_data_is_pushed_again() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let mut evictions = 2;
+    fake.judge(move |call, cluster| {
+        if call.contains(" write ") && evictions > 0 {
+            evictions -= 1;
+            cluster.buffers.clear();
+        }
+        Verdict::Go
+    });
+    file.write_at(0, pattern(UNIT).into()).await.unwrap();
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(UNIT));
+    assert_eq!(fake.with(|cluster| cluster.calls(" push ").len()), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_a_stream_that_a_power_cut_took_before_their_promise_are_sent_again() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let mut cut = true;
+    fake.judge(move |call, cluster| {
+        // Two units are acknowledged, deferred, when all servers lose them and come back with a new grant.
+        if call.contains(&format!(" write c1 {}+", 2 * UNIT)) && std::mem::take(&mut cut) {
+            let chunk = cluster.chunks.get_mut(&1).unwrap();
+            chunk.bytes.truncate(UNIT);
+            chunk.requests.retain(|_, at| (*at as usize) < UNIT);
+            cluster.regrant(1);
+        }
+        Verdict::Go
+    });
+    let mut writer = file.writer(0);
+    writer.write(&pattern(3 * UNIT + 9)).await.unwrap();
+    assert_eq!(writer.finish().await.unwrap(), 3 * UNIT as u64 + 9);
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(3 * UNIT + 9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_without_new_bytes_syncs_what_is_deferred_and_a_second_one_asks_nobody() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let mut writer = file.writer(0);
+    writer.write(&pattern(2 * UNIT)).await.unwrap();
+    writer.flush().await.unwrap();
+    let calls = fake.with(|cluster| cluster.calls(" write "));
+    assert_eq!(calls.len(), 3);
+    assert!(calls[2].ends_with("0+0"), "{calls:?}");
+    writer.flush().await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.calls(" write ").len()), 3);
+    writer.write(b"x").await.unwrap();
+    assert_eq!(writer.finish().await.unwrap(), 2 * UNIT as u64 + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_ends_a_stream_and_nothing_after_it_is_written() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    fake.judge(|call, _| match call.contains(&format!(" write c1 {UNIT}+")) {
+        true => Verdict::Refuse(Error::bad_argument("no")),
+        false => Verdict::Go,
+    });
+    let mut writer = file.writer(0);
+    let written = writer.write(&pattern(4 * UNIT)).await;
+    let failed = match written {
+        Ok(()) => writer.flush().await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(failed, Error::BadArgument { .. }), "{failed}");
+    assert!(matches!(writer.flush().await, Err(Error::BadArgument { .. })));
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(UNIT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_transfer_that_moves_outlasts_the_patience() {
+    let fake = Fake::start();
+    let client = fake.client(Options { patience: Duration::from_secs(10), ..Options::default() }).await;
+    // Each unit needs a failed attempt with its timeout first: 60 s in all.
+    let mut seen = std::collections::BTreeSet::new();
+    fake.judge(move |call, _| match call.contains(" write ") && seen.insert(call[3..].to_owned()) {
+        true => Verdict::Silence,
+        false => Verdict::Go,
+    });
+    let started = tokio::time::Instant::now();
+    put(&client, "/a", &pattern(12 * UNIT)).await.unwrap();
+    assert!(started.elapsed() > Duration::from_secs(30));
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(12 * UNIT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_after_an_unanswered_attempt_is_not_called_a_failure() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let mut attempts = 0;
+    fake.judge(move |call, _| {
+        attempts += usize::from(call.contains(" write "));
+        match (call.contains(" write "), attempts) {
+            (true, 1) => Verdict::LoseReply,
+            (true, _) => Verdict::Refuse(Error::bad_argument("gone")),
+            _ => Verdict::Go,
+        }
+    });
+    let error = file.write_at(0, Bytes::from_static(b"a")).await.unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    assert_eq!(error.retry(), Retry::Never);
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_fill_a_chunk_then_go_to_the_next() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let record = Bytes::from(pattern(UNIT - 1));
+    let mut offsets = Vec::new();
+    for _ in 0..6 {
+        offsets.push(file.append(record.clone()).await.unwrap());
+    }
+    let chunk = u64::from(CHUNK_BYTES);
+    let step = UNIT as u64 - 1;
+    assert_eq!(offsets, [0, step, 2 * step, 3 * step, chunk, chunk + step]);
+    for offset in offsets {
+        assert!(file.read_at(offset, step).await.unwrap() == record);
+    }
+    assert!(fake.with(|cluster| cluster.chunks[&1].sealed));
+    assert!(matches!(
+        file.append(pattern(UNIT + 1).into()).await,
+        Err(Error::TooLarge { limit, .. }) if limit == UNIT as u64
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_whose_reply_was_lost_before_the_seal_is_found_in_the_old_chunk() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.append(Bytes::from_static(b"first")).await.unwrap();
+    let mut first = true;
+    fake.judge(move |call, _| match call.contains(" append ") && std::mem::take(&mut first) {
+        true => Verdict::LoseReply,
+        false => Verdict::Go,
+    });
+    assert_eq!(file.append(Bytes::from_static(b"second")).await.unwrap(), 5);
+    // A seal between the lost reply and the repeat: a primary that says Sealed before it looks for the id.
+    let mut calls = 0;
+    fake.judge(move |call, cluster| {
+        calls += usize::from(call.contains(" append "));
+        match (call.contains(" append "), calls) {
+            (true, 1) => Verdict::LoseReply,
+            (true, 2) => {
+                cluster.chunks.get_mut(&1).unwrap().sealed = true;
+                Verdict::Refuse(Error::Sealed { handle: ChunkHandle::from_raw(1) })
+            }
+            _ => Verdict::Go,
+        }
+    });
+    assert_eq!(file.append(Bytes::from_static(b"third")).await.unwrap(), 11);
+    assert_eq!(fake.with(|cluster| cluster.content("/a")), b"firstsecondthird");
+    assert_eq!(fake.with(|cluster| cluster.calls(" outcome ").len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn appenders_that_meet_at_the_end_of_a_chunk_share_the_next() {
+    let (fake, client) = start().await;
+    client.create("/a", 0).await.unwrap();
+    let record = Bytes::from(pattern(700_000));
+    let appends = (0..20).map(|_| {
+        let (client, record) = (client.clone(), record.clone());
+        async move { client.open("/a").await.unwrap().append(record).await.unwrap() }
+    });
+    let mut offsets = futures::future::join_all(appends).await;
+    offsets.sort_unstable();
+    offsets.dedup();
+    assert_eq!(offsets.len(), 20);
+    assert_eq!(fake.with(|cluster| cluster.chunks.len()), 4, "five records in each, no hole between");
+    let file = client.open("/a").await.unwrap();
+    for offset in offsets {
+        assert!(file.read_at(offset, record.len() as u64).await.unwrap() == record);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicated_writes_are_synced_by_a_flush_of_the_file() {
+    let fake = Fake::start();
+    let options = Options { durability: Durability::Replicated, ..Options::default() };
+    let client = fake.client(options).await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"abc")).await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.calls(" write ").len()), 1);
+    file.flush().await.unwrap();
+    file.flush().await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.calls(" write ").len()), 2);
+}
