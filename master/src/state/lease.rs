@@ -1,7 +1,7 @@
 //! Grants and leases: who may order the mutations of a chunk (GFS §3.1, §4.5).
 //!
 //! Differs from GFS: a grant takes two commits, prepare and confirm, with reconciliation and fencing between
-//! them (protocol.md, Grant). Guards of that protocol are named where they are kept; those that need
+//! them (protocol.md, Grant; docs/decisions/0008). Guards of that protocol are named where they are kept; those that need
 //! soft state (no_fence_wait, fence_before_prepare) are the leader's.
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};

@@ -16,6 +16,9 @@ const ADDRESS_BYTES_MAX: usize = 300;
 /// Longest name of a rack, in bytes.
 const RACK_BYTES_MAX: usize = 255;
 
+/// Most chunkservers ever registered: bounds what a list of them costs.
+const SERVERS_MAX: u64 = 100_000;
+
 /// Makes an empty state into a cluster's.
 pub(crate) fn bootstrap(
     change: &mut Change<'_>,
@@ -61,6 +64,10 @@ pub(crate) fn register_server(
     check_length(Limit::Address {}, address, ADDRESS_BYTES_MAX)?;
     check_length(Limit::Rack {}, rack, RACK_BYTES_MAX)?;
     let known: Option<ServerId> = read::row(change.view(), Table::System, &system::server_uuid(uuid))?;
+    let next = read::counters(change.view())?.next_server.raw();
+    if known.is_none() && next > SERVERS_MAX {
+        return Err(Rejected::TooLarge { what: Limit::Servers {}, size: next, limit: SERVERS_MAX });
+    }
     let server = match known {
         Some(server) => server,
         None => change.draw_server()?,

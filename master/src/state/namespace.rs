@@ -2,7 +2,8 @@
 //!
 //! Differs from GFS §4.1: no path locks here, for commands are applied one by one; the leader's locks only
 //! order operations of several commands. Directories have ids, so that moving one costs the same whatever is
-//! below it.
+//! below it (docs/decisions/0007). For the same reason nobody looks how deep a moved tree is: what comes to lie
+//! deeper than a path can say is there, but can't be named until it is moved up again.
 
 use gfs_proto::id::EntryId;
 use gfs_proto::path::FilePath;

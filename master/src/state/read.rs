@@ -107,20 +107,28 @@ pub fn resolve(view: &dyn View, path: &FilePath) -> Result<Vec<Entry>, Rejected>
     let mut way = vec![root];
     let mut parent = EntryId::ROOT;
     let mut is_file = false;
-    let mut so_far = FilePath::root();
-    for name in path.names() {
+    for (depth, name) in path.names().enumerate() {
         if is_file {
-            return Err(Rejected::NotADirectory { path: so_far });
+            return Err(Rejected::NotADirectory { path: first_names(path, depth) });
         }
-        // A part of a path that was parsed is a path.
-        so_far = so_far.join(name).map_err(|_| Rejected::Damaged {})?;
-        let id = child(view, parent, name)?.ok_or_else(|| Rejected::NotFound { path: so_far.clone() })?;
+        let Some(id) = child(view, parent, name)? else {
+            return Err(Rejected::NotFound { path: first_names(path, depth + 1) });
+        };
         let entry = entry(view, id).map_err(|_| Rejected::Damaged {})?;
         is_file = entry.is_file();
         parent = id;
         way.push(entry);
     }
     Ok(way)
+}
+
+/// The path of the first `depth` names of a path.
+fn first_names(path: &FilePath, depth: usize) -> FilePath {
+    let mut first = path.clone();
+    for _ in depth..path.names().count() {
+        first = first.split().map_or_else(FilePath::root, |(parent, _)| parent);
+    }
+    first
 }
 
 /// The entry of a path.

@@ -261,6 +261,8 @@ tagged! {
         5 Sessions {}
         /// Leases in one command.
         6 Leases {}
+        /// Chunkservers ever registered.
+        7 Servers {}
     }
 }
 
@@ -359,6 +361,7 @@ impl fmt::Display for Limit {
             Self::Rack {} => "the length of the rack's name",
             Self::Sessions {} => "the number of open sessions",
             Self::Leases {} => "the number of leases in one command",
+            Self::Servers {} => "the number of chunkservers ever registered",
         })
     }
 }

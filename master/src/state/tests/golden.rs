@@ -254,6 +254,7 @@ fn golden_refusals() {
         Limit::Rack {},
         Limit::Sessions {},
         Limit::Leases {},
+        Limit::Servers {},
     ];
     told += &golden_enum(Limit::TAGS, &all, Limit::tag);
     expect![[r#"
@@ -268,6 +269,7 @@ fn golden_refusals() {
         Rack                 0104
         Sessions             0105
         Leases               0106
+        Servers              0107
     "#]]
     .assert_eq(&told);
 }
@@ -334,7 +336,8 @@ fn golden_entries_and_chunks() {
         trashed              0104042f612f6605c0843d
         id of a name         0104
         handle of a file     0101
-    "#]].assert_eq(&told.concat());
+    "#]]
+    .assert_eq(&told.concat());
 }
 
 #[test]
@@ -382,7 +385,8 @@ fn golden_system_and_sessions() {
         session              010601010101010101010101010101010101c0843dac02
         stored reply         0108070101
         refused              01070007
-    "#]].assert_eq(&told.concat());
+    "#]]
+    .assert_eq(&told.concat());
 }
 
 #[test]
