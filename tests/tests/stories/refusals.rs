@@ -113,3 +113,50 @@ async fn a_server_of_another_cluster_refuses_to_start() {
     ours.restart("chunkserver-1").unwrap();
     ours.wait_until_up().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_or_newer_directory_is_refused_and_says_why() {
+    let mut cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    for (name, identity) in [("chunkserver-1", "identity"), ("master-1", "identity.json")] {
+        cluster.kill(name).unwrap();
+        let (data, aside) = (cluster.data_of(name), cluster.directory().join("aside"));
+        let identity_file = data.join(identity);
+
+        // From a newer version.
+        let good = std::fs::read_to_string(&identity_file).unwrap();
+        let newer = good.replacen("\"format\":1", "\"format\":99", 1);
+        let newer = newer.replacen("gfs-chunkserver 1 ", "gfs-chunkserver 99 ", 1);
+        assert_ne!(good, newer, "{good}");
+        std::fs::write(&identity_file, newer).unwrap();
+        assert!(refusal(&mut cluster, name).await.contains("99"));
+        std::fs::write(&identity_file, good).unwrap();
+
+        // Everything is gone but the identity.
+        std::fs::create_dir(&aside).unwrap();
+        let others = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+        let others: Vec<_> = others.filter(|path| !path.ends_with(identity)).collect();
+        for path in &others {
+            std::fs::rename(path, aside.join(path.file_name().unwrap())).unwrap();
+        }
+        assert!(refusal(&mut cluster, name).await.contains(data.to_str().unwrap()));
+
+        // Untouched again, it goes on as if nothing had been.
+        for path in others {
+            if path.is_dir() {
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+            std::fs::rename(aside.join(path.file_name().unwrap()), path).unwrap();
+        }
+        std::fs::remove_dir(&aside).unwrap();
+        cluster.restart(name).unwrap();
+        cluster.wait_until_up().await.unwrap();
+    }
+}
+
+/// Starts a server that must not start, and returns what it says.
+async fn refusal(cluster: &mut Cluster, name: &str) -> String {
+    cluster.restart(name).unwrap();
+    let (code, log) = cluster.wait_for_end(name).await.unwrap();
+    assert!(code.is_some_and(|code| code != 0), "{name} ended with {code:?}: {log}");
+    log.lines().last().unwrap_or_default().to_owned()
+}
