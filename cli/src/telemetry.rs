@@ -19,8 +19,8 @@ pub(crate) enum Verbosity {
 /// A `RUST_LOG` that can't be read.
 pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
     let default = match verbosity {
-        // openraft tells every step of its own at info.
-        Verbosity::Server => "info,openraft=warn",
+        // openraft tells each of its steps, and each heartbeat that a dead peer does not answer.
+        Verbosity::Server => "info,openraft=error",
         Verbosity::Command => "warn",
     };
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();

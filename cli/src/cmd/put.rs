@@ -15,6 +15,8 @@ use crate::exit::usage;
 struct Job {
     local: PathBuf,
     remote: String,
+    /// Named by the user, not found in a tree: then a pipe or device is meant to be read.
+    named: bool,
 }
 
 /// Stores what is named.
@@ -91,13 +93,13 @@ fn root(args: &Put, local: &str, remote: &str, into: bool) -> Result<Job> {
         return Err(usage(format!("{remote} is no directory: `gfs mkdir {remote}` makes it")));
     }
     if !into {
-        return Ok(Job { local: path, remote: trimmed(remote).to_owned() });
+        return Ok(Job { local: path, remote: trimmed(remote).to_owned(), named: true });
     }
     // Also `.` and `..` have a name: that of the directory they stand for.
     let named = if path.file_name().is_some() { path.clone() } else { path.canonicalize()? };
     let name = named.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| usage(format!("{local} has no name that can be stored")))?;
-    Ok(Job { local: path, remote: join(trimmed(remote), name) })
+    Ok(Job { local: path, remote: join(trimmed(remote), name), named: true })
 }
 
 /// Finds all files below the roots; a directory is made before what lies in it is told.
@@ -122,7 +124,7 @@ async fn look_at(
 ) -> Result<Found<Job>> {
     let local = job.local.display().to_string();
     let metadata = tokio::fs::metadata(&job.local).await.with_context(|| local.clone())?;
-    if metadata.is_file() {
+    if metadata.is_file() || (job.named && !metadata.is_dir()) {
         progress.found(metadata.len());
         return Ok(Found::File(job));
     }
@@ -137,7 +139,7 @@ async fn look_at(
         eprintln!("gfs: {local}/{name}: a link to a directory, or a name that is no UTF-8: left out");
     }
     for (path, name) in entries {
-        waiting.push(Job { local: path, remote: join(&job.remote, &name) });
+        waiting.push(Job { local: path, remote: join(&job.remote, &name), named: false });
     }
     waiting[first_below..].reverse();
     Ok(Found::Directory)

@@ -171,16 +171,21 @@ fn announce(flags: &args::Dev, plan: &Plan, children: &Children) -> Result<()> {
         return print_json(&cluster_file(plan, children));
     }
     println!(
-        "A cluster of {} masters, {} shadows and {} chunkservers is up in {}. In another terminal:",
-        plan.masters,
-        plan.shadows,
-        plan.chunkservers,
+        "A cluster of {}, {} and {} is up in {}. In another terminal:",
+        counted(plan.masters, "master"),
+        counted(plan.shadows, "shadow"),
+        counted(plan.chunkservers, "chunkserver"),
         flags.dir.display()
     );
     println!("  export GFS_MASTERS={}", plan.master_addresses().join(","));
     println!("  gfs cluster status");
     println!("Ctrl-C stops it; the same command brings it back with its data.");
     Ok(())
+}
+
+fn counted(count: u16, what: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{ending}")
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
