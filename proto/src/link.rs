@@ -209,26 +209,24 @@ impl Links {
 
     /// The least busy connection, or a new one if all are busy and there may be more.
     async fn pick(&self, peer: &Peer, class: &Class, links_max: usize) -> Result<Arc<Link>> {
-        let (least, count) = class.least_busy();
-        let Some(least) = least else {
-            return self.connect_shared(peer, class).await;
-        };
-        if count >= links_max || least.calls() < BULK_CALLS_EACH {
-            return Ok(least);
-        }
-        match class.connecting.try_lock() {
-            // Another caller is at it already.
-            Err(_) => Ok(least),
-            Ok(_connecting) => Ok(self.connect(peer, class).await.unwrap_or(least)),
-        }
-    }
-
-    /// Connects, or takes part in the attempt of another caller.
-    async fn connect_shared(&self, peer: &Peer, class: &Class) -> Result<Arc<Link>> {
         let came = self.environment.clock.moment();
+        let enough = |link: &Link, count| count >= links_max || link.calls() < BULK_CALLS_EACH;
+        if let (Some(least), count) = class.least_busy() {
+            if enough(&least, count) {
+                return Ok(least);
+            }
+            return match class.connecting.try_lock() {
+                // Another caller is at it already.
+                Err(_) => Ok(least),
+                Ok(_connecting) => Ok(self.connect(peer, class).await.unwrap_or(least)),
+            };
+        }
         let mut last_failure = class.connecting.lock().await;
-        if let (Some(link), _) = class.least_busy() {
-            return Ok(link);
+        if let (Some(least), count) = class.least_busy() {
+            if enough(&least, count) {
+                return Ok(least);
+            }
+            return Ok(self.connect(peer, class).await.unwrap_or(least));
         }
         // An attempt that failed while we stood in line was ours as well.
         if let Some((failed, error)) = &*last_failure

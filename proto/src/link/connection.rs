@@ -126,7 +126,7 @@ impl Link {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.shared.waiting.lock().closed
+        self.shared.stop.is_cancelled() || self.shared.waiting.lock().closed
     }
 
     /// Calls in flight.
