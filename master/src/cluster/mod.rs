@@ -279,3 +279,6 @@ impl Cluster {
 fn lookup(view: &dyn View, handle: ChunkHandle) -> Option<Chunk> {
     read::chunk(view, handle).ok()
 }
+
+#[cfg(test)]
+mod tests;

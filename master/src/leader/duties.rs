@@ -245,13 +245,12 @@ impl Duties {
                 if !server.is_alive(now) || !server.has_full_report() {
                     continue;
                 }
-                let from = swept.get(id).copied().unwrap_or_default();
-                let mut last = None;
-                for handle in server.denied.range(from..).take(SWEEP_BATCH) {
-                    if garbage.len() >= DELETIONS_MAX {
+                let from = swept.remove(id).unwrap_or_default();
+                for (count, handle) in server.denied.range(from..).enumerate() {
+                    if count >= SWEEP_BATCH || garbage.len() >= DELETIONS_MAX {
+                        swept.insert(*id, *handle);
                         break;
                     }
-                    last = Some(*handle);
                     let Some(held) = server.replicas.get(handle) else { continue };
                     let chunk = match read::chunk(view, *handle) {
                         Ok(chunk) => Some(chunk),
@@ -260,13 +259,11 @@ impl Duties {
                         Err(damaged) => return Err(damaged.into()),
                     };
                     let chunk = cluster.standing(*id, chunk.as_ref(), now);
-                    let suspect = sweep::Suspect { handle: *handle, version: held.version, chunk };
+                    let suspect = sweep::Suspect { handle: *handle, chunk };
                     if sweep::is_garbage(&suspect, next_handle) {
                         garbage.push((*id, *handle, held.version));
                     }
                 }
-                let next = last.map(|handle| ChunkHandle::from_raw(handle.raw().saturating_add(1)));
-                swept.insert(*id, next.unwrap_or_default());
             }
             Ok(garbage)
         })

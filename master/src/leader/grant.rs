@@ -1,5 +1,5 @@
 //! The grant driver: takes one chunk through a grant, message by message as the protocol says (GFS §3.1, §4.5;
-//! docs/decisions/0020). One driver per chunk at a time; all who wait for the chunk share its outcome.
+//! docs/decisions/0008). One driver per chunk at a time; all who wait for the chunk share its outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

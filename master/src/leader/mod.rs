@@ -127,3 +127,8 @@ impl Leader {
         }
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

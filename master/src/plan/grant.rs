@@ -66,7 +66,7 @@ pub(crate) fn choose(situation: &Situation<'_>) -> Result<Choice> {
         wanted: situation.goal,
         alive: u32::try_from(alive).unwrap_or(u32::MAX),
     };
-    // Differs from GFS: a write under fewer live servers than replicas says so (docs/decisions/0020).
+    // Differs from GFS: a write under fewer live servers than replicas says so (docs/decisions/0009).
     if situation.writer && situation.alive < goal {
         return Err(not_enough(situation.alive));
     }

@@ -1,14 +1,12 @@
 //! Which replicas are garbage (GFS §4.4, §4.5): never the last good copy of a live chunk (traps T21 to T25).
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion};
+use gfs_proto::id::ChunkHandle;
 
 /// What is known of a replica that a server reported and that no grant names it for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Suspect {
     /// The chunk.
     pub(crate) handle: ChunkHandle,
-    /// Version that the server reported.
-    pub(crate) version: ChunkVersion,
     /// What the committed state says of the chunk.
     pub(crate) chunk: Standing,
 }
@@ -53,8 +51,7 @@ mod tests {
     use super::*;
 
     fn check(handle: u64, chunk: Standing) -> bool {
-        let version = ChunkVersion::from_raw(3);
-        let suspect = Suspect { handle: ChunkHandle::from_raw(handle), version, chunk };
+        let suspect = Suspect { handle: ChunkHandle::from_raw(handle), chunk };
         is_garbage(&suspect, ChunkHandle::from_raw(100))
     }
     fn outsider(pending: bool, confirmed: bool, good_elsewhere: u32) -> Standing {

@@ -1,0 +1,366 @@
+//! A leader without a cluster: the log is the pure state in memory, the chunkservers are rules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use gfs_proto::id::{
+    ChunkHandle, ChunkVersion, ClusterId, EntryId, Epoch, LogIndex, MasterId, ServerId, Term, Uuid,
+};
+use gfs_proto::path::FilePath;
+use gfs_proto::size::ChunkBytes;
+use gfs_proto::time::{Clock, Moment, SystemClock, UnixMs};
+use gfs_proto::{Error, Result, pb};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::grant::Granter;
+use super::seams::{Log, Orders, Soft, Target};
+use crate::cluster::{Held, Part, Registration, Reign, Report, Space};
+use crate::raft::Touched;
+use crate::state::{self, Applied, Chunk, Command, Memory, Proposal, Rejected, View, read};
+
+/// The log of one process: applied as soon as it is proposed.
+pub(super) struct PlainLog {
+    state: Mutex<(Memory, u64)>,
+    touched: broadcast::Sender<Touched>,
+}
+
+impl PlainLog {
+    fn apply(&self, command: Command) -> Result<Applied, Rejected> {
+        let mut state = self.state.lock();
+        state.1 += 1;
+        let index = LogIndex::from_raw(state.1);
+        let outcome = state::apply(&state.0, index, &Proposal::internal(UnixMs::from_raw(1), command));
+        state.0.write(outcome.writes.clone());
+        state::invariant::check(&state.0).unwrap();
+        // Nobody may be listening.
+        drop(self.touched.send(Touched::Chunks(index, outcome.touched.clone())));
+        outcome.reply
+    }
+}
+impl Log for PlainLog {
+    fn propose(&self, command: Command) -> BoxFuture<'_, Result<Result<Applied, Rejected>>> {
+        Box::pin(async move { Ok(self.apply(command)) })
+    }
+    fn view(&self) -> Box<dyn View + '_> {
+        Box::new(self.state.lock().0.clone())
+    }
+    fn touched(&self) -> broadcast::Receiver<Touched> {
+        self.touched.subscribe()
+    }
+}
+
+/// How a chunkserver behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mood {
+    /// Does what it is told.
+    Well,
+    /// Refuses connections, and sends no heartbeats.
+    Dead,
+    /// Answers no order, but sends heartbeats.
+    Deaf,
+    /// Says that its content may have lost bytes.
+    Partial,
+    /// Acknowledges exclusions of another epoch.
+    Forgetful,
+    /// Never ends a reconciliation.
+    Slow,
+}
+
+/// The chunkservers, and what they were told.
+#[derive(Default)]
+pub(super) struct Servers {
+    moods: Mutex<BTreeMap<u64, Mood>>,
+    trace: Mutex<Vec<String>>,
+    /// Versions stored in this life of the server: chunk, version, server.
+    stored: Mutex<BTreeSet<(u64, u64, u64)>>,
+}
+
+impl Servers {
+    pub(super) fn set(&self, server: u64, mood: Mood) {
+        self.moods.lock().insert(server, mood);
+    }
+    /// Ends every role of a server, as its restart does.
+    pub(super) fn restart(&self, server: u64) {
+        self.stored.lock().retain(|(_, _, holder)| *holder != server);
+    }
+    /// What was ordered since the last call.
+    pub(super) fn trace(&self) -> String {
+        std::mem::take(&mut *self.trace.lock()).join("\n")
+    }
+    fn mood(&self, server: ServerId) -> Mood {
+        self.moods.lock().get(&server.raw()).copied().unwrap_or(Mood::Well)
+    }
+    fn told(&self, line: String) {
+        self.trace.lock().push(line);
+    }
+    async fn reach(&self, target: &Target) -> Result<Mood> {
+        match self.mood(target.server) {
+            Mood::Dead => Err(Error::unavailable("connection refused")),
+            Mood::Deaf => {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                Err(Error::unavailable("no answer"))
+            }
+            mood @ (Mood::Well | Mood::Partial | Mood::Forgetful | Mood::Slow) => Ok(mood),
+        }
+    }
+}
+
+impl Orders for Servers {
+    fn store_version(
+        &self,
+        target: Target,
+        request: pb::StoreVersionRequest,
+    ) -> BoxFuture<'_, Result<pb::StoreVersionReply>> {
+        Box::pin(async move {
+            let mood = self.reach(&target).await?;
+            let is_base = request.base.contains(&target.server.raw());
+            let kind = if request.fresh {
+                "fresh"
+            } else if is_base {
+                "base"
+            } else {
+                "joins"
+            };
+            let use_ = if request.writer { "" } else { ", no writer" };
+            self.told(format!("{}: store v{} {kind}{use_}", target.server, request.version));
+            self.stored.lock().insert((request.handle, request.version, target.server.raw()));
+            let partial = mood == Mood::Partial || (!is_base && !request.fresh);
+            Ok(pb::StoreVersionReply { version: request.version, partial, epoch: 1 })
+        })
+    }
+    fn reconcile(&self, target: Target, request: pb::ReconcileRequest) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if self.reach(&target).await? == Mood::Slow {
+                self.told(format!("{}: reconcile v{}, for ever", target.server, request.version));
+                return std::future::pending().await;
+            }
+            self.told(format!("{}: reconcile v{}", target.server, request.version));
+            Ok(())
+        })
+    }
+    fn activate(&self, target: Target, request: pb::ActivateRequest) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.reach(&target).await?;
+            if !self.stored.lock().contains(&(request.handle, request.version, target.server.raw())) {
+                let handle = ChunkHandle::from_raw(request.handle);
+                return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
+            }
+            self.told(format!("{}: activate v{}", target.server, request.version));
+            Ok(())
+        })
+    }
+    fn exclude(
+        &self,
+        target: Target,
+        request: pb::ExcludeRequest,
+    ) -> BoxFuture<'_, Result<pb::ExcludeReply>> {
+        Box::pin(async move {
+            let epoch = if self.reach(&target).await? == Mood::Forgetful { 99 } else { 1 };
+            self.told(format!("{}: v{} leaves it out", target.server, request.version));
+            Ok(pb::ExcludeReply { epoch })
+        })
+    }
+    fn delete(&self, target: Target, request: pb::DeleteReplicaRequest) -> BoxFuture<'_, Result<bool>> {
+        Box::pin(async move {
+            self.reach(&target).await?;
+            self.told(format!(
+                "{}: delete c{} up to v{}",
+                target.server, request.handle, request.version_max
+            ));
+            Ok(true)
+        })
+    }
+    fn probe(&self, target: Target, _request: pb::ProbeRequest) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.reach(&target).await.map(drop) })
+    }
+}
+
+/// Tokio's time, and a wall clock that can be set ahead.
+pub(super) struct StageClock {
+    system: SystemClock,
+    ahead: Mutex<Duration>,
+}
+
+impl StageClock {
+    pub(super) fn set_wall_ahead(&self, by: Duration) {
+        *self.ahead.lock() = by;
+    }
+}
+impl Clock for StageClock {
+    fn wall(&self) -> UnixMs {
+        // Of tokio's time too, so that a paused test sees it pass.
+        UnixMs::from_raw(1_000_000)
+            .plus(self.system.moment().since(Moment::default()))
+            .plus(*self.ahead.lock())
+    }
+    fn moment(&self) -> Moment {
+        self.system.moment()
+    }
+}
+
+/// A leader with four chunkservers and a file of goal 3.
+pub(super) struct Stage {
+    pub(super) log: Arc<PlainLog>,
+    pub(super) servers: Arc<Servers>,
+    pub(super) soft: Arc<Soft>,
+    pub(super) clock: Arc<StageClock>,
+    pub(super) granter: Arc<Granter>,
+    pub(super) reign: Reign,
+    file: EntryId,
+}
+
+const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
+
+impl Stage {
+    /// `count` chunkservers are alive, the leader has just begun its reign.
+    pub(super) fn new(count: u64) -> Self {
+        let log = Arc::new(PlainLog { state: Mutex::default(), touched: broadcast::channel(1000).0 });
+        let path = FilePath::parse("/f").unwrap();
+        log.apply(Command::Bootstrap {
+            cluster: CLUSTER,
+            chunk_bytes: ChunkBytes::DEFAULT,
+            replication: 3,
+            trash_ms: 1000,
+            session_ms: 1000,
+            master: MasterId::from_raw(1),
+            uuid: Uuid::from_bytes([1; 16]),
+            address: "m:1".into(),
+        })
+        .unwrap();
+        let Ok(Applied::Entry { entry }) = log.apply(Command::Create { path, replication: 0 }) else {
+            panic!("no file")
+        };
+        let servers = Arc::new(Servers::default());
+        let clock = Arc::new(StageClock { system: SystemClock::new(), ahead: Mutex::default() });
+        let soft = Arc::new(Soft::new(log.clone(), clock.clone()));
+        let stage_clock: Arc<dyn Clock> = clock.clone();
+        let granter = Granter::new(log.clone(), servers.clone(), soft.clone(), stage_clock, CLUSTER);
+        let reign = Self::reign(&clock, 1);
+        let stage = Self { log, servers, soft, clock, granter, reign, file: entry.id };
+        (1..=count).for_each(|server| stage.register(server));
+        stage
+    }
+
+    fn reign(clock: &StageClock, term: u64) -> Reign {
+        Reign { term: Term::from_raw(term), started: clock.moment(), over: CancellationToken::new() }
+    }
+
+    fn register(&self, raw: u64) {
+        let uuid = Uuid::from_bytes([u8::try_from(raw).unwrap(); 16]);
+        let (address, rack) = (format!("s:{raw}"), String::new());
+        let command = Command::RegisterServer { uuid, address: address.clone(), rack: rack.clone() };
+        let Ok(Applied::ServerRegistered { server }) = self.log.apply(command) else { panic!("no server") };
+        assert_eq!(server.raw(), raw);
+        let (epoch, part) = (Epoch::from_raw(1), Part { first: true, last: true });
+        let report =
+            Report { epoch, sequence: 1, full: Some(part), replicas: Vec::new(), removed: Vec::new() };
+        self.soft.with(|cluster, view, now| {
+            cluster.register(server, Registration { address, rack, epoch }, now);
+            assert!(cluster.report(server, &report, view, now));
+        });
+        self.heartbeat(raw);
+    }
+
+    /// Another leader takes over, on another machine: same log, same servers, nothing else.
+    pub(super) fn fail_over(&mut self, count: u64) {
+        self.reign.over.cancel();
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        self.soft = Arc::new(Soft::new(self.log.clone(), clock.clone()));
+        self.granter =
+            Granter::new(self.log.clone(), self.servers.clone(), self.soft.clone(), clock, CLUSTER);
+        self.reign = Self::reign(&self.clock, self.reign.term.raw() + 1);
+        (1..=count).for_each(|server| self.register(server));
+    }
+
+    /// A heartbeat that is answered as the leader; the dead send none.
+    pub(super) fn heartbeat(&self, raw: u64) {
+        let (server, epoch) = (ServerId::from_raw(raw), Epoch::from_raw(1));
+        if self.servers.mood(server) == Mood::Dead {
+            return;
+        }
+        let space = Space { total_bytes: 1 << 40, free_bytes: 1 << 39, used_bytes: 0 };
+        self.soft.with(|cluster, _, now| {
+            cluster.heartbeat(server, epoch, space, now);
+            cluster.answer(server, epoch, 1, (self.reign.term, now)).unwrap();
+        });
+    }
+
+    /// Lets `time` pass, with heartbeats of those who live.
+    pub(super) async fn pass(&self, time: Duration) {
+        let step = Duration::from_millis(100);
+        let mut left = time;
+        while !left.is_zero() {
+            tokio::time::sleep(step.min(left)).await;
+            left = left.saturating_sub(step);
+            (1..=9)
+                .filter(|raw| self.soft.with(|c, _, _| c.server(ServerId::from_raw(*raw)).is_some()))
+                .for_each(|raw| self.heartbeat(raw));
+        }
+    }
+
+    /// Calls `work` while time passes and heartbeats come; how long it took.
+    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> (T, Duration) {
+        let begun = self.clock.moment();
+        let beating = async {
+            loop {
+                self.pass(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            done = work => (done, self.clock.moment().since(begun)),
+            () = beating => panic!("heartbeats never end"),
+        }
+    }
+
+    /// Adds a chunk on servers 1, 2 and 3, with 1 as the primary.
+    pub(super) fn add_chunk(&self, index: u32) -> ChunkHandle {
+        let members: Vec<ServerId> = (1..=3).map(ServerId::from_raw).collect();
+        let primary = ServerId::from_raw(1);
+        let command = Command::AddChunk { file: self.file, expected_count: index, members, primary };
+        match self.log.apply(command) {
+            Ok(Applied::ChunkAdded { handle, .. }) => handle,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A chunk that is confirmed on servers 1, 2 and 3 and leased to 1.
+    pub(super) async fn leased_chunk(&self) -> ChunkHandle {
+        let handle = self.add_chunk(0);
+        self.granter.find_lease(&self.reign, handle, None).await.unwrap();
+        self.servers.trace();
+        handle
+    }
+
+    pub(super) fn chunk(&self, handle: ChunkHandle) -> Chunk {
+        read::chunk(&*self.log.view(), handle).unwrap()
+    }
+
+    pub(super) fn propose(&self, command: Command) -> Result<Applied, Rejected> {
+        self.log.apply(command)
+    }
+
+    /// A server reports one replica.
+    pub(super) fn reports(&self, raw: u64, handle: ChunkHandle, held: Held, sequence: u64) {
+        let report = Report {
+            epoch: Epoch::from_raw(1),
+            sequence,
+            full: None,
+            replicas: vec![(handle, held)],
+            removed: Vec::new(),
+        };
+        let server = ServerId::from_raw(raw);
+        assert!(self.soft.with(|cluster, view, now| cluster.report(server, &report, view, now)));
+    }
+
+    pub(super) fn view(&self) -> Box<dyn View + '_> {
+        self.log.view()
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.clock.moment()
+    }
+}
