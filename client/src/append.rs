@@ -5,14 +5,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gfs_proto::frame::Payload;
-use gfs_proto::id::ChunkIndex;
+use gfs_proto::id::{ChunkIndex, RequestId};
 use gfs_proto::{Error, Result};
 
 use crate::cache::Lease;
 use crate::file::File;
 use crate::mutate::{Action, Tail, Unit};
 use crate::options::Durability;
-use crate::session::Ticket;
 
 /// What became of a record at a sealed chunk.
 enum Settled {
@@ -41,20 +40,18 @@ impl File {
         let length = u64::from(u32::try_from(record.len()).unwrap_or(u32::MAX));
         let payload = Payload::new(0, record);
         let durability = self.core.options.durability;
-        let mut ticket = self.core.sessions.begin().await?;
+        let request = self.core.sessions.data_request();
         let mut index = self.last_chunk().await?;
         loop {
             let mut tail = Tail::new(index);
-            let unit = Unit::new(ticket, Action::Append, payload.clone(), durability.into());
+            let unit = Unit::new(request, Action::Append, payload.clone(), durability.into());
             let sealed = match tail.commit(&self.core, &self.opened, unit).await {
                 Ok(reply) => return Ok(self.appended(index, reply.offset, length)),
                 Err(error @ Error::Sealed { .. }) => error,
                 Err(error) => return Err(error),
             };
-            let Some(unit) = tail.into_last() else { return Err(Error::internal("a record got lost")) };
-            ticket = unit.ticket;
             // Guard next_without_asking: an earlier attempt may have put the record into this chunk.
-            match self.settle(index, &ticket, &sealed).await? {
+            match self.settle(index, request, &sealed).await? {
                 Settled::Here(offset) => return Ok(self.appended(index, offset, length)),
                 Settled::Never => index = self.chunk_after(index).await?,
             }
@@ -91,7 +88,7 @@ impl File {
     }
 
     /// Asks the primary of a sealed chunk what became of a record.
-    async fn settle(&self, index: ChunkIndex, ticket: &Ticket, sealed: &Error) -> Result<Settled> {
+    async fn settle(&self, index: ChunkIndex, request: RequestId, sealed: &Error) -> Result<Settled> {
         let mut backoff = self.core.backoff();
         let mut failed: Option<Arc<Lease>> = None;
         loop {
@@ -102,13 +99,8 @@ impl File {
             };
             // What was sent before is unsettled as long as nobody answers this.
             let lease = lease.map_err(|error| backoff.gave_up(&error))?;
-            let asked = self.core.links.outcome(
-                &lease.primary,
-                lease.handle,
-                lease.version,
-                ticket.request(),
-                patience,
-            );
+            let asked =
+                self.core.links.outcome(&lease.primary, lease.handle, lease.version, request, patience);
             match asked.await {
                 Ok(outcome) => match outcome.offset {
                     Some(offset) => return Ok(Settled::Here(offset)),

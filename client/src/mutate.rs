@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::frame::Payload;
-use gfs_proto::id::{ChunkIndex, ChunkVersion, DataId};
+use gfs_proto::id::{ChunkIndex, ChunkVersion, DataId, RequestId};
 use gfs_proto::link::{Mutation, Source};
 use gfs_proto::retry::Backoff;
 use gfs_proto::size::BLOCK_BYTES;
@@ -16,7 +16,6 @@ use gfs_proto::{Error, Result, pb};
 use crate::cache::Lease;
 use crate::client::Core;
 use crate::lease::{Opened, Step, step_after};
-use crate::session::Ticket;
 
 /// Data up to this size goes along in the request, larger data is pushed along the chain before.
 pub(crate) const INLINE_BYTES_MAX: u32 = BLOCK_BYTES;
@@ -44,7 +43,7 @@ pub(crate) struct Pushed {
 /// One mutation on its way.
 #[derive(Debug)]
 pub(crate) struct Unit {
-    pub(crate) ticket: Ticket,
+    pub(crate) request: RequestId,
     pub(crate) action: Action,
     pub(crate) payload: Payload,
     pub(crate) durability: pb::Durability,
@@ -54,8 +53,13 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    pub(crate) fn new(ticket: Ticket, action: Action, payload: Payload, durability: pb::Durability) -> Self {
-        Self { ticket, action, payload, durability, pushed: None, acknowledged: false }
+    pub(crate) fn new(
+        request: RequestId,
+        action: Action,
+        payload: Payload,
+        durability: pb::Durability,
+    ) -> Self {
+        Self { request, action, payload, durability, pushed: None, acknowledged: false }
     }
     /// Whether its acknowledgement is the promise for everything before it too.
     fn is_promise(&self) -> bool {
@@ -89,11 +93,6 @@ impl Tail {
     pub(crate) fn bytes(&self) -> u64 {
         self.units.iter().map(|unit| unit.payload.bytes.len() as u64).sum()
     }
-    /// The newest mutation, given back by a [`Tail::commit`] that failed.
-    pub(crate) fn into_last(mut self) -> Option<Unit> {
-        self.units.pop()
-    }
-
     /// Adds a mutation and sends until it is acknowledged, and all before it at the same version.
     /// After the answer to a promise nothing is kept.
     ///
@@ -183,7 +182,7 @@ impl Tail {
 impl Unit {
     /// One attempt at one primary.
     async fn send(&mut self, core: &Core, lease: &Lease, patience: Duration) -> Result<pb::WriteReplyMeta> {
-        let request = self.ticket.request();
+        let request = self.request;
         if self.acknowledged {
             // Sent again only for a new version: most likely its content has it.
             let outcome =

@@ -1,8 +1,8 @@
 //! The client's session at the masters: names its mutations, so that a repeat is harmless (trap T30).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use gfs_proto::id::{ClientId, ClusterId, RequestId};
@@ -10,7 +10,7 @@ use gfs_proto::leader::{Master, MasterChannel};
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::{Environment, Error, Result, pb};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// The session is renewed this many times within its life.
@@ -20,8 +20,10 @@ const RENEWAL_MIN: Duration = Duration::from_secs(1);
 const RENEWAL_MAX: Duration = Duration::from_secs(60);
 /// How long one renewal is tried.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
-/// After so many answered requests the masters are told that they need not keep the answers.
-const ANSWERS_KEPT: u64 = 64;
+/// Most mutations of one client at the masters at a time: far fewer than the answers that a session keeps.
+const CHANGES_MAX: usize = 256;
+/// Marks the ids of data mutations: chunks keep those, and the masters never see them.
+const DATA: u64 = 1 << 63;
 /// How often one operation opens a new session because the old one has expired.
 const REOPEN_MAX: u32 = 3;
 
@@ -32,13 +34,11 @@ struct Window {
     client: Option<ClientId>,
     next: u64,
     outstanding: BTreeSet<u64>,
-    /// Answered since the masters were last told.
-    answered: u64,
 }
 
 impl Window {
     fn open(&mut self, client: ClientId) {
-        *self = Self { client: Some(client), next: 1, outstanding: BTreeSet::new(), answered: 0 };
+        *self = Self { client: Some(client), next: 1, outstanding: BTreeSet::new() };
     }
     fn begin(&mut self) -> Option<RequestId> {
         let client = self.client?;
@@ -48,8 +48,8 @@ impl Window {
         Some(RequestId { client, sequence })
     }
     fn end(&mut self, request: RequestId) {
-        if self.client == Some(request.client) && self.outstanding.remove(&request.sequence) {
-            self.answered += 1;
+        if self.client == Some(request.client) {
+            self.outstanding.remove(&request.sequence);
         }
     }
     fn expire(&mut self, client: ClientId) {
@@ -73,7 +73,12 @@ pub(crate) struct Sessions {
     window: Mutex<Window>,
     /// One opening at a time; held across the call to the master.
     opening: tokio::sync::Mutex<()>,
-    renew: Notify,
+    /// Bounds the mutations at the masters.
+    changes: Semaphore,
+    /// Counts the data mutations of this client, over all its sessions.
+    data_requests: AtomicU64,
+    /// The first session: its id stays unique also when it has expired.
+    data_client: OnceLock<ClientId>,
 }
 
 /// What a master tells at the opening of a session.
@@ -86,24 +91,22 @@ pub(crate) struct Opened {
 
 /// One request id in use; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+struct Ticket {
     sessions: Arc<Sessions>,
     request: RequestId,
 }
 
 impl Ticket {
-    pub(crate) fn request(&self) -> RequestId {
-        self.request
+    /// The request id for one attempt, with what the masters may forget by now.
+    fn attempt(&self) -> pb::RequestId {
+        let first_unacked = self.sessions.window.lock().first_unacked();
+        // Of another session after this one has expired: the limit keeps it harmless.
+        pb::RequestId { first_unacked: first_unacked.min(self.request.sequence), ..self.request.into() }
     }
 }
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut window = self.sessions.window.lock();
-        window.end(self.request);
-        if window.answered >= ANSWERS_KEPT {
-            window.answered = 0;
-            self.sessions.renew.notify_one();
-        }
+        self.sessions.window.lock().end(self.request);
     }
 }
 
@@ -120,14 +123,25 @@ impl Sessions {
             patience,
             window: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            renew: Notify::new(),
+            changes: Semaphore::new(CHANGES_MAX),
+            data_requests: AtomicU64::new(1),
+            data_client: OnceLock::new(),
         };
         let opened = sessions.open_new().await?;
         Ok((Arc::new(sessions), opened))
     }
 
+    /// The name of a data mutation, which no other mutation ever has.
+    ///
+    /// Differs from the names of mutations at the masters: those form a window that has to move on, these may be
+    /// as many as the chunks take.
+    pub(crate) fn data_request(&self) -> RequestId {
+        let client = self.data_client.get().copied().unwrap_or_default();
+        RequestId { client, sequence: DATA | self.data_requests.fetch_add(1, Ordering::Relaxed) }
+    }
+
     /// A request id that no other mutation has; opens a new session if the last one has expired.
-    pub(crate) async fn begin(self: &Arc<Self>) -> Result<Ticket> {
+    async fn begin(self: &Arc<Self>) -> Result<Ticket> {
         loop {
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
@@ -159,7 +173,9 @@ impl Sessions {
         let cluster = ClusterId::from_hex(&reply.cluster)
             .ok_or_else(|| Error::internal("the master's cluster id can't be read"))?;
         let chunk_bytes = ChunkBytes::parse(reply.chunk_bytes.into()).map_err(Error::internal)?;
-        self.window.lock().open(ClientId::from_raw(reply.client));
+        let client = ClientId::from_raw(reply.client);
+        self.window.lock().open(client);
+        self.data_client.get_or_init(|| client);
         tracing::debug!(client = reply.client, "session opened");
         Ok(Opened { cluster, chunk_bytes, life: Duration::from_millis(reply.expires_in_ms) })
     }
@@ -178,13 +194,14 @@ impl Sessions {
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
     {
         let mut reopened = 0;
+        let _place = self.changes.acquire().await.map_err(Error::internal)?;
         loop {
             let ticket = self.begin().await?;
             let unsettled = AtomicU32::new(0);
             let outcome = self
                 .masters
                 .call(patience, |master: Master| {
-                    let answer = call(master, ticket.request.into());
+                    let answer = call(master, ticket.attempt());
                     let unsettled = &unsettled;
                     async move {
                         unsettled.fetch_add(1, Ordering::Relaxed);
@@ -208,14 +225,13 @@ impl Sessions {
         }
     }
 
-    /// Renews the session until `stop`: now and then, and when many answers can be forgotten.
+    /// Renews the session until `stop`.
     pub(crate) async fn keep_alive(self: Arc<Self>, life: Duration, stop: CancellationToken) {
         let pause = (life / RENEWALS_PER_LIFE).clamp(RENEWAL_MIN, RENEWAL_MAX);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.renew.notified() => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,

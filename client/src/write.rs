@@ -235,8 +235,8 @@ impl Stream {
             Durability::Synced => pb::Durability::Deferred,
         };
         let end = job.within + payload.length();
-        let ticket = self.core.sessions.begin().await?;
-        let mut unit = Unit::new(ticket, Action::Write(job.within), payload, durability);
+        let request = self.core.sessions.data_request();
+        let mut unit = Unit::new(request, Action::Write(job.within), payload, durability);
         unit.pushed = pushed;
         tail.commit(&self.core, &self.file, unit).await?;
         if tail.is_settled() {
@@ -257,8 +257,8 @@ impl Stream {
 }
 
 async fn commit_sync(core: &Core, file: &Opened, tail: &mut Tail) -> Result<()> {
-    let ticket = core.sessions.begin().await?;
-    let unit = Unit::new(ticket, Action::Sync, Payload::default(), pb::Durability::Synced);
+    let request = core.sessions.data_request();
+    let unit = Unit::new(request, Action::Sync, Payload::default(), pb::Durability::Synced);
     tail.commit(core, file, unit).await.map(drop)
 }
 
@@ -276,8 +276,8 @@ pub(crate) async fn write_at(file: &File, offset: u64, data: Bytes) -> Result<()
         return writer.finish().await.map(drop);
     }
     let durability = file.core.options.durability;
-    let ticket = file.core.sessions.begin().await?;
-    let unit = Unit::new(ticket, Action::Write(within), Payload::new(within, data), durability.into());
+    let request = file.core.sessions.data_request();
+    let unit = Unit::new(request, Action::Write(within), Payload::new(within, data), durability.into());
     Tail::new(index).commit(&file.core, &file.opened, unit).await?;
     file.opened.see_length(end);
     if durability == Durability::Replicated {

@@ -128,7 +128,7 @@ impl From<pb::RequestId> for RequestId {
 }
 impl From<RequestId> for pb::RequestId {
     fn from(id: RequestId) -> Self {
-        Self { client: id.client.0, sequence: id.sequence }
+        Self { client: id.client.0, sequence: id.sequence, first_unacked: 0 }
     }
 }
 

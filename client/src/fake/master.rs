@@ -64,6 +64,7 @@ impl FakeMaster {
         let key = (request.client, request.sequence);
         let name = format!("{name} {}:{}", request.client, request.sequence);
         self.call(&name, |cluster| {
+            cluster.first_unacked = request.first_unacked;
             if cluster.expired.contains(&request.client) {
                 return Err(Error::SessionExpired {
                     client: gfs_proto::id::ClientId::from_raw(request.client),

@@ -102,10 +102,11 @@ impl Service {
     /// Puts a client's mutation into the log: the index at which it was decided, and the answer.
     async fn mutate(&self, request: Option<pb::RequestId>, command: Command) -> Result<(u64, Applied)> {
         let _permit = self.admit()?;
+        let first_unacked = request.map_or(0, |request| request.first_unacked);
         let request = request.map(RequestId::from).filter(|request| request.client.raw() != 0);
         let request =
             request.ok_or_else(|| Error::bad_argument("a mutation needs a session's request id"))?;
-        self.propose(Some(request), 0, command).await
+        self.propose(Some(request), first_unacked, command).await
     }
 
     async fn propose(
