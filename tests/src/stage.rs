@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 const FILES_DEFAULT: u64 = 3_000;
 /// How many MiB it has at least, unless `GFS_DEMO_MIB` says otherwise.
 const MIB_DEFAULT: u64 = 1_024;
+/// From this size on a file is large.
+const LARGE_BYTES: u64 = 1 << 20;
 
 /// A staged tree.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,17 +32,21 @@ impl Stage {
         let bytes_min = number("GFS_DEMO_MIB", MIB_DEFAULT)? << 20;
         let mut stage = Self::default();
         let toolchain = toolchain()?;
-        // The large ones first, then the many, then whatever there is.
-        let large = |stage: &Self| stage.bytes >= bytes_min;
+        // First many files as they come, then large ones until it is a GiB.
         let many = |stage: &Self| stage.files >= files_min;
-        stage.add(&toolchain.join("lib"), &target.join("toolchain/lib"), &large)?;
-        stage.add(&toolchain.join("bin"), &target.join("toolchain/bin"), &large)?;
-        stage.add(&crates(), &target.join("crates"), &many)?;
-        let both = |stage: &Self| large(stage) && many(stage);
-        stage.add(&toolchain.join("share"), &target.join("toolchain/share"), &both)?;
-        stage.add(Path::new("/usr/lib"), &target.join("usr-lib"), &both)?;
+        stage.add(&crates(), &target.join("crates"), 0, &many)?;
+        stage.add(&toolchain.join("share"), &target.join("toolchain-share"), 0, &many)?;
+        let large = |stage: &Self| stage.bytes >= bytes_min;
+        for (name, source) in [
+            ("toolchain-lib", toolchain.join("lib")),
+            ("toolchain-bin", toolchain.join("bin")),
+            ("usr-lib", PathBuf::from("/usr/lib")),
+            ("usr-bin", PathBuf::from("/usr/bin")),
+        ] {
+            stage.add(&source, &target.join(name), LARGE_BYTES, &large)?;
+        }
         ensure!(
-            both(&stage),
+            many(&stage) && large(&stage),
             "this machine has only {} files of {} bytes to store",
             stage.files,
             stage.bytes
@@ -48,8 +54,14 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Links the files below `source` into `target` until there is enough.
-    fn add(&mut self, source: &Path, target: &Path, enough: &dyn Fn(&Self) -> bool) -> Result<()> {
+    /// Links the files of at least `bytes_min` below `source` into `target` until there is enough.
+    fn add(
+        &mut self,
+        source: &Path,
+        target: &Path,
+        bytes_min: u64,
+        enough: &dyn Fn(&Self) -> bool,
+    ) -> Result<()> {
         // What is missing or closed to this user is left out: the other sources make up for it.
         let Ok(entries) = std::fs::read_dir(source) else {
             return Ok(());
@@ -65,13 +77,16 @@ impl Stage {
             };
             let link = target.join(name);
             if path.is_dir() && !path.is_symlink() {
-                self.add(&path, &link, enough)?;
-            } else if path.is_file() && std::fs::File::open(&path).is_ok() {
+                self.add(&path, &link, bytes_min, enough)?;
+                continue;
+            }
+            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+            if path.is_file() && bytes >= bytes_min && std::fs::File::open(&path).is_ok() {
                 std::fs::create_dir_all(target)?;
                 std::os::unix::fs::symlink(path.canonicalize()?, &link)
                     .with_context(|| link.display().to_string())?;
                 self.files += 1;
-                self.bytes += path.metadata()?.len();
+                self.bytes += bytes;
             }
         }
         Ok(())
