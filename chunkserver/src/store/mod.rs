@@ -2,11 +2,31 @@
 //! by one log per disk. Blocking, safe to share between threads, knows no network.
 
 mod adopt;
+mod apply;
+mod block;
+mod chunk;
 mod content;
+mod disk;
 mod error;
 pub mod files;
+mod format;
+mod identity;
+mod log;
+mod open;
+mod open_files;
+mod read;
+mod recover;
+mod replica;
+mod scrub;
+mod segment;
+mod table;
 mod ticket;
+mod worker;
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +34,7 @@ use bytes::Bytes;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, ClusterId, RequestId, Serial, ServerId, Uuid};
 use gfs_proto::random::Random;
 use gfs_proto::size::ChunkBytes;
+use parking_lot::Mutex;
 
 pub use adopt::Adoption;
 pub use content::{
@@ -21,6 +42,14 @@ pub use content::{
 };
 pub use error::{Error, Result};
 pub use ticket::Ticket;
+
+use chunk::Chunk;
+use disk::{Disk, Then};
+use format::Record;
+use identity::IdentityFile;
+use replica::Empty;
+use scrub::Cursor;
+use worker::Threads;
 
 /// Sizes of a store.
 #[derive(Clone, Copy, Debug)]
@@ -90,9 +119,20 @@ pub struct Scrubbed {
     pub corrupt: Vec<(ChunkHandle, u32)>,
 }
 
-/// All chunks of this server.
+/// All chunks of this server. Clones are the same store.
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    disks: Vec<Arc<Disk>>,
+    /// Directories that could not be opened, and why.
+    lost: Vec<DiskState>,
+    identities: Mutex<Vec<(usize, IdentityFile)>>,
+    threads: Mutex<Vec<(Arc<Disk>, Threads)>>,
+    scrub: Mutex<Cursor>,
+}
 
 impl Store {
     /// Opens or makes the directories and recovers what they hold. A directory that can't be read costs its chunks,
@@ -107,51 +147,86 @@ impl Store {
         files: Arc<dyn files::Files>,
         random: &dyn Random,
     ) -> Result<Self> {
-        let _ = (directories, options, files, random);
-        Err(Error::Closed)
+        open::open(directories, options, &files, random).map(|inner| Self { inner: Arc::new(inner) })
     }
     /// Makes everything durable and leaves the directories clean. The store takes nothing after that.
     ///
     /// # Errors
     /// The disks': the next start then recovers as after a crash.
     pub fn close(&self) -> Result<()> {
-        Ok(())
+        let mut result = Ok(());
+        for (disk, threads) in std::mem::take(&mut *self.inner.threads.lock()) {
+            threads.end(&disk.work);
+            disk.log.stop();
+            let closed = table::checkpoint(&disk, table::Closing::Yes);
+            *disk.lock.lock() = None;
+            result = result.and(closed);
+        }
+        result
     }
 
     /// Who this server is.
     pub fn identity(&self) -> Identity {
-        Identity { uuid: Uuid::from_bytes([0; 16]), registered: None }
+        let identities = self.inner.identities.lock();
+        let first = identities.first().map(|(_, identity)| identity);
+        let nobody = Uuid::from_bytes([0; 16]);
+        Identity {
+            uuid: first.map_or(nobody, |identity| identity.uuid),
+            registered: first.and_then(IdentityFile::registered),
+        }
     }
     /// Remembers cluster and server id, durably.
     ///
     /// # Errors
     /// [`Error::WrongDirectory`] if it has others already; the disks'.
     pub fn set_identity(&self, cluster: ClusterId, server: ServerId) -> Result<()> {
-        let _ = (cluster, server);
-        Err(Error::Closed)
+        let mut identities = self.inner.identities.lock();
+        for (index, identity) in &mut *identities {
+            let disk = &self.inner.disks[*index];
+            match identity.registered() {
+                Some(registered) if registered == (cluster, server) => {}
+                Some((cluster, server)) => {
+                    let reason = format!("belongs to server {server} of cluster {cluster}");
+                    return Err(Error::WrongDirectory { disk: disk.name(), reason });
+                }
+                None => {
+                    (identity.cluster, identity.server) = (Some(cluster), Some(server));
+                    identity.save(&*disk.files, &disk.directory)?;
+                }
+            }
+        }
+        Ok(())
     }
     /// Room and failures, disk by disk.
     pub fn disks(&self) -> Vec<DiskState> {
-        Vec::new()
+        let disks = self.inner.disks.iter().map(|disk| disk.state());
+        disks.chain(self.inner.lost.iter().cloned()).collect()
     }
 
     /// All replicas, in the order of their handles. Those on a failed disk are gone.
     pub fn list(&self) -> Vec<ReplicaState> {
-        Vec::new()
+        let healthy = self.inner.disks.iter().filter(|disk| disk.check().is_ok());
+        let chunks: BTreeMap<ChunkHandle, Arc<Chunk>> =
+            healthy.flat_map(|disk| disk.chunks.read().clone()).collect();
+        chunks.values().map(|chunk| chunk.summary()).collect()
     }
     /// One replica.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::DiskFailed`].
     pub fn state(&self, handle: ChunkHandle) -> Result<ReplicaState> {
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        disk.check()?;
+        Ok(chunk.summary())
     }
     /// All that a replica holds but the bytes.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::DiskFailed`].
     pub fn content(&self, handle: ChunkHandle) -> Result<Content> {
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        disk.check()?;
+        Ok(chunk.state.lock().meta.content.clone())
     }
 
     /// Where the mutation of a request lies, if its id is in the content.
@@ -159,8 +234,9 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::DiskFailed`].
     pub fn outcome(&self, handle: ChunkHandle, request: RequestId) -> Result<Option<Outcome>> {
-        let _ = request;
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        disk.check()?;
+        Ok(chunk.state.lock().meta.content.requests.get(&request).copied())
     }
 
     /// Makes an empty replica at the version of a fresh grant, adopted at once; durable. A replica at a lower version is
@@ -169,8 +245,7 @@ impl Store {
     /// # Errors
     /// [`Error::VersionMismatch`] if the stored version is higher; [`Error::DiskFull`] and the disk's.
     pub fn create(&self, handle: ChunkHandle, version: ChunkVersion) -> Result<ReplicaState> {
-        let _ = version;
-        Err(Error::NoSuchChunk { handle })
+        self.make(handle, version, Empty::Fresh, replica::create_again)
     }
     /// Stores a higher version, durably; the same again is harmless. Guard *version_not_durable*.
     ///
@@ -183,8 +258,15 @@ impl Store {
         version: ChunkVersion,
         membership: Membership,
     ) -> Result<ReplicaState> {
-        let _ = (version, membership);
-        Err(Error::NoSuchChunk { handle })
+        match membership {
+            Membership::Base => {
+                let (disk, chunk) = self.find(handle)?;
+                replica::store_version(disk, &chunk, version, membership)
+            }
+            Membership::Joiner => self.make(handle, version, Empty::Partial, |disk, chunk, version| {
+                replica::store_version(disk, chunk, version, membership)
+            }),
+        }
     }
     /// Starts to take over reconciled content at the stored version.
     ///
@@ -192,16 +274,19 @@ impl Store {
     /// [`Error::VersionMismatch`], [`Error::AlreadyAdopted`] (guard *adopt_twice*), [`Error::BadContent`],
     /// [`Error::DiskFull`] and the disk's.
     pub fn adopt(&self, handle: ChunkHandle, version: ChunkVersion, content: Content) -> Result<Adoption> {
-        let _ = (version, content);
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        disk.check()?;
+        adopt::adopt(disk, &chunk, version, content)
     }
     /// Removes a replica, durably, if its stored version is at most this; tells whether it did.
     ///
     /// # Errors
     /// The disk's.
     pub fn delete(&self, handle: ChunkHandle, version_max: ChunkVersion) -> Result<bool> {
-        let _ = version_max;
-        Err(Error::NoSuchChunk { handle })
+        match self.find(handle) {
+            Ok((disk, chunk)) => replica::delete(disk, &chunk, version_max),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Applies the next mutation: readable when this returns, durable when the ticket says so.
@@ -211,24 +296,24 @@ impl Store {
     /// [`Error::Sealed`], [`Error::OutOfRange`], [`Error::Corrupt`] if a block that the mutation changes in part does
     /// not verify, [`Error::Busy`], [`Error::DiskFull`] and the disk's.
     pub fn apply(&self, handle: ChunkHandle, mutation: &Mutation) -> Result<Ticket> {
-        let _ = mutation;
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        apply::apply(disk, &chunk, mutation)
     }
     /// Reads bytes below the length, verified; the caller keeps within what is committed.
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Corrupt`] (and the replica is marked), [`Error::NoSuchChunk`], the disk's.
     pub fn read(&self, handle: ChunkHandle, offset: u32, length: u32) -> Result<Read> {
-        let _ = (offset, length);
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        read::read(disk, &chunk, offset, length)
     }
     /// Whole blocks below the length, for sending from the file; `offset` and `length` are multiples of a block.
     ///
     /// # Errors
     /// [`Error::NotFromFile`] if bytes of the range are not in the file yet: [`Store::read`] has them. Else as there.
     pub fn file_range(&self, handle: ChunkHandle, offset: u32, length: u32) -> Result<FileRange> {
-        let _ = (offset, length);
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        read::file_range(disk, &chunk, offset, length)
     }
 
     /// Notes that the adopted content and mutations up to `serial` are committed; written lazily, never goes backwards.
@@ -236,38 +321,135 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::VersionMismatch`] if that is not the adopted version.
     pub fn set_commit_mark(&self, handle: ChunkHandle, version: ChunkVersion, serial: Serial) -> Result<()> {
-        let _ = (version, serial);
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        let mut state = chunk.state.lock();
+        let here = state.meta.adopted;
+        if here != version {
+            return Err(Error::VersionMismatch { handle, asked: version, here });
+        }
+        let serial = serial.min(state.meta.content.serial);
+        if Some(serial) > state.meta.commit_mark {
+            state.meta.commit_mark = Some(serial);
+            disk.lazy.lock().insert(handle, chunk.clone());
+        }
+        Ok(())
     }
     /// Marks a replica as corrupt, until it adopts.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`].
     pub fn mark_corrupt(&self, handle: ChunkHandle) -> Result<()> {
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        read::mark_corrupt(disk, &chunk, &mut chunk.state.lock());
+        Ok(())
     }
     /// Forgets the requests of sessions that have expired everywhere.
     ///
     /// # Errors
     /// The disks'.
     pub fn forget_requests(&self, clients: &[ClientId]) -> Result<()> {
-        let _ = clients;
-        Err(Error::Closed)
+        for some in clients.chunks(FORGET_CLIENTS_MAX) {
+            for disk in &self.inner.disks {
+                let mut permit = disk.log.reserve(8 * some.len() + disk::SMALL_RECORD_BYTES)?;
+                let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
+                // The memory first: a table that is written meanwhile has either forgotten or is older than the record.
+                chunks.iter().filter(|chunk| chunk.forget(some)).for_each(|chunk| {
+                    disk.dirty.lock().insert(chunk.handle, chunk.clone());
+                });
+                let record = Record::Forget { clients: some.to_vec() }.encode();
+                let then = Then::lazily();
+                disk.log.append(&mut permit, record, then.data, then.firmness, None);
+            }
+        }
+        Ok(())
     }
     /// Reads a whole replica and returns the blocks that do not match; marks it if there are any.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`], the disk's.
     pub fn verify(&self, handle: ChunkHandle) -> Result<Vec<u32>> {
-        Err(Error::NoSuchChunk { handle })
+        let (disk, chunk) = self.find(handle)?;
+        scrub::verify(disk, &chunk)
     }
     /// Verifies about `bytes` more of everything that is here, going round and round (GFS §5.2).
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// The disk's.
     pub fn scrub(&self, bytes: u64) -> Result<Scrubbed> {
-        let _ = bytes;
-        Err(Error::Closed)
+        let mut scrubbed = Scrubbed::default();
+        let mut cursor = self.inner.scrub.lock();
+        // Once round at most, should everything be shorter than that.
+        let chunks = self.list().len() as u64;
+        while scrubbed.bytes < bytes && scrubbed.chunks < chunks {
+            let more = match self.find(cursor.handle) {
+                Ok((disk, chunk)) if disk.check().is_ok() => cursor.step(disk, &chunk, &mut scrubbed)?,
+                _ => false,
+            };
+            if !more {
+                match self.next_chunk(cursor.handle) {
+                    Some(handle) => *cursor = Cursor::at(handle),
+                    None => break,
+                }
+            }
+        }
+        Ok(scrubbed)
+    }
+
+    fn find(&self, handle: ChunkHandle) -> Result<(&Arc<Disk>, Arc<Chunk>)> {
+        let mut found = self.inner.disks.iter().filter_map(|disk| Some((disk, disk.chunk(handle)?)));
+        found.next().ok_or(Error::NoSuchChunk { handle })
+    }
+
+    /// The chunk after this one, or the first one.
+    fn next_chunk(&self, handle: ChunkHandle) -> Option<ChunkHandle> {
+        let after = (std::ops::Bound::Excluded(handle), std::ops::Bound::Unbounded);
+        let healthy = || self.inner.disks.iter().filter(|disk| disk.check().is_ok());
+        let next =
+            healthy().filter_map(|disk| disk.chunks.read().range(after).next().map(|(next, _)| *next)).min();
+        next.or_else(|| healthy().filter_map(|disk| disk.chunks.read().keys().next().copied()).min())
+    }
+
+    /// Makes an empty replica on the disk with most room, or does `again` to the one that is there.
+    fn make(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        empty: Empty,
+        again: impl Fn(&Arc<Disk>, &Arc<Chunk>, ChunkVersion) -> Result<ReplicaState>,
+    ) -> Result<ReplicaState> {
+        for _ in 0..MAKE_TRIES {
+            if let Ok((disk, chunk)) = self.find(handle)
+                && disk.check().is_ok()
+            {
+                match again(disk, &chunk, version) {
+                    // Deleted at this moment.
+                    Err(Error::NoSuchChunk { .. }) => continue,
+                    other => return other,
+                }
+            }
+            let healthy = self.inner.disks.iter().filter(|disk| disk.check().is_ok());
+            let disk = healthy.max_by_key(|disk| disk.state().free_bytes).ok_or(Error::Closed)?;
+            if let Some(made) = replica::make(disk, handle, version, empty)? {
+                return Ok(made);
+            }
+        }
+        Err(Error::Busy { what: "the chunk" })
+    }
+}
+
+/// Sessions in one record.
+const FORGET_CLIENTS_MAX: usize = 1024;
+/// How often a chunk that comes and goes is tried to be made.
+const MAKE_TRIES: usize = 16;
+
+impl Drop for Inner {
+    /// Ends the threads, and leaves the directories as a crash would: only [`Store::close`] leaves them clean.
+    fn drop(&mut self) {
+        for (disk, threads) in std::mem::take(&mut *self.threads.lock()) {
+            threads.end(&disk.work);
+            disk.log.stop();
+            *disk.lock.lock() = None;
+        }
     }
 }
 

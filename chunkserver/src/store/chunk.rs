@@ -1,0 +1,138 @@
+//! One chunk in memory: what is known of it, and what of that is not on the disk yet.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
+use parking_lot::Mutex;
+
+use super::block;
+use super::content::{Content, Outcome, ReplicaState};
+use super::files::File;
+use super::format::{Change, Meta};
+use super::ticket::Completion;
+
+/// A chunk of one disk.
+pub(crate) struct Chunk {
+    pub(crate) handle: ChunkHandle,
+    /// Held while one mutation is applied, so also while its bytes go to the page cache. The log never takes it.
+    pub(crate) state: Mutex<State>,
+}
+
+/// Bytes that the log has, or will have, and the file has not: a crash in the middle of writing them to the file
+/// would tear bytes that were there before.
+pub(crate) struct Overlay {
+    /// The file may have them when this record is durable.
+    pub(crate) sequence: u64,
+    pub(crate) offset: u32,
+    pub(crate) data: Bytes,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) meta: Meta,
+    pub(crate) removed: bool,
+    /// The file is there.
+    pub(crate) created: bool,
+    /// Which change of the directory made it (`Disk::sync_names`).
+    pub(crate) name_change: u64,
+    pub(crate) overlays: VecDeque<Overlay>,
+    /// The log has changes whose bytes only the file has, and no sync of the file after them.
+    pub(crate) unsynced: bool,
+    /// Counts the writes to the file, and how many of them a sync has covered.
+    pub(crate) writes: u64,
+    pub(crate) writes_synced: u64,
+    /// The record that said `meta.promised`.
+    pub(crate) promised_at: u64,
+    /// The newest record of this chunk.
+    pub(crate) last_sequence: u64,
+    /// Who waits for a sync of the file, and whether somebody is on it.
+    pub(crate) sync_waiters: Vec<Completion>,
+    pub(crate) sync_queued: bool,
+    /// The running adoption; a newer one takes its place.
+    pub(crate) adoption: u64,
+}
+
+impl Chunk {
+    pub(crate) fn new(handle: ChunkHandle, state: State) -> Arc<Self> {
+        Arc::new(Self { handle, state: Mutex::new(state) })
+    }
+    pub(crate) fn summary(&self) -> ReplicaState {
+        self.state.lock().summary(self.handle)
+    }
+    /// Forgets requests of these clients; tells whether there were any.
+    pub(crate) fn forget(&self, clients: &[ClientId]) -> bool {
+        let mut state = self.state.lock();
+        let requests = &mut state.meta.content.requests;
+        let before = requests.len();
+        for client in clients {
+            let all = RequestId { client: *client, sequence: 0 }..=RequestId {
+                client: *client,
+                sequence: u64::MAX,
+            };
+            let gone: Vec<RequestId> = requests.range(all).map(|(request, _)| *request).collect();
+            gone.iter().for_each(|request| {
+                requests.remove(request);
+            });
+        }
+        before != requests.len()
+    }
+}
+
+impl State {
+    pub(crate) fn summary(&self, handle: ChunkHandle) -> ReplicaState {
+        let Meta { version, adopted, commit_mark, partial, corrupt, .. } = self.meta;
+        let Content { length, serial, sealed, .. } = self.meta.content;
+        ReplicaState { handle, version, adopted, length, serial, commit_mark, sealed, partial, corrupt }
+    }
+    pub(crate) fn length(&self) -> u32 {
+        self.meta.content.length
+    }
+}
+
+impl Meta {
+    /// Content as a first grant or a joining member has it.
+    pub(crate) fn empty(version: ChunkVersion, generation: u64) -> Self {
+        Self { version, generation, ..Self::default() }
+    }
+
+    /// Changes the content as a record says: the same now and in a replay.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        let content = &mut self.content;
+        content.length = change.chunk_length;
+        content.serial = change.serial;
+        content.sealed = change.sealed;
+        block::put_crcs(&mut content.block_crcs, change.first_block, &change.crcs);
+        if let Some(request) = change.request {
+            content.requests.insert(request, Outcome { offset: change.offset, length: change.length });
+        }
+        self.commit_mark = self.commit_mark.max(change.commit_mark);
+        self.promised |= change.promised;
+    }
+
+    /// The file has been synced with all changes up to `through` in it.
+    pub(crate) fn synced(&mut self, promised: bool) {
+        self.promised = promised;
+    }
+
+    /// A replica adopts this content: mutations count from the start again.
+    pub(crate) fn adopt(&mut self, version: ChunkVersion, generation: u64, content: Content) {
+        let serial = Serial::default();
+        self.adopted = version;
+        self.generation = generation;
+        self.content = Content { serial, ..content };
+        // Guard committed_before_confirm: adopted is not yet known to be committed.
+        self.commit_mark = None;
+        (self.partial, self.corrupt, self.promised) = (false, false, false);
+    }
+}
+
+/// An open chunk file with what is needed to read from it without the lock.
+pub(crate) struct Snapshot {
+    pub(crate) file: Option<Arc<dyn File>>,
+    pub(crate) length: u32,
+    pub(crate) first_block: u32,
+    pub(crate) crcs: Vec<u32>,
+    pub(crate) overlays: Vec<(u32, Bytes)>,
+}

@@ -1,0 +1,294 @@
+//! One disk: a directory with its log, its tables, its chunk files, and the threads that work for it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use gfs_proto::id::ChunkHandle;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::Options;
+use super::chunk::{Chunk, State};
+use super::content::DiskState;
+use super::error::{Error, Result};
+use super::files::{File, Files, Lock, Open};
+use super::format::Record;
+use super::log::{Done, Failure, Firmness, Log, Permit};
+use super::open_files::OpenFiles;
+use super::table::Tables;
+use super::worker::Work;
+
+/// Bytes that a small record takes at most, head included.
+pub(crate) const SMALL_RECORD_BYTES: usize = 256;
+
+pub(crate) struct Disk {
+    pub(crate) directory: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) files: Arc<dyn Files>,
+    pub(crate) failure: Failure,
+    pub(crate) log: Log,
+    pub(crate) work: Arc<Work>,
+    /// The chunks by handle; a chunk's own lock is never waited for while this is held.
+    pub(crate) chunks: RwLock<BTreeMap<ChunkHandle, Arc<Chunk>>>,
+    /// Chunks with records that no table covers.
+    pub(crate) dirty: Mutex<BTreeMap<ChunkHandle, Arc<Chunk>>>,
+    /// Chunks with a commit mark that the log has not.
+    pub(crate) lazy: Mutex<BTreeMap<ChunkHandle, Arc<Chunk>>>,
+    /// One checkpoint at a time.
+    pub(crate) tables: Mutex<Tables>,
+    pub(crate) generation: AtomicU64,
+    pub(crate) open_files: Arc<OpenFiles>,
+    /// Counts new names in the directory of chunks, and how many of them are durable.
+    pub(crate) name_changes: AtomicU64,
+    pub(crate) names_synced: Mutex<u64>,
+    /// Held until the store is closed.
+    pub(crate) lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+/// Directory of the chunk files.
+pub(crate) fn chunk_directory(directory: &std::path::Path) -> PathBuf {
+    directory.join("chunks")
+}
+/// Name of a chunk's file.
+pub(crate) fn chunk_file_name(handle: ChunkHandle, generation: u64) -> String {
+    format!("{:016x}-{generation:x}", handle.raw())
+}
+
+impl Disk {
+    /// The name of the disk in messages.
+    pub(crate) fn name(&self) -> String {
+        self.directory.display().to_string()
+    }
+
+    /// The first failure, if there was one.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.failure.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Stops the disk for good: an error of a sync or a write says that what we think is on it may not be. It is never
+    /// tried again as if nothing had happened, since the kernel forgets the pages that it could not write.
+    pub(crate) fn fail(&self, doing: &str, cause: &io::Error) -> Error {
+        let error = Error::failed(&self.directory, doing, cause);
+        if self.failure.set(error.clone()).is_ok() {
+            tracing::error!(disk = %self.directory.display(), %cause, doing, "disk stopped");
+        }
+        self.log.wake();
+        self.failure.get().cloned().unwrap_or(error)
+    }
+
+    pub(crate) fn state(&self) -> DiskState {
+        let space = self.files.space(&self.directory);
+        let failure = match (&space, self.failure.get()) {
+            (_, Some(error)) => Some(error.to_string()),
+            (Err(error), None) => Some(error.to_string()),
+            (Ok(_), None) => None,
+        };
+        let (total_bytes, free_bytes) = space.map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
+        DiskState {
+            directory: self.directory.clone(),
+            total_bytes,
+            free_bytes: free_bytes.saturating_sub(self.options.headroom_bytes),
+            chunks: self.chunks.read().len() as u64,
+            failure,
+        }
+    }
+
+    /// Refuses if so many more bytes would reach the headroom (T34).
+    pub(crate) fn check_space(&self, bytes: u64) -> Result<()> {
+        let space =
+            self.files.space(&self.directory).map_err(|error| self.fail("asking for space", &error))?;
+        if space.free_bytes < self.options.headroom_bytes.saturating_add(bytes) {
+            return Err(Error::DiskFull { disk: self.name() });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn chunk(&self, handle: ChunkHandle) -> Option<Arc<Chunk>> {
+        self.chunks.read().get(&handle).cloned()
+    }
+
+    /// A generation that no file has had.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Adds a record of a locked chunk to the log. The chunk is dirty from before the record has a sequence, so a
+    /// checkpoint that starts after the record does not miss it.
+    pub(crate) fn record(
+        &self,
+        chunk: &Arc<Chunk>,
+        state: &mut State,
+        permit: &mut Permit<'_>,
+        record: &Record,
+        then: Then,
+    ) -> u64 {
+        self.dirty.lock().insert(chunk.handle, chunk.clone());
+        let sequence = self.log.append(permit, record.encode(), then.data, then.firmness, then.done);
+        state.last_sequence = sequence;
+        sequence
+    }
+
+    pub(crate) fn path_of(&self, handle: ChunkHandle, generation: u64) -> PathBuf {
+        chunk_directory(&self.directory).join(chunk_file_name(handle, generation))
+    }
+
+    /// The file of a locked chunk, made if it is not there yet.
+    pub(crate) fn file(&self, chunk: &Chunk, state: &mut State) -> io::Result<Arc<dyn File>> {
+        let path = self.path_of(chunk.handle, state.meta.generation);
+        if state.created {
+            return self.open_files.open(&path, Open::Existing);
+        }
+        let file = self.open_files.open(&path, Open::Create)?;
+        state.created = true;
+        state.name_change = self.name_changes.fetch_add(1, Ordering::SeqCst) + 1;
+        Ok(file)
+    }
+
+    /// The file of a locked chunk, if it has been made.
+    pub(crate) fn existing_file(&self, chunk: &Chunk, state: &State) -> io::Result<Option<Arc<dyn File>>> {
+        if !state.created {
+            return Ok(None);
+        }
+        self.open_files.open(&self.path_of(chunk.handle, state.meta.generation), Open::Existing).map(Some)
+    }
+
+    /// Removes a file that nothing names any more.
+    pub(crate) fn remove_file(&self, path: &std::path::Path) -> Result<()> {
+        match self.open_files.remove(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.fail("removing a chunk", &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Syncs a chunk's file, and its name if it is new. The lock is not held meanwhile; on return it covers all writes
+    /// that had been made before the call.
+    pub(crate) fn sync_file<'a>(
+        &self,
+        chunk: &'a Chunk,
+        mut state: MutexGuard<'a, State>,
+    ) -> Result<MutexGuard<'a, State>> {
+        if state.writes == state.writes_synced || !state.created || state.removed {
+            return Ok(state);
+        }
+        let (writes, generation, name_change) = (state.writes, state.meta.generation, state.name_change);
+        let file = self.file(chunk, &mut state).map_err(|error| self.fail("opening a chunk", &error))?;
+        drop(state);
+        file.sync_data().map_err(|error| self.fail("syncing a chunk", &error))?;
+        self.sync_names(name_change)?;
+        let mut state = chunk.state.lock();
+        if state.meta.generation == generation {
+            state.writes_synced = state.writes_synced.max(writes);
+        }
+        Ok(state)
+    }
+
+    /// Makes new names in the directory of chunks durable up to this change; one sync serves all that wait.
+    pub(crate) fn sync_names(&self, change: u64) -> Result<()> {
+        let mut synced = self.names_synced.lock();
+        if *synced >= change {
+            return Ok(());
+        }
+        let now = self.name_changes.load(Ordering::SeqCst);
+        self.files
+            .sync_directory(&chunk_directory(&self.directory))
+            .map_err(|error| self.fail("syncing a directory", &error))?;
+        *synced = now;
+        Ok(())
+    }
+
+    /// Writes bytes of a locked chunk to its file, as far as the page cache.
+    pub(crate) fn write_file(
+        &self,
+        chunk: &Chunk,
+        state: &mut State,
+        offset: u32,
+        data: &[u8],
+    ) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let file = self.file(chunk, state);
+        state.writes += 1;
+        match file.and_then(|file| file.write_at(data, offset.into())) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.cut_tail(chunk, state)?;
+                Err(Error::DiskFull { disk: self.name() })
+            }
+            Err(error) => Err(self.fail("writing a chunk", &error)),
+        }
+    }
+
+    /// Takes away what lies in the file behind the chunk's length, durably: a hole that is made there later has to read
+    /// as zeros.
+    pub(crate) fn cut_tail(&self, chunk: &Chunk, state: &mut State) -> Result<()> {
+        if !state.created {
+            return Ok(());
+        }
+        state.writes += 1;
+        let length = u64::from(state.length());
+        self.file(chunk, state)
+            .and_then(|file| {
+                if file.len()? > length {
+                    file.set_len(length)?;
+                    file.sync_all()?;
+                }
+                Ok(())
+            })
+            .map_err(|error| self.fail("cutting a chunk", &error))
+    }
+
+    /// Brings overlays whose records are durable into the file of a locked chunk, in order.
+    pub(crate) fn settle(&self, chunk: &Chunk, state: &mut State) -> Result<()> {
+        let durable = self.log.durable();
+        while let Some(overlay) = state.overlays.front() {
+            if overlay.sequence > durable {
+                break;
+            }
+            let (offset, data) = (overlay.offset, overlay.data.clone());
+            self.write_overlay(chunk, state, offset, &data)?;
+            state.overlays.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Unlike a new write, this one is promised already: it must not fail for want of space.
+    fn write_overlay(&self, chunk: &Chunk, state: &mut State, offset: u32, data: &Bytes) -> Result<()> {
+        state.writes += 1;
+        self.file(chunk, state)
+            .and_then(|file| file.write_at(data, offset.into()))
+            .map_err(|error| self.fail("writing a logged change to its chunk", &error))
+    }
+
+    /// Waits until all overlays of a locked chunk can be settled, and settles them.
+    pub(crate) fn settle_all(&self, chunk: &Chunk, state: &mut State) -> Result<()> {
+        if let Some(last) = state.overlays.back() {
+            self.log.wait_durable(last.sequence)?;
+            self.settle(chunk, state)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a record brings along.
+pub(crate) struct Then {
+    pub(crate) data: Bytes,
+    pub(crate) firmness: Firmness,
+    pub(crate) done: Option<Done>,
+}
+
+impl Then {
+    /// Nobody waits.
+    pub(crate) fn lazily() -> Self {
+        Self { data: Bytes::new(), firmness: Firmness::Written, done: None }
+    }
+    /// Somebody waits for the record to be as firm as this.
+    pub(crate) fn finish(firmness: Firmness, done: Done) -> Self {
+        Self { data: Bytes::new(), firmness, done: Some(done) }
+    }
+}

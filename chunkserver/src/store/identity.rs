@@ -1,0 +1,104 @@
+//! Whose directory it is: a file that a copied or an emptied directory does not carry over.
+//!
+//! `identity` is two lines: `gfs-chunkserver FORMAT CRC32` and, under that checksum, JSON. It holds the number that the
+//! file has in its filesystem: a copy has another one.
+
+use std::io;
+use std::path::Path;
+
+use gfs_proto::id::{ClusterId, ServerId, Uuid};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::files::{Files, Open};
+use super::format::FORMAT;
+
+const NAME: &str = "identity";
+const TEMPORARY: &str = "identity.new";
+const TITLE: &str = "gfs-chunkserver";
+const BYTES_MAX: usize = 64 * 1024;
+
+/// What the file says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IdentityFile {
+    /// The server's, the same in all its directories.
+    pub(crate) uuid: Uuid,
+    /// This directory's.
+    pub(crate) directory: Uuid,
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) server: Option<ServerId>,
+    /// Of the file itself.
+    number: u64,
+}
+
+impl IdentityFile {
+    pub(crate) fn new(uuid: Uuid, directory: Uuid, registered: Option<(ClusterId, ServerId)>) -> Self {
+        let (cluster, server) = registered.unzip();
+        Self { uuid, directory, cluster, server, number: 0 }
+    }
+    pub(crate) fn with(self, registered: Option<(ClusterId, ServerId)>) -> Self {
+        let (cluster, server) = registered.unzip();
+        Self { cluster, server, ..self }
+    }
+    pub(crate) fn registered(&self) -> Option<(ClusterId, ServerId)> {
+        self.cluster.zip(self.server)
+    }
+
+    /// Reads the identity of a directory, if it has one.
+    pub(crate) fn load(files: &dyn Files, directory: &Path) -> Result<Option<Self>> {
+        let failed = |error: io::Error| Error::failed(directory, "reading the identity", &error);
+        let file = match files.open(&directory.join(NAME), Open::Existing) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        let mut bytes = vec![0; BYTES_MAX];
+        let read = file.read_at(&mut bytes, 0).map_err(failed)?;
+        let identity = Self::parse(directory, &bytes[..read])?;
+        if identity.number != file.number().map_err(failed)? {
+            let reason = format!(
+                "this is a copy of a directory of server {}: two servers must not be the same one",
+                identity.uuid
+            );
+            return Err(Error::WrongDirectory { disk: directory.display().to_string(), reason });
+        }
+        Ok(Some(identity))
+    }
+
+    fn parse(directory: &Path, bytes: &[u8]) -> Result<Self> {
+        let disk = || directory.display().to_string();
+        let damaged = || Error::Damaged { disk: disk(), what: NAME.into() };
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged())?;
+        let (head, body) = text.split_once('\n').ok_or_else(damaged)?;
+        let mut words = head.split(' ');
+        if words.next() != Some(TITLE) {
+            return Err(damaged());
+        }
+        let found: u32 = words.next().and_then(|word| word.parse().ok()).ok_or_else(damaged)?;
+        if found > FORMAT {
+            return Err(Error::NewerFormat { disk: disk(), found, known: FORMAT });
+        }
+        if words.next() != Some(&format!("{:08x}", crc32fast::hash(body.as_bytes()))) {
+            return Err(damaged());
+        }
+        serde_json::from_str(body).map_err(|_| damaged())
+    }
+
+    /// Writes the identity, durably.
+    pub(crate) fn save(&self, files: &dyn Files, directory: &Path) -> Result<()> {
+        self.try_save(files, directory)
+            .map_err(|error| Error::failed(directory, "writing the identity", &error))
+    }
+
+    fn try_save(&self, files: &dyn Files, directory: &Path) -> io::Result<()> {
+        let temporary = directory.join(TEMPORARY);
+        let file = files.open(&temporary, Open::Create)?;
+        file.set_len(0)?;
+        let body = serde_json::to_string(&Self { number: file.number()?, ..self.clone() })? + "\n";
+        let head = format!("{TITLE} {FORMAT} {:08x}\n", crc32fast::hash(body.as_bytes()));
+        file.write_at((head + &body).as_bytes(), 0)?;
+        file.sync_all()?;
+        files.rename(&temporary, &directory.join(NAME))?;
+        files.sync_directory(directory)
+    }
+}

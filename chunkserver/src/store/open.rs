@@ -1,0 +1,237 @@
+//! Opening a store: which directories may be used together, and starting their disks.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use gfs_proto::id::Uuid;
+use gfs_proto::random::Random;
+use parking_lot::{Mutex, RwLock};
+
+use super::content::DiskState;
+use super::disk::{Disk, chunk_directory};
+use super::error::{Error, Result};
+use super::files::{Files, Lock};
+use super::identity::IdentityFile;
+use super::log::{Log, Start};
+use super::open_files::OpenFiles;
+use super::recover::{Opening, Recovered};
+use super::replica;
+use super::table;
+use super::worker::{self, Work};
+use super::{Cursor, Inner, Options};
+
+const LOCK_NAME: &str = "lock";
+/// A record may take a quarter of a segment, and its part of a checkpoint must fit beside it.
+const SEGMENT_BYTES_MIN: u32 = 64 * 1024;
+
+/// A directory that this process has locked.
+struct Directory {
+    path: PathBuf,
+    lock: Box<dyn Lock>,
+    identity: Option<IdentityFile>,
+}
+
+/// Opens the directories of a store.
+pub(crate) fn open(
+    directories: &[PathBuf],
+    options: Options,
+    files: &Arc<dyn Files>,
+    random: &dyn Random,
+) -> Result<Inner> {
+    let options = Options {
+        segment_bytes: options.segment_bytes.max(SEGMENT_BYTES_MIN).next_multiple_of(4096),
+        segments: options.segments.max(2),
+        ..options
+    };
+    let mut lost = Vec::new();
+    let mut locked = Vec::new();
+    for path in directories {
+        match lock(&**files, path) {
+            Ok(directory) => locked.push(directory),
+            Err(error) => lost.push(losing(path, error)?),
+        }
+    }
+    let identities = agree(&**files, &mut locked, options, random)?;
+    let boot_id =
+        files.boot_id().map_err(|error| Error::failed(&PathBuf::new(), "asking for the boot id", &error))?;
+    let open_files = Arc::new(OpenFiles::new(files.clone(), options.open_files));
+    let (mut disks, mut threads, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for (directory, identity) in locked.into_iter().zip(identities) {
+        let path = directory.path.clone();
+        let opening = Opening {
+            files: &**files,
+            directory: &path,
+            segment_bytes: options.segment_bytes,
+            boot_id: boot_id.clone(),
+            life: random.bits64(),
+        };
+        let started = opening.recover().and_then(|recovered| {
+            // Last, so that a directory with an identity has tables: without them it was emptied.
+            if directory.identity.as_ref() != Some(&identity) {
+                identity.save(&**files, &path)?;
+            }
+            start(directory, options, files, (recovered, open_files.clone(), opening.life))
+        });
+        match started {
+            Ok((disk, working)) => {
+                threads.push((disk.clone(), working));
+                kept.push((disks.len(), identity));
+                disks.push(disk);
+            }
+            Err(error) => lost.push(losing(&path, error)?),
+        }
+    }
+    let inner = Inner {
+        disks,
+        lost,
+        identities: Mutex::new(kept),
+        threads: Mutex::new(threads),
+        scrub: Mutex::new(Cursor::default()),
+    };
+    if inner.disks.is_empty() {
+        let cause = inner.lost.first().and_then(|lost| lost.failure.clone()).unwrap_or_default();
+        return Err(Error::DiskFailed { disk: "all directories".into(), cause });
+    }
+    remove_doubles(&inner.disks)?;
+    Ok(inner)
+}
+
+/// Decides whether a directory may be gone without (its disk failed), or must not be used and so stops the start.
+fn losing(path: &std::path::Path, error: Error) -> Result<DiskState> {
+    match error {
+        Error::DiskFailed { .. } | Error::Damaged { .. } | Error::DiskFull { .. } => {
+            tracing::error!(disk = %path.display(), %error, "disk can't be opened");
+            Ok(DiskState {
+                directory: path.to_owned(),
+                total_bytes: 0,
+                free_bytes: 0,
+                chunks: 0,
+                failure: Some(error.to_string()),
+            })
+        }
+        other => Err(other),
+    }
+}
+
+fn lock(files: &dyn Files, path: &PathBuf) -> Result<Directory> {
+    let disk = || path.display().to_string();
+    let failed = |error| Error::failed(path, "opening", &error);
+    files.create_directory(path).map_err(failed)?;
+    let lock = files.lock(&path.join(LOCK_NAME)).map_err(failed)?;
+    let lock = lock.ok_or_else(|| Error::Locked { disk: disk() })?;
+    let identity = IdentityFile::load(files, path)?;
+    files.create_directory(&chunk_directory(path)).map_err(failed)?;
+    files.sync_directory(path).map_err(failed)?;
+    Ok(Directory { path: path.clone(), lock, identity })
+}
+
+/// The identities of the directories, which are of one server; new ones where there is none.
+fn agree(
+    files: &dyn Files,
+    directories: &mut [Directory],
+    options: Options,
+    random: &dyn Random,
+) -> Result<Vec<IdentityFile>> {
+    let known = directories.iter().find_map(|directory| directory.identity.clone());
+    let uuid = known.as_ref().map_or_else(|| Uuid::from_bytes(random.bits128()), |known| known.uuid);
+    let registered = known.as_ref().and_then(IdentityFile::registered);
+    let mut agreed: Vec<IdentityFile> = Vec::new();
+    for directory in &*directories {
+        let wrong = |reason: &str| {
+            let (disk, reason) = (directory.path.display().to_string(), reason.to_owned());
+            Err(Error::WrongDirectory { disk, reason })
+        };
+        let tables = table::load(files, &directory.path);
+        let identity = match (&directory.identity, &tables) {
+            (Some(_), Ok(None)) => return wrong("emptied: it has an identity and nothing else"),
+            (Some(identity), _) => identity.clone(),
+            (None, Ok(Some(loaded))) if !loaded.chunks.is_empty() => {
+                return wrong("it has chunks, but no identity");
+            }
+            (None, Ok(None)) if known.is_some() && !options.add_directories => {
+                return wrong(
+                    "empty, beside directories that are not: it was emptied, or is new and must be added as such",
+                );
+            }
+            (None, _) => IdentityFile::new(uuid, Uuid::from_bytes(random.bits128()), registered),
+        };
+        if identity.uuid != uuid {
+            return wrong("it belongs to another server than the first one");
+        }
+        if agreed.iter().any(|other| other.directory == identity.directory) {
+            return wrong("it is given twice");
+        }
+        let identity = match identity.registered() {
+            None => identity.with(registered),
+            Some(_) if identity.registered() == registered => identity,
+            Some(_) => return wrong("it belongs to another server than the first one"),
+        };
+        agreed.push(identity);
+    }
+    Ok(agreed)
+}
+
+/// Starts the log and the threads of a recovered disk.
+fn start(
+    directory: Directory,
+    options: Options,
+    files: &Arc<dyn Files>,
+    (recovered, open_files, life): (Recovered, Arc<OpenFiles>, u64),
+) -> Result<(Arc<Disk>, worker::Threads)> {
+    let failure = Arc::new(OnceLock::new());
+    let work = Arc::new(Work::default());
+    let keeper = work.clone();
+    let log = Log::start(Start {
+        life,
+        next_sequence: recovered.next_sequence,
+        segments: recovered.segments,
+        segment_bytes: options.segment_bytes,
+        segments_max: options.segments,
+        failure: failure.clone(),
+        want_room: Box::new(move || keeper.want_room()),
+    })?;
+    let path = directory.path.clone();
+    let disk = Arc::new(Disk {
+        directory: directory.path,
+        options,
+        files: files.clone(),
+        failure,
+        log,
+        work,
+        chunks: RwLock::new(recovered.chunks),
+        dirty: Mutex::default(),
+        lazy: Mutex::default(),
+        tables: Mutex::new(recovered.tables),
+        generation: AtomicU64::new(recovered.generation),
+        open_files,
+        name_changes: AtomicU64::new(0),
+        names_synced: Mutex::new(0),
+        lock: Mutex::new(Some(directory.lock)),
+    });
+    let threads = worker::start(&disk).map_err(|error| Error::failed(&path, "starting threads", &error))?;
+    Ok((disk, threads))
+}
+
+/// A replica that was deleted on one disk and made anew on another may have come back: the newer one stays.
+fn remove_doubles(disks: &[Arc<Disk>]) -> Result<()> {
+    for (index, disk) in disks.iter().enumerate() {
+        for other in &disks[index + 1..] {
+            let doubles: Vec<_> = {
+                let (ours, theirs) = (disk.chunks.read(), other.chunks.read());
+                ours.keys().filter(|handle| theirs.contains_key(handle)).copied().collect()
+            };
+            for handle in doubles {
+                let (Some(ours), Some(theirs)) = (disk.chunk(handle), other.chunk(handle)) else { continue };
+                let (our_version, their_version) = (ours.summary().version, theirs.summary().version);
+                let (from, chunk, version) = if our_version < their_version {
+                    (disk, ours, our_version)
+                } else {
+                    (other, theirs, their_version)
+                };
+                replica::delete(from, &chunk, version)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Segments of a log, and finding the records that count in them after a crash.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{Error, Result};
+use super::files::{File, Files, Open};
+use super::format::{ALIGN, HEAD_BYTES, PartHead, parse_part, part_bytes};
+
+/// Bytes that a new segment is filled with at a time.
+const FILL_BYTES: usize = 1 << 20;
+/// Bytes that a replay reads ahead.
+const WINDOW_BYTES: u64 = 1 << 20;
+
+/// One file of the log: its length never changes once it is there.
+pub(crate) struct Segment {
+    path: PathBuf,
+    file: Arc<dyn File>,
+}
+
+impl Segment {
+    /// Makes a segment full of zeros, durably.
+    pub(crate) fn create(files: &dyn Files, path: PathBuf, bytes: u32) -> io::Result<Self> {
+        let file = files.open(&path, Open::Create)?;
+        let zeros = vec![0; FILL_BYTES.min(bytes as usize)];
+        let mut at = 0;
+        while at < u64::from(bytes) {
+            let piece = zeros.len().min(usize::try_from(u64::from(bytes) - at).unwrap_or(usize::MAX));
+            file.write_at(&zeros[..piece], at)?;
+            at += piece as u64;
+        }
+        file.sync_all()?;
+        if let Some(directory) = path.parent() {
+            files.sync_directory(directory)?;
+        }
+        Ok(Self { path, file })
+    }
+    /// Opens a segment, which was not finished if it is too short; returns its length, too.
+    pub(crate) fn open(files: &dyn Files, path: PathBuf) -> io::Result<(Self, u64)> {
+        let file = files.open(&path, Open::Existing)?;
+        let bytes = file.len()?;
+        Ok((Self { path, file }, bytes))
+    }
+    pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file
+            .write_at(bytes, offset)
+            .map_err(|error| Error::failed(&self.path, "writing the log", &error))
+    }
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|error| Error::failed(&self.path, "syncing the log", &error))
+    }
+}
+
+/// Where a part lies.
+#[derive(Clone, Copy)]
+struct Place {
+    sequence: u64,
+    part: u16,
+    last: bool,
+    segment: u32,
+    offset: u64,
+    length: u32,
+}
+
+/// The records of one life of a log from one sequence on, in order, without a gap.
+pub(crate) struct Replay {
+    segments: Vec<Arc<Segment>>,
+    places: Vec<Place>,
+    next: usize,
+    /// Sequence after anything that was ever seen, also of what is not part of the log.
+    pub(crate) beyond: u64,
+    window: Vec<u8>,
+    window_at: (u32, u64),
+}
+
+/// The log is damaged before its end: a record that was durable is not there.
+#[derive(Debug)]
+pub(crate) struct BadMiddle;
+
+impl Replay {
+    /// Looks through the segments for what was written in this `life` from sequence `from` on.
+    ///
+    /// Every part carries its checksum, so what is found is whole. The records up to the first one that is not there
+    /// are the log. Is there one after the gap that was written when the missing one was durable already, then
+    /// the log is damaged, and not merely torn at its end (T32).
+    pub(crate) fn scan(
+        segments: Vec<Arc<Segment>>,
+        life: u64,
+        from: u64,
+    ) -> io::Result<Result<Self, BadMiddle>> {
+        let mut places = Vec::new();
+        let (mut beyond, mut durable) = (from, 0);
+        for (index, segment) in (0u32..).zip(&segments) {
+            let bytes = read_all(&*segment.file)?;
+            parts(&bytes, |offset, head| {
+                beyond = beyond.max(head.sequence + 1);
+                if head.life == life && head.sequence >= from {
+                    durable = durable.max(head.durable);
+                    let PartHead { sequence, part, last, length, .. } = head;
+                    places.push(Place { sequence, part, last, segment: index, offset, length });
+                }
+            });
+        }
+        places.sort_unstable_by_key(|place| (place.sequence, place.part));
+        let (mut expected, mut whole) = ((from, 0), 0);
+        for (index, place) in places.iter().enumerate() {
+            if (place.sequence, place.part) != expected {
+                break;
+            }
+            expected = if place.last { (place.sequence + 1, 0) } else { (place.sequence, place.part + 1) };
+            if place.last {
+                whole = index + 1;
+            }
+        }
+        let end = places[..whole].last().map_or(from, |place| place.sequence + 1);
+        if durable >= end {
+            return Ok(Err(BadMiddle));
+        }
+        places.truncate(whole);
+        Ok(Ok(Self { segments, places, next: 0, beyond, window: Vec::new(), window_at: (0, 0) }))
+    }
+
+    /// Starts again.
+    pub(crate) fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// The next record, with its sequence.
+    pub(crate) fn next(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let mut record = Vec::new();
+        while let Some(place) = self.places.get(self.next).copied() {
+            self.next += 1;
+            self.read(place, &mut record)?;
+            if place.last {
+                return Ok(Some((place.sequence, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(&mut self, place: Place, record: &mut Vec<u8>) -> io::Result<()> {
+        let (segment, start) = self.window_at;
+        let from = place.offset + HEAD_BYTES as u64;
+        let end = from + u64::from(place.length);
+        if segment != place.segment || from < start || end > start + self.window.len() as u64 {
+            let bytes = WINDOW_BYTES.max(u64::from(place.length));
+            self.window.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
+            let read = self.segments[place.segment as usize].file.read_at(&mut self.window, from)?;
+            self.window.truncate(read);
+            self.window_at = (place.segment, from);
+        }
+        let at = usize::try_from(from - self.window_at.1).unwrap_or(usize::MAX);
+        let piece = self.window.get(at..at + place.length as usize);
+        record.extend_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// Calls `found` for every part in a segment, of any life.
+fn parts(bytes: &[u8], mut found: impl FnMut(u64, PartHead)) {
+    let mut at = 0;
+    while at + HEAD_BYTES <= bytes.len() {
+        if let Some(head) = parse_part(&bytes[at..]) {
+            found(at as u64, head);
+            at += part_bytes(head.length as usize);
+        } else {
+            at += ALIGN;
+        }
+    }
+}
+
+fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Name of the segment with this index.
+pub(crate) fn segment_name(index: usize) -> String {
+    format!("log-{index:02}")
+}
+/// Path of the segment with this index.
+pub(crate) fn segment_path(directory: &Path, index: usize) -> PathBuf {
+    directory.join(segment_name(index))
+}
