@@ -65,7 +65,7 @@ impl Test {
 fn cluster(number: u8) -> ClusterId {
     ClusterId::from_bytes([number; 16])
 }
-fn peer() -> Peer {
+fn seven() -> Peer {
     Peer { server: ServerId::from_raw(7), address: "somewhere".into() }
 }
 async fn greet(connection: &mut Connection, from: u64) {
@@ -100,7 +100,7 @@ fn pushed(length: usize) -> (Frame, Vec<Bytes>) {
 #[tokio::test(start_paused = true)]
 async fn answers_out_of_order_reach_their_callers() {
     let mut test = test();
-    let peer = peer();
+    let peer = seven();
     let calls = join_all((0..10).map(|i| test.links.call(&peer, question(i), Vec::new())));
     let serve = async {
         let mut connection = test.accepted.recv().await.unwrap();
@@ -124,13 +124,13 @@ async fn a_call_dropped_in_the_middle_of_its_frame_leaves_the_connection_usable(
     let mut test = test();
     let (frame, payload) = pushed(1 << 20);
     // The pipe holds 64 KiB: the frame is stuck halfway when its call is given up.
-    let (links, peer) = (test.links.clone(), peer());
+    let (links, peer) = (test.links.clone(), seven());
     let stuck = tokio::spawn(async move { links.call(&peer, frame, payload).await });
     let mut connection = test.accept().await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     stuck.abort();
 
-    let peer = super::tests::peer();
+    let peer = seven();
     let (frame, payload) = pushed(100);
     let call = test.links.call(&peer, frame, payload);
     let serve = async {
@@ -147,7 +147,7 @@ async fn a_call_dropped_in_the_middle_of_its_frame_leaves_the_connection_usable(
 async fn another_cluster_or_server_is_a_typed_error() {
     let mut test = test();
     test.links.set_identity(cluster(2), None);
-    let peer = peer();
+    let peer = seven();
     let (answer, ()) = tokio::join!(test.links.call(&peer, question(0), Vec::new()), async {
         greet(&mut test.accepted.recv().await.unwrap(), 7).await;
     });
@@ -172,7 +172,7 @@ async fn another_cluster_or_server_is_a_typed_error() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_peer_costs_its_deadline_and_is_connected_anew() {
     let mut test = test();
-    let peer = peer();
+    let peer = seven();
     let started = tokio::time::Instant::now();
     let mut frame = question(0);
     frame.head.deadline_ms = 4_000;
@@ -198,7 +198,7 @@ async fn a_silent_peer_costs_its_deadline_and_is_connected_anew() {
 async fn a_peer_that_never_greets_costs_two_seconds() {
     let test = test();
     let started = tokio::time::Instant::now();
-    let answer = test.links.call(&peer(), question(0), Vec::new()).await;
+    let answer = test.links.call(&seven(), question(0), Vec::new()).await;
     assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
     assert_eq!(started.elapsed(), GREETING_TIMEOUT);
 }
@@ -207,7 +207,7 @@ async fn a_peer_that_never_greets_costs_two_seconds() {
 async fn no_more_calls_than_the_bound_are_on_the_way() {
     let mut test = test_with(1 << 20);
     let calls_max = connection::CALLS_MAX;
-    let (links, peer) = (test.links.clone(), peer());
+    let (links, peer) = (test.links.clone(), seven());
     let calls =
         tokio::spawn(
             async move { join_all((0..300).map(|i| links.call(&peer, question(i), Vec::new()))).await },
@@ -232,7 +232,7 @@ async fn no_more_calls_than_the_bound_are_on_the_way() {
 #[tokio::test(start_paused = true)]
 async fn who_finds_no_place_within_the_deadline_has_sent_nothing() {
     let mut test = test_with(1 << 20);
-    let (links, peer) = (test.links.clone(), peer());
+    let (links, peer) = (test.links.clone(), seven());
     let calls = tokio::spawn(async move {
         join_all((0..300).map(|i| {
             let mut frame = question(i);
@@ -257,7 +257,7 @@ async fn a_damaged_answer_is_an_error_of_its_call_alone() {
         offset: 65_000,
         length: 1_000,
     };
-    let (links, peer) = (test.links.clone(), peer());
+    let (links, peer) = (test.links.clone(), seven());
     let read = async {
         let damaged = links.read(&peer, &range, false, CALL_TIMEOUT).await;
         assert_eq!(damaged.unwrap_err(), Error::Corrupt { handle: range.handle, block: 1 });
@@ -286,7 +286,7 @@ async fn a_damaged_answer_is_an_error_of_its_call_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_connection_fails_its_calls_and_is_replaced() {
     let mut test = test();
-    let peer = peer();
+    let peer = seven();
     for _ in 0..2 {
         let calls = join_all((0..3).map(|i| test.links.call(&peer, question(i), Vec::new())));
         let (answers, ()) = tokio::join!(calls, async {
@@ -312,7 +312,7 @@ async fn callers_share_an_attempt_to_connect_and_its_failure() {
 #[tokio::test(start_paused = true)]
 async fn large_frames_have_at_most_four_connections_and_small_ones_their_own() {
     let mut test = test();
-    let (links, peer) = (test.links.clone(), peer());
+    let (links, peer) = (test.links.clone(), seven());
     let large = tokio::spawn(async move {
         join_all((0..20).map(|_| {
             let (frame, payload) = pushed(100_000);
@@ -324,7 +324,7 @@ async fn large_frames_have_at_most_four_connections_and_small_ones_their_own() {
     for _ in 0..BULK_LINKS_MAX {
         connections.push(test.accept().await);
     }
-    let (links, peer) = (test.links.clone(), super::tests::peer());
+    let (links, peer) = (test.links.clone(), seven());
     let small = tokio::spawn(async move { links.call(&peer, question(0), Vec::new()).await });
     let mut connection = test.accept().await;
     let (frame, _) = take(&mut connection).await;
@@ -347,7 +347,7 @@ async fn large_frames_have_at_most_four_connections_and_small_ones_their_own() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     let mut test = test();
-    let peer = peer();
+    let peer = seven();
     let mut frame = question(0);
     frame.head.deadline_ms = 200_000;
     let (answer, mut connection) = tokio::join!(test.links.call(&peer, frame, Vec::new()), async {
@@ -367,7 +367,7 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 #[tokio::test(start_paused = true)]
 async fn forwarded_pieces_come_back_as_one_and_a_forward_that_breaks_off_does_not_verify() {
     let mut test = test();
-    let peer = peer();
+    let peer = seven();
     let (frame, payload) = pushed(600_000);
     let forward = async {
         let mut buffer = BytesMut::from(&payload[0][..]);
