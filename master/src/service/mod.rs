@@ -181,3 +181,6 @@ fn incoming(listener: Box<dyn Listener>) -> impl Stream<Item = std::io::Result<C
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! A real master on a real port, with chunkservers that only say yes: what goes over the wire.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gfs_proto::net::{Listener, Net, TcpNet, channel};
+use gfs_proto::pb::chunkserver_server::{Chunkserver, ChunkserverServer};
+use gfs_proto::pb::master_client::MasterClient;
+use gfs_proto::pb::registry_client::RegistryClient;
+use gfs_proto::{Environment, Error, Result, pb};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::incoming;
+use crate::{MasterConfig, Start, run};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A chunkserver that does as it is told, and remembers it.
+#[derive(Clone, Default)]
+struct Yes {
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+#[tonic::async_trait]
+impl Chunkserver for Yes {
+    async fn store_version(
+        &self,
+        request: Request<pb::StoreVersionRequest>,
+    ) -> Result<Response<pb::StoreVersionReply>, Status> {
+        let request = request.into_inner();
+        self.told.lock().push(format!("store v{}", request.version));
+        Ok(Response::new(pb::StoreVersionReply { version: request.version, partial: false, epoch: 1 }))
+    }
+    async fn reconcile(
+        &self,
+        _: Request<pb::ReconcileRequest>,
+    ) -> Result<Response<pb::ReconcileReply>, Status> {
+        Ok(Response::new(pb::ReconcileReply::default()))
+    }
+    async fn activate(
+        &self,
+        request: Request<pb::ActivateRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        self.told.lock().push(format!("activate v{}", request.into_inner().version));
+        Ok(Response::new(pb::ActivateReply {}))
+    }
+    async fn exclude(&self, _: Request<pb::ExcludeRequest>) -> Result<Response<pb::ExcludeReply>, Status> {
+        Ok(Response::new(pb::ExcludeReply { epoch: 1 }))
+    }
+    async fn delete_replica(
+        &self,
+        _: Request<pb::DeleteReplicaRequest>,
+    ) -> Result<Response<pb::DeleteReplicaReply>, Status> {
+        Ok(Response::new(pb::DeleteReplicaReply { deleted: true }))
+    }
+    async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeReply>, Status> {
+        Ok(Response::new(pb::ProbeReply { epoch: 1 }))
+    }
+    async fn collect(&self, _: Request<pb::CollectRequest>) -> Result<Response<pb::CollectReply>, Status> {
+        Err(Status::unimplemented("no data here"))
+    }
+    async fn adopt(&self, _: Request<pb::AdoptRequest>) -> Result<Response<pb::AdoptReply>, Status> {
+        Err(Status::unimplemented("no data here"))
+    }
+}
+
+/// One running master.
+struct Stage {
+    address: String,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpNet.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address().unwrap().to_string();
+        let stop = CancellationToken::new();
+        let config = MasterConfig::new(dir.path(), Start::Bootstrap);
+        let running = tokio::spawn(run(config, Environment::real(), listener, stop.clone()));
+        Self { address, stop, running, _dir: dir }
+    }
+    fn channel(&self) -> Channel {
+        channel(Arc::new(TcpNet), &self.address, Duration::from_secs(5)).unwrap()
+    }
+    /// Calls until the answer is no "wait" or "not the leader".
+    async fn patiently<T>(
+        &self,
+        mut call: impl AsyncFnMut(MasterClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T> {
+        let master = MasterClient::new(self.channel());
+        let patient = async {
+            loop {
+                match call(master.clone()).await.map_err(Error::from) {
+                    Err(Error::Unavailable { .. } | Error::NotLeader { .. } | Error::GrantPending { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    answer => return answer.map(Response::into_inner),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, patient).await.unwrap()
+    }
+    async fn session(&self) -> u64 {
+        let nonce = vec![7; 16];
+        let open = async |mut master: MasterClient<Channel>| {
+            master.open_session(pb::OpenSessionRequest { nonce: nonce.clone().into() }).await
+        };
+        self.patiently(open).await.unwrap().client
+    }
+    async fn end(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+    }
+}
+
+fn id(client: u64, sequence: u64) -> Option<pb::RequestId> {
+    Some(pb::RequestId { client, sequence, first_unacked: 0 })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_serves_the_namespace_survives_garbage_and_stops_when_told() {
+    let stage = Stage::new().await;
+    let client = stage.session().await;
+    assert_eq!(stage.session().await, client, "the same nonce is the same session");
+    let mut master = MasterClient::new(stage.channel());
+    let mkdir = pb::MkdirRequest { request: id(client, 1), path: "/a/b".into(), parents: true };
+    let made = master.mkdir(mkdir.clone()).await.unwrap().into_inner();
+    let again = master.mkdir(mkdir).await.unwrap().into_inner();
+    assert_eq!(made, again, "a repeat gets the first answer, with its log index");
+    for (path, reason) in [("/a//b", "bad path"), ("/a/..", "bad path"), ("relative", "bad path")] {
+        let request = pb::CreateRequest { request: id(client, 2), path: path.into(), replication: 0 };
+        let error = Error::from(master.create(request).await.unwrap_err());
+        assert!(error.to_string().starts_with(reason), "{error}");
+    }
+    let without_id = pb::CreateRequest { request: None, path: "/f".into(), replication: 0 };
+    assert!(matches!(Error::from(master.create(without_id).await.unwrap_err()), Error::BadArgument { .. }));
+    let create = pb::CreateRequest { request: id(client, 2), path: "/a/f".into(), replication: 0 };
+    let file = master.create(create).await.unwrap().into_inner().entry.unwrap();
+    assert_eq!((file.replication, file.name.as_str()), (3, "f"));
+
+    // Garbage ends its own connection only.
+    let mut garbage = TcpNet.connect(&stage.address).await.unwrap();
+    garbage.write_all(&[0xfe; 4096]).await.unwrap();
+    let mut answer = Vec::new();
+    // However the connection ends, it ends.
+    drop(tokio::time::timeout(PATIENCE, garbage.read_to_end(&mut answer)).await.unwrap());
+
+    let list = pb::ListRequest { path: "/a".into(), ..Default::default() };
+    let listed = master.list(list).await.unwrap().into_inner();
+    let names: Vec<&str> = listed.entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!((names, listed.more), (vec!["b", "f"], false));
+    let huge = pb::StatRequest { path: "/".to_owned() + &"x".repeat(100_000), ..Default::default() };
+    assert!(master.stat(huge).await.is_err());
+    // Too few chunkservers: the caller is told.
+    let add = pb::AddChunkRequest { request: id(client, 3), file: file.id, expected_count: 0 };
+    let error = Error::from(master.add_chunk(add).await.unwrap_err());
+    assert_eq!(error, Error::NotEnoughServers { wanted: 3, alive: 0 });
+    stage.end().await;
+}
+
+/// Registers a chunkserver that listens, with an empty full report.
+async fn chunkserver(stage: &Stage, number: u8, yes: Yes) -> u64 {
+    let listener: Box<dyn Listener> = TcpNet.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address().unwrap().to_string();
+    let serving = tonic::transport::Server::builder().add_service(ChunkserverServer::new(yes));
+    tokio::spawn(
+        serving.serve_with_incoming_shutdown(incoming(listener), stage.stop.clone().cancelled_owned()),
+    );
+    let mut registry = RegistryClient::new(stage.channel());
+    let register =
+        pb::RegisterRequest { uuid: vec![number; 16].into(), address, epoch: 1, ..Default::default() };
+    let server = registry.register(register).await.unwrap().into_inner().server;
+    let report = pb::ReportRequest {
+        server,
+        epoch: 1,
+        sequence: 1,
+        full: true,
+        first: true,
+        last: true,
+        ..Default::default()
+    };
+    assert!(!registry.report(report).await.unwrap().into_inner().full_report_wanted);
+    server
+}
+async fn heartbeat(stage: &Stage, server: u64, reported: u64) -> pb::HeartbeatReply {
+    let mut registry = RegistryClient::new(stage.channel());
+    let (total_bytes, free_bytes) = (1 << 40, 1 << 39);
+    let request =
+        pb::HeartbeatRequest { server, epoch: 1, reported, total_bytes, free_bytes, ..Default::default() };
+    registry.heartbeat(request).await.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_is_added_on_registered_servers_and_only_its_members_are_validated() {
+    let stage = Stage::new().await;
+    let client = stage.session().await;
+    let yes = Yes::default();
+    let mut servers = Vec::new();
+    for number in 1..=4 {
+        let server = chunkserver(&stage, number, yes.clone()).await;
+        assert!(heartbeat(&stage, server, 1).await.leader);
+        servers.push(server);
+    }
+    assert_eq!(servers, [1, 2, 3, 4]);
+    let stranger = heartbeat(&stage, 9, 0).await;
+    assert!(stranger.register_wanted && !stranger.leader);
+    assert!(!heartbeat(&stage, 1, 2).await.leader, "a report is missing here");
+
+    let mut master = MasterClient::new(stage.channel());
+    let create = pb::CreateRequest { request: id(client, 1), path: "/f".into(), replication: 0 };
+    let file = master.create(create).await.unwrap().into_inner().entry.unwrap().id;
+    let add = pb::AddChunkRequest { request: id(client, 2), file, expected_count: 0 };
+    let add = async |mut master: MasterClient<Channel>| master.add_chunk(add).await;
+    let added = stage.patiently(add).await.unwrap();
+    let lease = added.lease.unwrap();
+    assert!(added.added && lease.replicas.len() == 3 && lease.remaining_ms > 50_000);
+    assert_eq!(lease.primary, lease.replicas[0].server);
+    let mut told = yes.told.lock().clone();
+    told.sort();
+    assert_eq!(told, ["activate v1", "store v1", "store v1", "store v1"]);
+
+    // The loser of the compare-and-set gets the same chunk and its running lease.
+    let request = pb::AddChunkRequest { request: id(client, 3), file, expected_count: 0 };
+    let second = master.add_chunk(request).await.unwrap().into_inner();
+    assert_eq!((second.added, second.lease.unwrap().handle), (false, lease.handle));
+    let locate = pb::LocateRequest { file, count: 10, ..Default::default() };
+    let located = master.locate(locate).await.unwrap().into_inner();
+    assert_eq!((located.chunk_count, located.chunks[0].replicas.len()), (1, 3));
+    assert_eq!(located.chunks[0].primary, lease.primary);
+
+    // A server that is no member reports the chunk: its next answer denies it, a member's does not.
+    let mut registry = RegistryClient::new(stage.channel());
+    for server in servers {
+        let replica =
+            pb::ReplicaReport { handle: lease.handle, version: 1, adopted: 1, ..Default::default() };
+        let report = pb::ReportRequest {
+            server,
+            epoch: 1,
+            sequence: 2,
+            replicas: vec![replica],
+            ..Default::default()
+        };
+        registry.report(report).await.unwrap();
+        let is_member = lease.replicas.iter().any(|replica| replica.server == server);
+        let denied = heartbeat(&stage, server, 2).await.denied;
+        assert_eq!(denied, if is_member { vec![] } else { vec![lease.handle] });
+    }
+    let status = master.cluster_status(pb::ClusterStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.chunks, status.chunks_below_goal, status.servers.len()), (1, 0, 4));
+    let elsewhere =
+        pb::HeartbeatRequest { cluster: "ff".repeat(16), server: 1, epoch: 1, ..Default::default() };
+    let error = Error::from(registry.heartbeat(elsewhere).await.unwrap_err());
+    assert!(matches!(error, Error::WrongCluster { .. }));
+    stage.end().await;
+}
