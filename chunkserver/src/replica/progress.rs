@@ -87,10 +87,25 @@ impl Progress {
     }
 
     /// Whether a range lies within the committed bytes and nothing open touches it: then it is the same before and
-    /// after whatever is in flight.
+    /// after whatever is in flight. Never true of an empty range: it asks for the length, which what is open changes.
     pub(crate) fn untouched(&self, offset: u32, length: u32) -> bool {
         self.known
-            && u64::from(offset) + u64::from(length.max(1)) <= self.settled.length.into()
+            && length > 0
+            && u64::from(offset) + u64::from(length) <= self.settled.length.into()
             && self.touched(offset, length).is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_not_told_from_what_is_settled_while_something_is_open() {
+        let position = |serial, length| Position { serial: Serial::from_raw(serial), length, sealed: false };
+        let mut progress = Progress::at(position(1, 100), true);
+        progress.apply(Applied { offset: 100, length: 50, after: position(2, 150) });
+        assert!(progress.untouched(0, 100));
+        assert!(!progress.untouched(0, 0), "the open append may be committed already");
     }
 }
