@@ -32,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) cache: Cache,
     pub(crate) options: Options,
     pub(crate) chunk_bytes: ChunkBytes,
+    /// Spreads this client's choices among equal servers.
+    pub(crate) seed: u64,
     cluster: ClusterId,
     /// The newest state of the log that any reply came from: no lookup may go behind it (trap T51).
     floor: AtomicU64,
@@ -137,6 +139,7 @@ impl Client {
             cache: Cache::new(),
             options,
             chunk_bytes: opened.chunk_bytes,
+            seed: environment.random.bits64(),
             cluster: opened.cluster,
             floor: AtomicU64::new(0),
             _stop: stop.drop_guard(),

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, ServerId};
 use gfs_proto::link::Peer;
-use gfs_proto::random::Random;
 use gfs_proto::{Error, Result, Retry, pb};
 use parking_lot::Mutex;
 
@@ -192,17 +191,16 @@ impl Core {
 
     /// The order in which data is pushed through the members of a lease.
     pub(crate) fn chain(&self, lease: &Lease) -> Vec<Peer> {
-        let mut servers = lease.replicas.clone();
-        shuffle(&mut servers, &*self.environment.random);
+        let servers = spread(&lease.replicas, self.seed ^ lease.handle.raw());
         let host = self.options.host.as_deref().unwrap_or_default();
         let chain = chain_by_distance(host, servers);
         chain.iter().map(Server::peer).collect()
     }
 
-    /// The order in which replicas are asked: the same host first, then at random, silent ones last.
-    pub(crate) fn nearest(&self, replicas: &[Server]) -> Vec<Server> {
-        let mut servers = replicas.to_vec();
-        shuffle(&mut servers, &*self.environment.random);
+    /// The order in which the replicas of a chunk are asked: the same host first, then at random, but for each chunk
+    /// the same, so that one server's read-ahead serves a whole stream; silent ones last.
+    pub(crate) fn nearest(&self, handle: ChunkHandle, replicas: &[Server]) -> Vec<Server> {
+        let mut servers = spread(replicas, self.seed ^ handle.raw());
         if let Some(host) = &self.options.host {
             servers.sort_by_key(|server| server.host() != host);
         }
@@ -226,12 +224,19 @@ impl From<&Chunk> for Location {
     }
 }
 
-/// Puts a list in random order.
-fn shuffle<T>(list: &mut [T], random: &dyn Random) {
-    for end in (1..list.len()).rev() {
-        let pick = usize::try_from(random.below(end as u64 + 1)).unwrap_or(0);
-        list.swap(end, pick);
-    }
+/// Puts servers in the order that a seed gives.
+fn spread(servers: &[Server], seed: u64) -> Vec<Server> {
+    let mut servers = servers.to_vec();
+    servers.sort_by_key(|server| mix(mix(seed) ^ server.id.raw()));
+    servers
+}
+
+/// Scatters the bits of a number (splitmix64).
+fn mix(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// Each hop goes to the closest server that does not have the data yet (GFS §3.2); among equals the given order decides.
@@ -303,7 +308,6 @@ pub(crate) fn step_after(error: &Error, primary: ServerId) -> Step {
 mod tests {
     use super::*;
     use gfs_proto::id::DataId;
-    use gfs_proto::random::SeededRandom;
 
     fn server(id: u64, address: &str, rack: &str) -> Server {
         Server { id: ServerId::from_raw(id), address: address.into(), rack: rack.into() }
@@ -327,16 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn every_order_of_replicas_comes_up() {
-        let random = SeededRandom::new(1);
-        let orders: BTreeSet<Vec<u32>> = (0..200)
-            .map(|_| {
-                let mut list = vec![1, 2, 3];
-                shuffle(&mut list, &random);
-                list
-            })
-            .collect();
+    fn every_order_of_replicas_comes_up_and_for_one_chunk_it_stays() {
+        let servers = [server(1, "a:1", ""), server(2, "b:1", ""), server(3, "c:1", "")];
+        let orders: BTreeSet<Vec<u64>> = (0..200).map(|seed| ids(&spread(&servers, seed))).collect();
         assert_eq!(orders.len(), 6);
+        let mut turned = servers.clone();
+        turned.rotate_left(1);
+        assert_eq!(spread(&servers, 5), spread(&turned, 5));
     }
 
     #[test]

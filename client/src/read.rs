@@ -149,7 +149,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         }
         let mut last = Error::NoReplica { handle: location.handle };
         let mut hopeless = !location.replicas.is_empty();
-        for replica in core.nearest(&location.replicas) {
+        for replica in core.nearest(location.handle, &location.replicas) {
             let patience = timeout.min(backoff.remaining());
             match ask_replica(core, &replica, &location, (piece, known, patience)).await {
                 Ok(answer) => return Ok(answer),

@@ -89,10 +89,10 @@ impl Writer {
     /// The first error of any unit; the stream can't go on.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a part of the bytes may have been taken.
+    /// A part of the bytes may have been taken: [`Writer::position`] tells how many.
     pub async fn write(&mut self, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
-            let room = self.room()?;
+            let room = self.room().await?;
             let (now, later) = data.split_at(data.len().min(room));
             self.buffer.put_slice(now);
             self.took(now.len()).await?;
@@ -106,7 +106,7 @@ impl Writer {
         &mut self,
         source: &mut (impl AsyncRead + Unpin),
     ) -> Result<Result<usize>, std::io::Error> {
-        let room = match self.room() {
+        let room = match self.room().await {
             Ok(room) => room,
             Err(error) => return Ok(Err(error)),
         };
@@ -114,8 +114,10 @@ impl Writer {
         Ok(self.took(count).await.map(|()| count))
     }
 
-    /// Bytes until the current unit is full.
-    fn room(&mut self) -> Result<usize> {
+    /// Bytes until the current unit is full; never 0.
+    async fn room(&mut self) -> Result<usize> {
+        // Full already if the future that was to hand it over has been dropped.
+        self.hand_over_full().await?;
         let (_, within) = self.file.position(self.position)?;
         let chunk_bytes = self.stream.core.chunk_bytes.raw();
         let border = (within / UNIT_BYTES + 1).saturating_mul(UNIT_BYTES).min(chunk_bytes);
@@ -128,8 +130,12 @@ impl Writer {
 
     async fn took(&mut self, count: usize) -> Result<()> {
         self.position += count as u64;
+        self.hand_over_full().await
+    }
+
+    async fn hand_over_full(&mut self) -> Result<()> {
         let within = self.position % u64::from(self.stream.core.chunk_bytes.raw());
-        if count == 0 || !within.is_multiple_of(UNIT_BYTES.into()) {
+        if self.buffer.is_empty() || !within.is_multiple_of(UNIT_BYTES.into()) {
             return Ok(());
         }
         // At the end of a chunk nothing of it may stay unpromised: the turn goes on to the next chunk.

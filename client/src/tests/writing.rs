@@ -36,7 +36,12 @@ async fn pushes_run_ahead_of_the_turn_but_not_beyond_the_window() {
     let stuck = tokio::time::timeout(Duration::from_secs(3), writer.write(&pattern(8 * UNIT))).await;
     assert!(stuck.is_err(), "the window is full");
     assert_eq!(fake.with(|cluster| cluster.calls(" push ").len()), 3);
+    // A write that was given up is gone on with where it stopped.
     fake.judge(|_, _| Verdict::Go);
+    let taken = usize::try_from(writer.position()).unwrap();
+    writer.write(&pattern(8 * UNIT)[taken..]).await.unwrap();
+    assert_eq!(writer.finish().await.unwrap(), 8 * UNIT as u64);
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(8 * UNIT));
 }
 
 #[tokio::test(start_paused = true)]
