@@ -65,6 +65,7 @@ impl Machine {
     /// Applies a batch, answers when it is written. The quorum has the entries: no sync.
     fn apply_batch(&self, items: Vec<Item>) -> io::Result<()> {
         let Some(last) = items.last().map(|(entry, _)| entry.log_id) else { return Ok(()) };
+        let _guard = self.store.poison.guard();
         let live = self.store.live();
         let base = Direct { live: &live, poison: &self.store.poison };
         let mut overlay = Overlay::new(&base);

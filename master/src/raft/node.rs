@@ -359,6 +359,11 @@ impl Node {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    #[cfg(test)]
+    pub(super) fn poison(&self) -> &Poison {
+        &self.inner.log_poison
+    }
+
     pub(super) fn service(&self) -> RaftService {
         let inner = &self.inner;
         RaftService::new(inner.raft.clone(), &inner.store, inner.cluster, inner.id.raw())

@@ -5,6 +5,16 @@ use std::sync::OnceLock;
 
 use tokio::sync::watch;
 
+struct PanicGuard<'a>(&'a Poison);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set("a thread panicked");
+        }
+    }
+}
+
 /// The first failure of a store.
 #[derive(Debug)]
 pub(crate) struct Poison {
@@ -38,6 +48,12 @@ impl Poison {
             None => Ok(()),
             Some(first) => Err(io::Error::other(format!("the store failed before: {first}"))),
         }
+    }
+
+    /// While this lives, a panic of its thread counts as a failure: nobody else would notice that a
+    /// worker of openraft is gone.
+    pub(crate) fn guard(&self) -> impl Drop + '_ {
+        PanicGuard(self)
     }
 
     /// Waits for a failure.

@@ -221,3 +221,51 @@ pub(crate) async fn next(
         Err(_) => Err(stalled()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, length: u64) -> Part {
+        Part::File(pb::SnapshotFile { name: name.into(), length })
+    }
+    fn data(bytes: &'static [u8]) -> Part {
+        Part::Data(bytes.into())
+    }
+    fn end(bytes: &[u8]) -> Part {
+        Part::End(pb::SnapshotFileEnd { crc: crc32fast::hash(bytes) })
+    }
+
+    /// The outcome of the last of these frames.
+    fn take(parts: Vec<Part>) -> Result<bool> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("receive");
+        std::fs::create_dir(&path).unwrap();
+        let mut receiver = Receiver::new(path.clone());
+        let outcome = parts.into_iter().try_fold(false, |_, part| receiver.take(part));
+        drop(receiver);
+        assert!(!path.exists(), "half a checkpoint stays");
+        outcome
+    }
+
+    #[test]
+    fn only_whole_files_in_order_make_a_checkpoint() {
+        let done = || Part::Done(pb::SnapshotDone {});
+        assert_eq!(take(vec![file("a.sst", 4), data(b"ab"), data(b"cd"), end(b"abcd"), done()]), Ok(true));
+        assert_eq!(take(vec![file("CURRENT", 0), end(b"")]), Ok(false));
+        for bad in [
+            vec![file("a.sst", 4), data(b"abc"), end(b"abc")],
+            vec![file("a.sst", 4), data(b"abcde")],
+            vec![file("a.sst", 4), data(b"abcd"), end(b"abce")],
+            vec![file("a.sst", 0), done()],
+            vec![file("a.sst", 0), file("b.sst", 0)],
+            vec![file("a.sst", 0), end(b""), file("a.sst", 0)],
+            vec![data(b"x")],
+            vec![file("../a", 0)],
+            vec![file("checkpoint.gfs", 0)],
+            vec![file(".", 0)],
+        ] {
+            assert!(take(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+}

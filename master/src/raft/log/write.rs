@@ -46,6 +46,7 @@ struct Batch {
 
 /// Writes until the store is dropped.
 pub(crate) fn run(shared: &Shared, mut commands: mpsc::Receiver<Command>) {
+    let _guard = shared.poison.guard();
     let mut committed = *shared.committed.lock();
     while let Some(command) = commands.blocking_recv() {
         let mut batch = Batch::default();

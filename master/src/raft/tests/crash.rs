@@ -136,6 +136,19 @@ async fn apply(machine: &mut Machine, indexes: std::ops::Range<u64>) {
     machine.apply(futures::stream::iter(items)).await.unwrap();
 }
 
+/// Applies blank entries to the state in `dir` beyond what it has; the last index.
+pub(super) async fn apply_beyond(dir: &Path, count: u64) -> u64 {
+    let store = StateStore::open(dir, 1 << 20).unwrap();
+    let last = store.applied().0.unwrap();
+    let items: Vec<_> = (last.index + 1..=last.index + count)
+        .map(|index| {
+            Ok((Entry { log_id: LogId::new(last.leader_id, index), payload: EntryPayload::Blank }, None))
+        })
+        .collect();
+    Machine::new(Arc::new(store), Feeds::new(None)).apply(futures::stream::iter(items)).await.unwrap();
+    last.index + count
+}
+
 #[test]
 fn installer_child() {
     let Ok(dir) = std::env::var(DIR) else { return };

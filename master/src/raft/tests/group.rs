@@ -319,6 +319,36 @@ async fn a_voter_can_be_asked_to_lead_and_a_removed_one_is_gone() {
     assert!(group[leader(&group).await].node.membership().iter().all(|member| member.id != removed));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_failed_says_so_and_acknowledges_nothing_more() {
+    let running = start(bootstrap()).await;
+    running.node.poison().set("no such luck");
+    let proposed = tokio::time::timeout(PATIENCE, running.node.propose(mkdir("lost"))).await.unwrap();
+    assert!(matches!(proposed, Err(Error::Unavailable { .. })), "{proposed:?}");
+    let failed = tokio::time::timeout(PATIENCE, running.node.failed()).await.unwrap();
+    assert!(failed.to_string().contains("no such luck"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_ahead_of_its_log_is_covered_by_a_checkpoint_before_the_log_is_dropped() {
+    let running = start(bootstrap()).await;
+    let mut group = vec![running];
+    make(&group, "early").await;
+    group[0].node.checkpoint().await.unwrap();
+    until("there is a checkpoint", || group[0].node.metrics().snapshot.is_some()).await;
+    let last = make(&group, "then").await;
+    let stopped = group.remove(0).kill().await;
+    // As after a power cut: the quorum had entries, the state was flushed with them, the log was not.
+    let applied = crate::raft::tests::crash::apply_beyond(&stopped.dir.path().join("state"), 50).await;
+    assert!(applied > last.raw());
+    group.push(stopped.restart().await);
+    // Who joins needs what the log does not have any more.
+    let shadow = start(group[0].joining(true)).await;
+    let last = make(&group, "late").await;
+    shadow.applies(last).await;
+    assert!(exists(&shadow.node, "then") && exists(&shadow.node, "late"));
+}
+
 fn message(cluster: ClusterId, target: u64, format: u32) -> Request<pb::RaftMessage> {
     Request::new(pb::RaftMessage {
         cluster: cluster.to_string(),
