@@ -60,6 +60,8 @@ impl Chunkserver {
             replica.activate(version, requests)
         })?;
         self.committed_more(handle);
+        // Readers may come soon, and it serves them once an answer covers the confirmed version.
+        self.hurry();
         tracing::debug!(%handle, %version, "primary");
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ClusterId, Epoch, ServerId, Term};
@@ -23,6 +24,8 @@ use crate::server::{Chunkserver, Use};
 
 /// How often every master hears from this server.
 const PERIOD: Duration = Duration::from_millis(500);
+/// How long an urgent heartbeat or report waits for more of the kind.
+const HURRY_PAUSE: Duration = Duration::from_millis(10);
 /// How long one heartbeat may take: less than a third of the validity, so that one lost answer costs nothing.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long a registration may take.
@@ -36,7 +39,7 @@ const BATCHES_KEPT: usize = 64;
 /// How long after a mutation a lease is still in use.
 const USE_PERIOD: Duration = Duration::from_secs(2);
 /// Most entries of one kind in a heartbeat; the rest follows in the next ones.
-const ENTRIES_MAX: usize = 4096;
+const ENTRIES_MAX: usize = 1024;
 /// Most masters that are followed.
 const MASTERS_MAX: usize = 64;
 
@@ -141,6 +144,10 @@ struct Master {
     told: Mutex<Told>,
     /// The reports have something to do.
     report: tokio::sync::Notify,
+    /// The reports have told something new.
+    reported: tokio::sync::Notify,
+    /// Whether it led when it last answered.
+    leads: AtomicBool,
 }
 
 impl Master {
@@ -162,20 +169,32 @@ impl Master {
             learn,
             told: Mutex::default(),
             report: tokio::sync::Notify::new(),
+            reported: tokio::sync::Notify::new(),
+            leads: AtomicBool::new(false),
         })
     }
 
-    /// Registers and sends heartbeats, every period and when there is something urgent.
+    /// Registers and sends heartbeats, every period and, to the leader, when there is something urgent or news was
+    /// reported: a new chunk can be read once an answer covers it.
     async fn heartbeats(self: Arc<Self>, stop: CancellationToken) {
         let mut urgent = self.server.urgent.subscribe();
         let mut interval = tokio::time::interval(PERIOD);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sequence = 0;
         loop {
-            tokio::select! {
+            let hurried = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = interval.tick() => {}
-                Ok(()) = urgent.changed() => {}
+                _ = interval.tick() => false,
+                Ok(()) = urgent.changed() => true,
+                () = self.reported.notified() => true,
+            };
+            if hurried {
+                if !self.leads.load(Ordering::Relaxed) {
+                    continue;
+                }
+                // Many chunks at once have one heartbeat.
+                tokio::time::sleep(HURRY_PAUSE).await;
+                urgent.mark_unchanged();
             }
             sequence += 1;
             let beat = async {
@@ -257,7 +276,9 @@ impl Master {
         let request = server.heartbeat(epoch, sequence, reported)?;
         // Guard from_receipt: what the answer allows, it allows from this moment on.
         let sent = now;
-        let reply = within(HEARTBEAT_TIMEOUT, self.client.clone().heartbeat(request)).await?;
+        let reply = within(HEARTBEAT_TIMEOUT, self.client.clone().heartbeat(request)).await;
+        self.leads.store(reply.as_ref().is_ok_and(|reply| reply.leader), Ordering::Relaxed);
+        let reply = reply?;
         if reply.register_wanted {
             self.told.lock().epoch = None;
         }
@@ -293,7 +314,10 @@ impl Master {
                 () = stop.cancelled() => return,
                 _ = interval.tick() => {}
                 () = self.report.notified() => {}
-                Ok(()) = urgent.changed() => {}
+                Ok(()) = urgent.changed(), if self.leads.load(Ordering::Relaxed) => {
+                    tokio::time::sleep(HURRY_PAUSE).await;
+                    urgent.mark_unchanged();
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -363,6 +387,7 @@ impl Master {
         match reply {
             Ok(reply) => {
                 told.answered(sequence, reached);
+                self.reported.notify_one();
                 if reply.full_report_wanted {
                     told.reached = None;
                 }

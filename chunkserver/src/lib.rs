@@ -43,7 +43,7 @@ use crate::handler::Replicas;
 use crate::heartbeat::Person;
 use crate::server::Chunkserver;
 use crate::service::Control;
-use crate::store::files::{Files, RealFiles};
+use crate::store::files::RealFiles;
 use crate::store::{Options, Store};
 
 pub use config::{BUFFER_BYTES_DEFAULT, ChunkserverConfig};
@@ -76,22 +76,22 @@ pub async fn run(
     listener: Box<dyn Listener>,
     stop: CancellationToken,
 ) -> Result<()> {
-    run_on(config, environment, Arc::new(RealFiles), listener, stop).await
+    config.check()?;
+    let (directories, random) = (config.data.clone(), environment.random.clone());
+    let open = move || Store::open(&directories, Options::default(), Arc::new(RealFiles), &*random);
+    let store = tokio::task::spawn_blocking(open).await.map_err(Error::internal)??;
+    run_on(store, config, environment, listener, stop).await
 }
 
-/// As [`run`], on these files.
-pub(crate) async fn run_on(
+/// As [`run`], on this store.
+async fn run_on(
+    store: Store,
     config: ChunkserverConfig,
     environment: Environment,
-    files: Arc<dyn Files>,
     listener: Box<dyn Listener>,
     stop: CancellationToken,
 ) -> Result<()> {
-    config.check()?;
     let address = listener.local_address().map_err(Error::unavailable)?;
-    let (directories, random) = (config.data.clone(), environment.random.clone());
-    let open = move || Store::open(&directories, Options::default(), files, &*random);
-    let store = tokio::task::spawn_blocking(open).await.map_err(Error::internal)??;
     let server = Chunkserver::new(store, environment.clone());
     let settings = Settings { buffer_bytes: usize::try_from(config.buffer_bytes).unwrap_or(usize::MAX) };
     let replicas = Arc::new(Replicas(server.clone()));

@@ -6,10 +6,11 @@ use gfs_proto::id::{ChunkHandle, ChunkVersion};
 use gfs_proto::link::Peer;
 use gfs_proto::{Error, Result, pb};
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, State};
 use crate::data::ReadRequest;
 use crate::data::read::{Part, ReadPlan, parts};
-use crate::replica::{Query, Readable};
+use crate::replica::{Query, Readable, Replica};
+use crate::report::Change;
 use crate::server::Chunkserver;
 
 /// How long a replica waits for the primary's word on what is committed.
@@ -63,7 +64,7 @@ impl Chunkserver {
     fn look(
         &self,
         chunk: &Chunk,
-        state: &mut crate::chunk::State,
+        state: &mut State,
         request: &ReadRequest,
         asked: Option<ChunkVersion>,
     ) -> Result<Looked> {
@@ -75,25 +76,38 @@ impl Chunkserver {
             length: request.length,
             asked: asked == Some(version),
         };
-        let readable = replica.read(query, &self.fence.lock(), self.now())?;
+        let readable = replica.read(query, &self.fence.lock(), self.now());
+        let readable = readable.inspect_err(|error| {
+            // Perhaps only because no answer covers it yet, the chunk being new.
+            if matches!(error, Error::NotValidated { .. }) {
+                self.hurry();
+            }
+        })?;
         let position = match readable {
             Readable::Ask(primary) => return Ok(Looked::Ask(primary, version)),
             Readable::Wait(_) => return Ok(Looked::Wait),
             Readable::Yes(position) => position,
         };
         let length = position.length.saturating_sub(request.offset).min(request.length);
-        let result = self.take(chunk.handle, request.offset, length, request.verify);
-        if let Err(Error::Corrupt { .. }) = &result {
-            replica.mark_corrupt();
-            self.note(chunk.handle, crate::report::Change::Changed);
-            self.hurry();
-        }
-        let parts = result?;
+        let parts = self.take(replica, chunk.handle, (request.offset, length, request.verify))?;
         Ok(Looked::Plan(ReadPlan { committed_length: position.length, sealed: position.sealed, parts }))
     }
 
-    fn take(&self, handle: ChunkHandle, offset: u32, length: u32, verify: bool) -> Result<Vec<Part>> {
-        parts(&(&self.store, handle), offset, length, verify)
+    /// Takes bytes from the store; damage ends the replica's service, and the masters hear of it.
+    fn take(
+        &self,
+        replica: &mut Replica,
+        handle: ChunkHandle,
+        (offset, length, verify): (u32, u32, bool),
+    ) -> Result<Vec<Part>> {
+        let result = parts(&(&self.store, handle), offset, length, verify);
+        if let Err(Error::Corrupt { block, .. }) = &result {
+            tracing::warn!(%handle, block, "checksum mismatch");
+            replica.mark_corrupt();
+            self.note(handle, Change::Changed);
+            self.hurry();
+        }
+        result
     }
 
     /// Bytes for an adoption: of the primary's plan, or of a base member whose content will be the plan.
@@ -107,7 +121,7 @@ impl Chunkserver {
                 return Err(Error::NotValidated { handle: chunk.handle });
             }
             let length = held.end.length.saturating_sub(request.offset).min(request.length);
-            let parts = self.take(chunk.handle, request.offset, length, true)?;
+            let parts = self.take(replica, chunk.handle, (request.offset, length, true))?;
             Ok(ReadPlan { committed_length: held.end.length, sealed: held.end.sealed, parts })
         })
     }

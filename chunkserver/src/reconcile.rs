@@ -92,16 +92,34 @@ impl Chunkserver {
             Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
             Step::Go(()) => {
                 let (source, content) = self.agree(chunk, grant, us).await?;
-                let source = (source.server != us).then_some(&source);
-                self.take_over(chunk, version, content.clone(), source).await?;
+                let from = (source.server != us).then_some(&source);
+                let taken = self.take_over(chunk, version, content.clone(), from).await;
+                if let Err(Error::Corrupt { handle, .. }) = taken {
+                    // The source could not give what it holds: a grant without it may do better.
+                    return Err(Error::MemberFailed { handle, server: source.server });
+                }
+                taken?;
                 content
             }
         };
         let others = grant.members.iter().filter(|member| member.server != us);
-        let adoptions = others.map(|member| self.have_adopted(chunk.handle, version, member, us, &content));
+        let request = pb::AdoptRequest {
+            cluster: self.identity()?.0.to_string(),
+            handle: chunk.handle.raw(),
+            version: version.raw(),
+            content: Some((&content).into()),
+            primary: grant.primary().map(Into::into),
+            ..Default::default()
+        };
+        let adoptions = others.map(|member| self.have_adopted(chunk.handle, member, &request));
         // Guard adopt_in_place: a member's reply means that it holds all of it, durably.
-        try_join_all(adoptions).await?;
+        let adopted = try_join_all(adoptions).await;
         chunk.quick(|state| {
+            if state.replica(chunk.handle)?.held().corrupt {
+                // What the members could not fetch is damaged here.
+                return Err(Error::MemberFailed { handle: chunk.handle, server: us });
+            }
+            adopted?;
             let replica = state.replica(chunk.handle)?;
             replica.reconciled(version)?;
             Ok(replica.held().end)
@@ -170,39 +188,19 @@ impl Chunkserver {
         Ok(Collected { member: member.clone(), held, content })
     }
 
+    /// Has one member adopt.
     async fn have_adopted(
         &self,
         handle: ChunkHandle,
-        version: ChunkVersion,
         member: &Peer,
-        us: ServerId,
-        content: &Content,
+        request: &pb::AdoptRequest,
     ) -> Result<()> {
-        let cluster = self.identity()?.0.to_string();
-        let primary = self.own_peer(handle, us)?;
-        let request = pb::AdoptRequest {
-            cluster,
-            server: member.server.raw(),
-            handle: handle.raw(),
-            version: version.raw(),
-            content: Some(content.into()),
-            primary: Some((&primary).into()),
-        };
+        let request = pb::AdoptRequest { server: member.server.raw(), ..request.clone() };
         self.ask(handle, member, ADOPT_TIMEOUT, move |mut peer| {
             let request = request.clone();
             async move { peer.adopt(request).await.map(drop) }.boxed()
         })
         .await
-    }
-
-    /// This server as the members of the grant know it.
-    fn own_peer(&self, handle: ChunkHandle, us: ServerId) -> Result<Peer> {
-        let chunk = self.chunk(handle)?;
-        let peer = chunk.quick(|state| {
-            let grant = state.replica(handle)?.grant();
-            Ok::<_, Error>(grant.and_then(|grant| grant.members.iter().find(|m| m.server == us).cloned()))
-        })?;
-        peer.ok_or_else(|| Error::internal("a primary that is no member"))
     }
 
     /// Asks a member, again if it is busy or out of reach for a moment.
@@ -225,6 +223,8 @@ impl Chunkserver {
                     repeats += 1;
                     tokio::time::sleep(REPEAT_PAUSE).await;
                 }
+                // A newer grant is on its way: nobody has failed.
+                Err(error @ Error::VersionMismatch { .. }) => return Err(error),
                 Err(error) => {
                     tracing::debug!(server = %member.server, %error, "member failed to answer");
                     return Err(Error::MemberFailed { handle, server: member.server });

@@ -95,7 +95,7 @@ impl Chunkserver {
     }
 
     fn restore(&self) {
-        let us = self.identity.read().map(|(_, server)| server).unwrap_or_default();
+        let us = self.us();
         let mut chunks = self.chunks.lock();
         for state in self.store.list() {
             let born = self.journal.lock().note(state.handle, Change::Changed);
@@ -113,6 +113,11 @@ impl Chunkserver {
     pub(crate) fn identity(&self) -> Result<(ClusterId, ServerId)> {
         let identity = *self.identity.read();
         identity.ok_or_else(|| Error::unavailable("this chunkserver has not registered yet"))
+    }
+
+    /// Our server id; 0 before the first registration, when there is no chunk that could ask.
+    pub(crate) fn us(&self) -> ServerId {
+        self.identity.read().map(|(_, server)| server).unwrap_or_default()
     }
 
     /// Remembers who the cluster says we are, durably.
@@ -240,7 +245,7 @@ impl Chunkserver {
 
     /// The wire's words for an error of the store.
     pub(crate) fn wire(&self, error: &store::Error) -> Error {
-        error.to_wire(self.identity.read().map(|(_, server)| server).unwrap_or_default())
+        error.to_wire(self.us())
     }
 
     // ---- small notes for the heartbeats ----

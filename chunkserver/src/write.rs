@@ -40,7 +40,7 @@ struct Sent {
 enum Next {
     Reply(Outcome),
     Send(Box<Sent>),
-    NextChunk(Serial),
+    Sealed(Serial),
 }
 
 impl Chunkserver {
@@ -51,8 +51,7 @@ impl Chunkserver {
         payload: Result<Payload>,
     ) -> Result<pb::WriteReplyMeta> {
         let chunk = self.chunk(request.handle)?;
-        let us = self.identity()?.1;
-        let next = chunk.with(|state| self.order(us, &chunk, state, &request, payload))?;
+        let next = chunk.with(|state| self.order(&chunk, state, &request, payload))?;
         match next {
             Next::Reply(outcome) => {
                 // Guard retry_acked_at_once: an id that is in the table is acknowledged when it is committed.
@@ -60,13 +59,13 @@ impl Chunkserver {
                 Ok(reply(outcome.offset, committed))
             }
             Next::Send(sent) => {
-                let committed = self.replicate(us, &chunk, &request, &sent).await?;
+                let committed = self.replicate(&chunk, &request, &sent).await?;
                 if sent.order.kind == Kind::Seal {
                     return Err(Error::Sealed { handle: request.handle });
                 }
                 Ok(reply(sent.order.offset, committed))
             }
-            Next::NextChunk(seal) => {
+            Next::Sealed(seal) => {
                 // Guard seal_told_early: the client goes on when the seal is committed. Its id is not in this
                 // chunk (guard next_without_asking): that was looked up first.
                 self.when_committed(&chunk, request.version, seal).await?;
@@ -78,7 +77,6 @@ impl Chunkserver {
     /// Decides about a request, and applies it here if it is new. The chunk's lock is held.
     fn order(
         &self,
-        us: ServerId,
         chunk: &Chunk,
         state: &mut State,
         asked: &WriteRequest,
@@ -95,7 +93,7 @@ impl Chunkserver {
         let decision = replica.decide(asked.version, request, recorded.map(|outcome| outcome.offset))?;
         let order = match decision {
             Decision::Known(outcome) => return Ok(Next::Reply(outcome)),
-            Decision::Sealed(seal) => return Ok(Next::NextChunk(seal)),
+            Decision::Sealed(seal) => return Ok(Next::Sealed(seal)),
             Decision::Ordered(order) | Decision::Seal(order) => order,
         };
         let payload = if order.length == 0 { Payload::default() } else { payload? };
@@ -107,7 +105,7 @@ impl Chunkserver {
             Ok(ticket) => ticket,
             Err(error) => {
                 let error = self.wire(&error);
-                self.own_failure(us, chunk, state, asked.version, &error);
+                self.own_failure(chunk, state, asked.version, &error);
                 return Err(error);
             }
         };
@@ -121,7 +119,7 @@ impl Chunkserver {
             order,
             version: asked.version,
             ticket,
-            others: others.into_iter().filter(|member| member.server != us).collect(),
+            others: others.into_iter().filter(|member| member.server != self.us()).collect(),
             committed,
             payload,
         })))
@@ -129,14 +127,7 @@ impl Chunkserver {
 
     /// What it means that this primary could not apply a mutation itself: nothing if the request is at fault, else
     /// that a grant without it is wanted.
-    fn own_failure(
-        &self,
-        us: ServerId,
-        chunk: &Chunk,
-        state: &mut State,
-        version: ChunkVersion,
-        error: &Error,
-    ) {
+    fn own_failure(&self, chunk: &Chunk, state: &mut State, version: ChunkVersion, error: &Error) {
         if matches!(error.retry(), Retry::Never | Retry::NextChunk) || matches!(error, Error::Busy { .. }) {
             return;
         }
@@ -147,7 +138,7 @@ impl Chunkserver {
             }
             self.note(chunk.handle, crate::report::Change::Changed);
         }
-        self.fail(chunk, state, version, us);
+        self.fail(chunk, state, version, self.us());
     }
 
     /// A member failed: no more acknowledgements at this version, and the leader is told.
@@ -160,16 +151,10 @@ impl Chunkserver {
     }
 
     /// Brings an ordered mutation to all members, and returns when it is committed.
-    async fn replicate(
-        &self,
-        us: ServerId,
-        chunk: &Chunk,
-        request: &WriteRequest,
-        sent: &Sent,
-    ) -> Result<Position> {
+    async fn replicate(&self, chunk: &Chunk, request: &WriteRequest, sent: &Sent) -> Result<Position> {
         let own = async {
             let durable = timeout(DISK_TIMEOUT, sent.ticket.clone()).await;
-            self.answered(chunk, sent, us, matches!(durable, Ok(Ok(()))));
+            self.answered(chunk, sent, self.us(), matches!(durable, Ok(Ok(()))));
         };
         let forwards = sent.others.iter().map(|member| async {
             let result = self.forward(member, request, sent).await;
@@ -334,6 +319,10 @@ impl Chunkserver {
             replica.applied(&order);
         }
         state.turns.wake(order.serial);
+        if order.serial == Serial::from_raw(1) {
+            // The version is confirmed: readers may come soon.
+            self.hurry();
+        }
         Ok(Ok(Some(state.keep(order.serial, ticket))))
     }
 

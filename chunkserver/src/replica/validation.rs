@@ -87,6 +87,10 @@ impl Fence {
             return false;
         }
         self.term = answer.term;
+        // A validation that has run out ends the epoch: what is on its way in it is void, too.
+        if self.answer.as_ref().is_some_and(|known| now >= known.sent.plus(VALIDITY)) {
+            return false;
+        }
         // Guard late_answer_validates: an answer to an older heartbeat than the newest one answered is void.
         if self.answer.as_ref().is_some_and(|known| known.sent >= answer.sent) {
             return false;
