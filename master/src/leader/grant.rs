@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, ServerId};
-use gfs_proto::time::{Clock, Moment};
+use gfs_proto::time::Clock;
 use gfs_proto::{Error, Result, pb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use super::seams::{Log, Orders, Soft, Target};
+use super::seams::{Log, Orders, Soft};
 use crate::cluster::Reign;
 use crate::plan::grant::{Reach, Situation, choose};
 use crate::plan::repair;
@@ -60,7 +60,7 @@ pub(crate) struct Granter {
     pub(super) orders: Arc<dyn Orders>,
     pub(super) soft: Arc<Soft>,
     pub(super) clock: Arc<dyn Clock>,
-    cluster: ClusterId,
+    pub(super) cluster: ClusterId,
     /// Grants under way, by chunk: whoever comes later waits for the same one. Never held across an await.
     flights: Mutex<BTreeMap<ChunkHandle, watch::Receiver<Outcome>>>,
     /// Grants without a writer that settled a chunk for reading, and their primaries: not to be repeated as
@@ -73,7 +73,7 @@ pub(crate) struct Granter {
 
 /// Why a grant did not come through.
 #[derive(Debug)]
-enum Setback {
+pub(super) enum Setback {
     /// These members failed: prepare anew without them.
     Members(Vec<(ServerId, Error)>),
     /// The chunk has moved on: look again.
@@ -219,8 +219,11 @@ impl Granter {
             match self.prepare(&chunk, wish, avoid).await {
                 // Too few servers to write; what the survivors hold is settled all the same, so that it can be read.
                 Err(Setback::End(error @ Error::NotEnoughServers { .. }))
-                    if chunk.confirmed != ChunkVersion::NONE && !self.is_settled(&chunk) =>
+                    if chunk.confirmed != ChunkVersion::NONE =>
                 {
+                    if self.is_settled(reign, &chunk).await {
+                        return Err(Setback::End(error));
+                    }
                     let settle = Wish { writer: false, ..wish.clone() };
                     self.prepare(&chunk, &settle, avoid).await?;
                     self.carry_out(reign, handle).await?;
@@ -243,17 +246,16 @@ impl Granter {
         })
     }
 
-    /// Whether reads of the chunk can be settled by a primary that is there.
-    fn is_settled(&self, chunk: &Chunk) -> bool {
+    /// Whether an active primary is there that can tell readers what is committed.
+    async fn is_settled(&self, reign: &Reign, chunk: &Chunk) -> bool {
         let settled = self.settled.lock().get(&chunk.handle).copied();
         let by_revocation =
             settled.filter(|(version, _)| *version == chunk.version).map(|(_, primary)| primary);
-        let primary = chunk.lease.as_ref().map(|lease| lease.primary).or(by_revocation);
-        chunk.pending.is_none()
-            && primary.is_some_and(|primary| {
-                chunk.members.contains(&primary)
-                    && self.soft.with(|cluster, _, now| cluster.is_alive(primary, now))
-            })
+        let Some(primary) = chunk.lease.as_ref().map(|lease| lease.primary).or(by_revocation) else {
+            return false;
+        };
+        let which = (chunk.handle, chunk.confirmed);
+        chunk.pending.is_none() && self.order_activation(reign, which, primary, Duration::ZERO).await.is_ok()
     }
 
     /// Step 1: chooses the members and commits them under a new version.
@@ -437,65 +439,5 @@ impl Granter {
             settled.insert(handle, (pending.version, primary));
         }
         Ok(())
-    }
-
-    /// Tells a primary that it is one; also the probe of whether it still is.
-    pub(super) async fn order_activation(
-        &self,
-        reign: &Reign,
-        (handle, version): (ChunkHandle, ChunkVersion),
-        primary: ServerId,
-        lease: Duration,
-    ) -> Result<()> {
-        let request = pb::ActivateRequest {
-            head: Some(self.head(reign, primary)),
-            handle: handle.raw(),
-            version: version.raw(),
-            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.orders.activate(self.soft.target(primary), request).await
-    }
-
-    /// Judges the failure of an order: a server that does not answer gets nothing new for now.
-    ///
-    /// # Errors
-    /// The server has seen a newer leader: this one is over.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "every other answer comes from a server that is there"
-    )]
-    fn blamed(&self, server: ServerId, error: Error) -> Result<Error, Setback> {
-        match error {
-            Error::StaleTerm { .. } => Err(Setback::End(Error::NotLeader { leader: None })),
-            error @ (Error::Unavailable { .. } | Error::WrongServer { .. } | Error::DiskFull { .. }) => {
-                self.soft.with(|cluster, _, _| cluster.suspect(server));
-                Ok(error)
-            }
-            error => Ok(error),
-        }
-    }
-
-    /// Waits until a server has fallen silent.
-    async fn silence_of(&self, server: ServerId) {
-        while self.soft.with(|cluster, _, now| cluster.is_alive(server, now)) {
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-    }
-
-    /// What heads an order to a server.
-    pub(super) fn head(&self, reign: &Reign, server: ServerId) -> pb::OrderHead {
-        pb::OrderHead { cluster: self.cluster.to_string(), term: reign.term.raw(), server: server.raw() }
-    }
-
-    /// A server as members and clients are told of it.
-    pub(crate) fn replica(&self, server: ServerId) -> pb::Replica {
-        let Target { address, .. } = self.soft.target(server);
-        let rack = self.soft.with(|cluster, _, _| cluster.server(server).map(|known| known.rack.clone()));
-        pb::Replica { server: server.raw(), address, rack: rack.unwrap_or_default() }
-    }
-
-    /// The time now.
-    pub(super) fn now(&self) -> Moment {
-        self.clock.moment()
     }
 }

@@ -128,18 +128,28 @@ impl Granter {
         leased: &Leased,
         accused: Option<ServerId>,
     ) -> Option<BTreeSet<ServerId>> {
-        let which = (leased.handle, leased.version);
-        // To activate an active primary changes nothing; one that restarted, or is not there, says so.
-        match self.order_activation(reign, which, leased.primary, leased.remaining).await {
-            Ok(()) => {}
-            Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => {
-                return Some(BTreeSet::from([leased.primary]));
-            }
-            Err(_) => return Some(BTreeSet::new()),
+        if let Err(failed) = self.is_active(reign, (leased.handle, leased.version), leased.primary).await {
+            return Some(failed);
         }
         let accused =
             accused.filter(|server| *server != leased.primary && leased.members.contains(server))?;
         if self.answers(reign, accused).await { None } else { Some(BTreeSet::from([accused])) }
+    }
+
+    /// Whether a server is the active primary of a version; else whom to leave out of the next grant: it, if it
+    /// does not answer, or nobody, if it has merely restarted.
+    async fn is_active(
+        &self,
+        reign: &Reign,
+        which: (ChunkHandle, ChunkVersion),
+        server: ServerId,
+    ) -> Result<(), BTreeSet<ServerId>> {
+        // To activate an active primary changes nothing; one that restarted, or is not there, says so.
+        match self.order_activation(reign, which, server, LEASE).await {
+            Ok(()) => Ok(()),
+            Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => Err(BTreeSet::from([server])),
+            Err(_) => Err(BTreeSet::new()),
+        }
     }
 
     async fn answers(&self, reign: &Reign, server: ServerId) -> bool {
@@ -163,18 +173,18 @@ impl Granter {
             return Ok(());
         }
         let primary = chunk.lease.as_ref().map(|lease| lease.primary);
-        if primary.is_some_and(|primary| accused.contains(&primary)) || accused.contains(&reporter) {
-            // A member that can't get an answer of its primary: is that still one?
-            let Some(leased) = leased(&chunk, |expires_at| expires_at.since(self.clock.wall())) else {
-                return self.settle(reign, handle, BTreeSet::new()).await;
+        // A member that gets no answer of its primary, or does not know who that is, can't answer readers.
+        let is_other = |server: &ServerId| chunk.members.contains(server) && *server != reporter;
+        let doubted = primary.or_else(|| accused.iter().copied().find(is_other));
+        if primary.is_none_or(|primary| accused.contains(&primary)) || accused.contains(&reporter) {
+            let failed = match doubted {
+                Some(server) => match self.is_active(reign, (handle, version), server).await {
+                    Ok(()) => return Ok(()),
+                    Err(failed) => failed,
+                },
+                None => BTreeSet::new(),
             };
-            return match self.failed_members(reign, &leased, None).await {
-                Some(failed) => self.settle(reign, handle, failed).await,
-                None => Ok(()),
-            };
-        }
-        if primary.is_none() {
-            return self.settle(reign, handle, BTreeSet::new()).await;
+            return self.settle(reign, handle, failed).await;
         }
         let mut avoid: BTreeSet<ServerId> =
             accused.into_iter().filter(|server| chunk.members.contains(server)).collect();

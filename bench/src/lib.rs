@@ -1,0 +1,1 @@
+//! Benchmarks, each beside the bare limit in the same run.
