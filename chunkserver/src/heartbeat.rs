@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ClusterId, Epoch, ServerId, Term};
-use gfs_proto::net::{self, blocking};
+use gfs_proto::net;
 use gfs_proto::pb::registry_client::RegistryClient;
 use gfs_proto::size::MESSAGE_BYTES_MAX;
 use gfs_proto::{Error, Result, pb};
@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use crate::replica::{Answer, Generation};
 use crate::report::Change;
-use crate::server::{Chunkserver, Use};
+use crate::server::Chunkserver;
 
 /// How often every master hears from this server.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -36,10 +36,6 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const BATCH: usize = 2000;
 /// Answered batches that are remembered: an answer may be about an earlier one than the last.
 const BATCHES_KEPT: usize = 64;
-/// How long after a mutation a lease is still in use.
-const USE_PERIOD: Duration = Duration::from_secs(2);
-/// Most entries of one kind in a heartbeat; the rest follows in the next ones.
-const ENTRIES_MAX: usize = 1024;
 /// Most masters that are followed.
 const MASTERS_MAX: usize = 64;
 
@@ -54,6 +50,15 @@ pub(crate) struct Person {
     pub(crate) boot: [u8; 16],
 }
 
+/// What was heard of other masters.
+#[derive(Debug)]
+enum Masters {
+    /// There are these.
+    Some(Vec<String>),
+    /// There are these and no others, says a leader.
+    All(Vec<String>),
+}
+
 /// Follows all masters until `stop`: the given ones, and those that the leader names.
 pub(crate) async fn follow_masters(
     server: Arc<Chunkserver>,
@@ -61,7 +66,7 @@ pub(crate) async fn follow_masters(
     given: Vec<String>,
     stop: CancellationToken,
 ) {
-    let (learn, mut learnt) = mpsc::channel::<Vec<String>>(16);
+    let (learn, mut learnt) = mpsc::channel(16);
     let mut tasks = JoinSet::new();
     let mut followed: BTreeMap<String, CancellationToken> = BTreeMap::new();
     let mut wanted: BTreeSet<String> = given.iter().cloned().collect();
@@ -91,8 +96,9 @@ pub(crate) async fn follow_masters(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => {}
-            Some(masters) = learnt.recv() => {
-                wanted = given.iter().cloned().chain(masters).collect();
+            Some(masters) = learnt.recv() => match masters {
+                Masters::Some(some) => wanted.extend(some),
+                Masters::All(all) => wanted = given.iter().cloned().chain(all).collect(),
             }
         }
     }
@@ -139,7 +145,7 @@ struct Master {
     person: Person,
     address: String,
     client: RegistryClient<Channel>,
-    learn: mpsc::Sender<Vec<String>>,
+    learn: mpsc::Sender<Masters>,
     /// Shared by the heartbeats and the reports, which must not wait for each other (T47).
     told: Mutex<Told>,
     /// The reports have something to do.
@@ -155,7 +161,7 @@ impl Master {
         server: &Arc<Chunkserver>,
         person: &Person,
         address: &str,
-        learn: mpsc::Sender<Vec<String>>,
+        learn: mpsc::Sender<Masters>,
     ) -> Result<Self> {
         let channel = net::channel(server.environment.net.clone(), address, REPORT_TIMEOUT)?;
         let client = RegistryClient::new(channel)
@@ -233,7 +239,7 @@ impl Master {
         let reply = match within(REGISTER_TIMEOUT, self.client.clone().register(request)).await {
             Ok(reply) => reply,
             Err(Error::NotLeader { leader: Some(leader) }) => {
-                self.learn(vec![self.address.clone(), leader]);
+                self.learn(Masters::Some(vec![leader]));
                 return Err(Error::NotLeader { leader: None });
             }
             Err(error @ (Error::WrongCluster { .. } | Error::WrongServer { .. })) => {
@@ -248,15 +254,15 @@ impl Master {
             return Err(Error::unavailable("this master has no id for this server yet"));
         }
         server.registered(cluster, ServerId::from_raw(reply.server))?;
-        self.learn(reply.masters);
+        self.learn(Masters::Some(reply.masters));
         self.told.lock().begin(epoch);
         self.report.notify_one();
         tracing::debug!(master = self.address, %epoch, "registered at a master");
         Ok(())
     }
 
-    fn learn(&self, masters: Vec<String>) {
-        if !masters.is_empty() && self.learn.try_send(masters).is_err() {
+    fn learn(&self, masters: Masters) {
+        if self.learn.try_send(masters).is_err() {
             tracing::debug!("too many lists of masters at once");
         }
     }
@@ -286,8 +292,8 @@ impl Master {
             self.told.lock().reached = None;
             self.report.notify_one();
         }
-        if reply.leader {
-            self.learn(reply.masters.clone());
+        if reply.leader && !reply.masters.is_empty() {
+            self.learn(Masters::All(reply.masters.clone()));
         }
         // An answer that does not cover all replicas would take the others' validation away.
         let Some(reported) = self.told.lock().covered(reply.reported) else { return Ok(()) };
@@ -399,87 +405,6 @@ impl Master {
                 Err(error)
             }
         }
-    }
-}
-
-impl Chunkserver {
-    /// Begins a new epoch if the last validation has run out.
-    pub(crate) fn lapse(&self) {
-        let next = Epoch::from_raw(self.environment.clock.wall().raw());
-        let mut fence = self.fence.lock();
-        if fence.lapse(self.now(), next) {
-            tracing::info!(epoch = %fence.epoch(), "no leader has answered in time: serving nothing until one does");
-        }
-    }
-
-    fn heartbeat(&self, epoch: Epoch, sequence: u64, reported: u64) -> Result<pb::HeartbeatRequest> {
-        let (cluster, server) = self.identity()?;
-        let disks = blocking(|| self.store.disks());
-        let total_bytes = disks.iter().map(|disk| disk.total_bytes).sum();
-        let free_bytes = disks.iter().map(|disk| disk.free_bytes).sum();
-        let now = self.now();
-        let in_use = |used: &Use| now.since(used.at) < USE_PERIOD;
-        let extend = {
-            let uses = self.uses.lock();
-            let used = uses.iter().filter(|(_, used)| in_use(used)).take(ENTRIES_MAX);
-            used.map(|(handle, used)| pb::LeaseUse { handle: handle.raw(), version: used.version.raw() })
-                .collect()
-        };
-        let failures = {
-            let failures = self.failures.lock();
-            let failed = failures.iter().take(ENTRIES_MAX);
-            failed
-                .map(|(handle, failure)| pb::MemberFailure {
-                    handle: handle.raw(),
-                    version: failure.version.raw(),
-                    server: failure.server.raw(),
-                })
-                .collect()
-        };
-        Ok(pb::HeartbeatRequest {
-            cluster: cluster.to_string(),
-            server: server.raw(),
-            epoch: epoch.raw(),
-            sequence,
-            reported,
-            total_bytes,
-            free_bytes,
-            used_bytes: total_bytes.saturating_sub(free_bytes),
-            chunks: disks.iter().map(|disk| disk.chunks).sum(),
-            extend,
-            failures,
-        })
-    }
-
-    /// What the reports say of these chunks, as they are now.
-    fn describe(&self, changes: &[(ChunkHandle, Change)]) -> (Vec<pb::ReplicaReport>, Vec<u64>) {
-        let mut replicas = Vec::with_capacity(changes.len());
-        let mut removed = Vec::new();
-        for (handle, _) in changes {
-            let held = self
-                .chunk(*handle)
-                .ok()
-                .and_then(|chunk| chunk.quick(|state| state.replica.as_ref().map(|replica| replica.held())));
-            match held {
-                Some(held) => replicas.push(pb::ReplicaReport {
-                    handle: handle.raw(),
-                    version: held.version.raw(),
-                    adopted: held.adopted.raw(),
-                    length: held.end.length,
-                    partial: held.partial,
-                    sealed: held.end.sealed,
-                    corrupt: held.corrupt,
-                }),
-                None => removed.push(handle.raw()),
-            }
-        }
-        (replicas, removed)
-    }
-
-    /// Forgets uses that no heartbeat needs any more, and chunks of a disk that failed.
-    pub(crate) fn tidy(&self) {
-        let now = self.now();
-        self.uses.lock().retain(|_, used| now.since(used.at) < 2 * USE_PERIOD);
     }
 }
 

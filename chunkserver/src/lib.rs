@@ -20,6 +20,7 @@ mod report;
 mod server;
 mod service;
 pub mod store;
+mod upkeep;
 mod write;
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use gfs_proto::net::{Connection, Listener};
 use gfs_proto::pb::chunkserver_server::ChunkserverServer;
-use gfs_proto::size::MESSAGE_BYTES_MAX;
+use gfs_proto::size::{CHUNK_BYTES_MAX, ChunkBytes, MESSAGE_BYTES_MAX};
 use gfs_proto::{Environment, Error, Result, frame};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -78,7 +79,10 @@ pub async fn run(
 ) -> Result<()> {
     config.check()?;
     let (directories, random) = (config.data.clone(), environment.random.clone());
-    let open = move || Store::open(&directories, Options::default(), Arc::new(RealFiles), &*random);
+    // Whatever the size of the cluster's chunks is: the primary knows.
+    let chunk_bytes_max = ChunkBytes::parse(CHUNK_BYTES_MAX.into()).map_err(Error::internal)?;
+    let options = Options { chunk_bytes_max, ..Options::default() };
+    let open = move || Store::open(&directories, options, Arc::new(RealFiles), &*random);
     let store = tokio::task::spawn_blocking(open).await.map_err(Error::internal)??;
     run_on(store, config, environment, listener, stop).await
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, Epoch, ServerId};
 use gfs_proto::link::Links;
@@ -55,8 +56,10 @@ pub(crate) struct Chunkserver {
     pub(crate) uses: Mutex<BTreeMap<ChunkHandle, Use>>,
     pub(crate) failures: Mutex<BTreeMap<ChunkHandle, Failure>>,
     /// Chunks whose commit mark on the disk is behind.
-    marks: Mutex<BTreeSet<ChunkHandle>>,
+    pub(crate) marks: Mutex<BTreeSet<ChunkHandle>>,
     channels: Mutex<BTreeMap<String, Channel>>,
+    /// Disks whose failure has been dealt with.
+    pub(crate) failed_disks: AtomicUsize,
     /// Changes when heartbeats should go out at once.
     pub(crate) urgent: watch::Sender<u64>,
 }
@@ -86,6 +89,7 @@ impl Chunkserver {
             failures: Mutex::default(),
             marks: Mutex::default(),
             channels: Mutex::default(),
+            failed_disks: AtomicUsize::new(0),
             urgent: watch::Sender::new(0),
             store,
             environment,
@@ -246,54 +250,6 @@ impl Chunkserver {
     /// The wire's words for an error of the store.
     pub(crate) fn wire(&self, error: &store::Error) -> Error {
         error.to_wire(self.us())
-    }
-
-    // ---- small notes for the heartbeats ----
-
-    /// Heartbeats go out at once.
-    pub(crate) fn hurry(&self) {
-        self.urgent.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    /// A chunk was mutated under a lease.
-    pub(crate) fn used(&self, handle: ChunkHandle, version: ChunkVersion) {
-        let at = self.now();
-        self.uses.lock().insert(handle, Use { version, at });
-    }
-
-    /// A member failed: the leader is to hear of it at once.
-    pub(crate) fn member_failed(&self, handle: ChunkHandle, version: ChunkVersion, server: ServerId) {
-        tracing::info!(%handle, %version, %server, "member failed");
-        self.failures.lock().insert(handle, Failure { version, server });
-        self.hurry();
-    }
-
-    /// More of a chunk is known to be committed than its mark on the disk says.
-    pub(crate) fn committed_more(&self, handle: ChunkHandle) {
-        self.marks.lock().insert(handle);
-    }
-
-    /// Writes the commit marks of chunks that are quiet, so that a restart need not ask for them.
-    pub(crate) fn write_marks(&self) {
-        let marks = std::mem::take(&mut *self.marks.lock());
-        for handle in marks {
-            let Ok(chunk) = self.chunk(handle) else { continue };
-            let quiet = chunk.with(|state| {
-                let Some(replica) = &state.replica else { return true };
-                let Some(committed) = replica.progress().committed() else { return true };
-                if !replica.progress().clean() {
-                    return false;
-                }
-                let version = replica.held().adopted;
-                if let Err(error) = self.store.set_commit_mark(handle, version, committed.serial) {
-                    tracing::debug!(%handle, %error, "no commit mark");
-                }
-                true
-            });
-            if !quiet {
-                self.committed_more(handle);
-            }
-        }
     }
 
     // ---- peers ----

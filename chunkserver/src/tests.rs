@@ -1,6 +1,8 @@
 //! Chunkservers in one process over real sockets and memory files, a master that says what the test wants, and orders
 //! as a leader would send them.
 
+mod stories;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +14,8 @@ use gfs_proto::link::{Links, Mutation, Peer, Range, ReadReply, Source};
 use gfs_proto::net::{Net, TcpNet};
 use gfs_proto::pb::chunkserver_client::ChunkserverClient;
 use gfs_proto::random::SystemRandom;
-use gfs_proto::{Environment, Error, Result, pb};
+use gfs_proto::{Environment, Result, pb};
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -172,7 +173,7 @@ impl Cluster {
     }
 
     fn peer(&self, server: u64) -> &Peer {
-        &self.servers[server as usize - 1].peer
+        &self.servers[usize::try_from(server).unwrap() - 1].peer
     }
 
     async fn control(&self, server: u64) -> ChunkserverClient<tonic::transport::Channel> {
@@ -264,173 +265,4 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(tokio::time::Instant::now() < deadline, "never came true: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_dies_another_joins_and_all_hold_the_same_with_each_record_once() {
-    let mut cluster = Cluster::start(4).await;
-    cluster.grant(1, &[1, 2, 3], &[]).await.unwrap();
-
-    let first = cluster.mutation(1);
-    let big = Bytes::from((0..150_000u32).map(|i| i.to_le_bytes()[0]).collect::<Vec<_>>());
-    assert_eq!(cluster.write(1, &first, 10, big.clone()).await.unwrap(), 150_010);
-    let second = cluster.mutation(1);
-    let reply = cluster.append(1, &second, b"record").await.unwrap();
-    assert_eq!((reply.offset, reply.committed_length), (150_010, 150_016));
-    // A retry has the same outcome, and leaves nothing behind.
-    assert_eq!(cluster.append(1, &second, b"record").await.unwrap(), reply);
-    for server in 1..=3 {
-        let bytes = cluster.read(server, 1).await;
-        assert_eq!((bytes.len(), &bytes[..10], &bytes[10..150_010]), (150_016, &[0; 10][..], &big[..]));
-        assert_eq!(&bytes[150_010..], b"record");
-    }
-    let master = cluster.master.clone();
-    until("the use of the lease is told", || master.0.lock().uses.iter().any(|used| used.handle == 42)).await;
-
-    // One member dies in the middle: nothing is acknowledged, and the leader hears who failed.
-    cluster.kill(2).await;
-    let third = cluster.mutation(1);
-    let error = cluster.append(1, &third, b"lost?").await.unwrap_err();
-    assert_eq!(error, Error::MemberFailed { handle: CHUNK, server: ServerId::from_raw(3) });
-    until("the failure is told", || master.0.lock().failures.iter().any(|failure| failure.server == 3)).await;
-    assert!(cluster.append(1, &third, b"lost?").await.is_err());
-
-    // A grant with a joiner and another primary: the retry finds the first try, or is the first.
-    cluster.grant(2, &[2, 1, 4], &[1, 2]).await.unwrap();
-    let (second, third) = (under(2, &second), under(2, &third));
-    let reply = cluster.append(2, &third, b"lost?").await.unwrap();
-    assert_eq!((reply.offset, reply.committed_length), (150_016, 150_021));
-    assert_eq!(cluster.append(2, &second, b"record").await.unwrap().offset, 150_010);
-    let expected = cluster.read(2, 2).await;
-    assert_eq!(&expected[150_010..], b"recordlost?");
-    for server in [1, 4] {
-        assert_eq!(cluster.read(server, 2).await, expected, "s{server}");
-    }
-    // The old primary's version is gone.
-    assert!(matches!(cluster.append(1, &third, b"lost?").await, Err(Error::NotPrimary { .. })));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_appends_at_once_lie_in_one_order_everywhere_until_the_chunk_is_sealed() {
-    let mut cluster = Cluster::start(2).await;
-    cluster.grant(1, &[1, 2], &[]).await.unwrap();
-    let mutations: Vec<_> = (0..100).map(|_| cluster.mutation(1)).collect();
-    let appends = mutations.iter().map(|mutation| cluster.append(1, mutation, &[7; 4096]));
-    let results = futures::future::join_all(appends).await;
-    let mut offsets: Vec<_> =
-        results.iter().filter_map(|result| Some(result.as_ref().ok()?.offset)).collect();
-    offsets.sort_unstable();
-    // 64 of them fit.
-    assert_eq!(offsets, (0..64).map(|i| i * 4096).collect::<Vec<_>>());
-    let sealed = results.iter().filter(|result| **result == Err(Error::Sealed { handle: CHUNK })).count();
-    assert_eq!(sealed, 36, "{results:?}");
-    let lost = mutations[results.iter().position(Result::is_err).unwrap()].request;
-    let version = ChunkVersion::from_raw(1);
-    let outcome = cluster.links.outcome(cluster.peer(1), CHUNK, version, lost, PATIENCE).await.unwrap();
-    assert_eq!((outcome.offset, outcome.sealed), (None, true));
-    assert_eq!(cluster.read(1, 1).await, cluster.read(2, 1).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_server_has_no_role_but_its_data_and_its_word_and_serves_when_validated() {
-    let mut cluster = Cluster::start(2).await;
-    cluster.grant(1, &[1, 2], &[]).await.unwrap();
-    let mutation = cluster.mutation(1);
-    cluster.append(1, &mutation, b"kept").await.unwrap();
-    cluster.kill(0).await;
-    cluster.restart(0).await;
-    let again = cluster.mutation(1);
-    let master = cluster.master.clone();
-    until("it registers again", || master.0.lock().epochs.len() == 3).await;
-    assert!(matches!(cluster.append(1, &again, b"more").await, Err(Error::NotPrimary { .. })));
-    // Neither a late activation nor a repeated store makes it primary again.
-    let request =
-        pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1, lease_ms: 1 };
-    assert!(cluster.control(1).await.activate(request).await.is_err());
-    cluster.grant(2, &[1, 2], &[1, 2]).await.unwrap();
-    assert_eq!(cluster.append(1, &under(2, &again), b"more").await.unwrap().offset, 4);
-    assert_eq!(cluster.append(1, &under(2, &mutation), b"kept").await.unwrap().offset, 0);
-    assert_eq!(&cluster.read(2, 2).await[..], b"keptmore");
-    assert_eq!(&cluster.read(1, 2).await[..], b"keptmore");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_leader_denies_or_excludes_is_not_served_and_silence_ends_everything() {
-    let mut cluster = Cluster::start(2).await;
-    cluster.grant(1, &[1, 2], &[]).await.unwrap();
-    let mutation = cluster.mutation(1);
-    cluster.append(1, &mutation, b"data").await.unwrap();
-    cluster.read(2, 1).await;
-    let request = pb::ExcludeRequest { head: Cluster::head(2), handle: CHUNK.raw(), version: 2 };
-    let epoch = cluster.control(2).await.exclude(request).await.unwrap().into_inner().epoch;
-    assert_eq!(Some(&epoch), cluster.master.0.lock().epochs.last());
-    let refused = Err(Error::NotValidated { handle: CHUNK });
-    assert_eq!(cluster.read_once(2, 1).await, refused);
-    cluster.read(1, 1).await;
-    cluster.master.0.lock().denied = vec![CHUNK.raw()];
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while cluster.read_once(1, 1).await != refused {
-        assert!(tokio::time::Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    cluster.master.0.lock().denied.clear();
-    cluster.read(1, 1).await;
-    cluster.master.0.lock().silent = true;
-    while cluster.read_once(1, 1).await != refused {
-        assert!(tokio::time::Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    cluster.master.0.lock().silent = false;
-    cluster.read(1, 1).await;
-    assert!(cluster.master.0.lock().epochs.len() > 2, "a lapse begins a new epoch");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_are_obeyed_only_for_this_server_and_from_the_newest_leader() {
-    let cluster = Cluster::start(1).await;
-    let head = Cluster::head(1).unwrap();
-    let mut control = cluster.control(1).await;
-    let mut probe = async |head: pb::OrderHead| -> Result<()> {
-        let request = pb::ProbeRequest { head: Some(head) };
-        control.probe(request).await.map(drop).map_err(Error::from)
-    };
-    probe(head.clone()).await.unwrap();
-    let theirs = ClusterId::from_bytes([8; 16]).to_string();
-    let other = probe(pb::OrderHead { cluster: theirs, ..head.clone() }).await;
-    assert!(matches!(other, Err(Error::WrongCluster { .. })));
-    let other = probe(pb::OrderHead { server: 2, ..head.clone() }).await;
-    assert!(matches!(other, Err(Error::WrongServer { .. })));
-    probe(pb::OrderHead { term: 9, ..head.clone() }).await.unwrap();
-    assert!(matches!(probe(head).await, Err(Error::StaleTerm { .. })));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_replica_is_gone_and_reported_so_but_not_one_that_was_granted_anew() {
-    let cluster = Cluster::start(1).await;
-    cluster.grant(1, &[1], &[]).await.unwrap();
-    cluster.grant(2, &[1], &[1]).await.unwrap();
-    let mut control = cluster.control(1).await;
-    let order =
-        |version_max| pb::DeleteReplicaRequest { head: Cluster::head(1), handle: CHUNK.raw(), version_max };
-    assert!(!control.delete_replica(order(1)).await.unwrap().into_inner().deleted);
-    assert!(control.delete_replica(order(2)).await.unwrap().into_inner().deleted);
-    assert!(!control.delete_replica(order(2)).await.unwrap().into_inner().deleted);
-    assert_eq!(cluster.read_once(1, 2).await, Err(Error::NoSuchChunk { handle: CHUNK }));
-    let master = cluster.master.clone();
-    until("told", || master.0.lock().reports.iter().any(|report| report.removed == [CHUNK.raw()])).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn garbage_on_the_port_is_refused_and_the_server_lives() {
-    let cluster = Cluster::start(1).await;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * garbage", b"GFSDgarbage", b"\0\0\0\0", b"x"] {
-        let mut connection = TcpNet.connect(&cluster.peer(1).address).await.unwrap();
-        connection.write_all(garbage).await.unwrap();
-        connection.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        // Whatever it says, it closes.
-        drop(tokio::time::timeout(DEADLINE, connection.read_to_end(&mut answer)).await.unwrap());
-    }
-    let probe = pb::ProbeRequest { head: Cluster::head(1) };
-    cluster.control(1).await.probe(probe).await.unwrap();
 }

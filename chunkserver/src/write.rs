@@ -218,6 +218,8 @@ impl Chunkserver {
                     Err(Error::DataUnknown { .. }) if !meta.data_id.is_empty() => {
                         meta.data_id = Vec::new().into();
                     }
+                    // Slow, not dead: asked again as long as it may take.
+                    Err(Error::Busy { .. }) => tokio::time::sleep(REPEAT_PAUSE).await,
                     // Harmless to repeat: the serial says what was done before.
                     Err(error) if error.retry() == Retry::Later && repeats < REPEATS_MAX => {
                         repeats += 1;

@@ -4,6 +4,7 @@
 //! says, and reports back, all under the chunk's lock. A guard that protocol.md names is named where it stands.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod grant;
 mod primary;
 mod progress;
 mod validation;
@@ -14,56 +15,15 @@ mod tests;
 use gfs_proto::Error;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial, ServerId};
 use gfs_proto::link::Peer;
-use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::Moment;
 
+pub(crate) use grant::{Candidate, Grant, Held, Step, Store, longest};
 pub(crate) use primary::{Decision, Kind, Order, Outcome, Primary, Request, Wish};
 pub(crate) use progress::{Applied, Position, Progress};
 pub(crate) use validation::{Answer, Fence, Generation, Standing};
 
 /// Most mutations that a member takes ahead of their turn, or applies before it hears that some are committed.
 const AHEAD_MAX: u64 = 2 * primary::OPEN_MAX as u64;
-
-/// One prepared grant, as the leader told it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Grant {
-    /// The version it made.
-    pub(crate) version: ChunkVersion,
-    /// All members.
-    pub(crate) members: Vec<Peer>,
-    /// The current ones among them, whose content counts; the others join.
-    pub(crate) base: Vec<ServerId>,
-    /// Who orders the mutations.
-    pub(crate) primary: ServerId,
-    /// Whether there will be any; without a writer the grant is a revocation.
-    pub(crate) writer: bool,
-    /// Whether this is a new chunk: everybody starts from nothing.
-    pub(crate) fresh: bool,
-    /// Size of a chunk.
-    pub(crate) chunk_bytes: ChunkBytes,
-}
-
-impl Grant {
-    /// The primary and its address.
-    pub(crate) fn primary(&self) -> Option<&Peer> {
-        self.members.iter().find(|member| member.server == self.primary)
-    }
-}
-
-/// What the disk holds of a chunk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Held {
-    /// The last version stored.
-    pub(crate) version: ChunkVersion,
-    /// The version whose content was last adopted.
-    pub(crate) adopted: ChunkVersion,
-    /// Mutations applied since, and the chunk after them.
-    pub(crate) end: Position,
-    /// Joins and has not adopted, or may have lost something: serves nothing, is no base.
-    pub(crate) partial: bool,
-    /// A checksum did not match: as good as partial, until it is replaced.
-    pub(crate) corrupt: bool,
-}
 
 /// The part that this replica plays in the grant of its version.
 #[derive(Debug)]
@@ -76,28 +36,6 @@ enum Role {
     Reconciled,
     /// Orders mutations, knows the committed position.
     Active(Primary),
-}
-
-/// How a server takes part in a grant.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Store {
-    /// It has stored this version before.
-    Known,
-    /// It makes an empty chunk, adopted at once.
-    Fresh,
-    /// It keeps what it has.
-    Base,
-    /// It drops what it has.
-    Joiner,
-}
-
-/// Whether a step is still to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Step<T> {
-    /// Do it.
-    Go(T),
-    /// It has been done.
-    Done,
 }
 
 /// What a member does with an ordered mutation.
@@ -507,28 +445,4 @@ fn after(before: Position, order: &Order) -> Position {
         length: before.length.max(order.offset.saturating_add(order.length)),
         sealed: before.sealed || order.kind == Kind::Seal,
     }
-}
-
-/// What one base member holds, for the choice of the content that all adopt.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Candidate {
-    /// Whose it is.
-    pub(crate) server: ServerId,
-    /// What it holds.
-    pub(crate) held: Held,
-}
-
-/// Step 3: whose content all members adopt: the longest of the whole base members, in mutations, not bytes: a
-/// positioned write is a record too. Among equals, which are identical, the primary's own.
-pub(crate) fn longest(grant: &Grant, candidates: &[Candidate]) -> Option<ServerId> {
-    candidates
-        .iter()
-        .filter(|candidate| grant.base.contains(&candidate.server))
-        .filter(|candidate| !candidate.held.partial && !candidate.held.corrupt)
-        // Guard truncate_to_commit: all that a base member holds counts, not what it knows to be committed.
-        .max_by_key(|candidate| {
-            let held = candidate.held;
-            (held.adopted, held.end.serial, candidate.server == grant.primary)
-        })
-        .map(|candidate| candidate.server)
 }

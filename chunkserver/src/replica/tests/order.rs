@@ -1,0 +1,297 @@
+//! Grants and mutations.
+
+use expect_test::expect;
+use gfs_proto::id::{ClientId, RequestId, ServerId};
+use gfs_proto::size::ChunkBytes;
+
+use super::{Bench, check, member, primary, serial, server, version};
+use crate::replica::{Candidate, Grant, Held, Position, longest};
+
+#[test]
+fn a_version_never_goes_back_and_a_joiner_drops_what_it_had() {
+    let mut bench = Bench::new(2);
+    check(
+        &mut bench,
+        "store v1 s1,s2 fresh
+         store v1 s1,s2 fresh
+         store v3 s1,s2
+         store v2 s1,s2
+         store v4 s1,s2 base s1
+         collect v4
+         store v5 s1,s3
+         ",
+        &expect![[r#"
+            store v1 s1,s2 fresh -> Fresh
+            store v1 s1,s2 fresh -> known
+            store v3 s1,s2 -> Base
+            store v2 s1,s2 -> REFUSED c7: v2 was asked for, here is v3
+            store v4 s1,s2 base s1 -> Joiner
+            collect v4 -> adopted v0, n0 mutations, 0 bytes
+            store v5 s1,s3 -> REFUSED bad argument: c7: no member of the grant"#]],
+    );
+    // A base member must have something.
+    assert!(Bench::new(2).run("store v2 s1,s2").starts_with("REFUSED c7: no such chunk"));
+}
+
+#[test]
+fn a_grant_makes_a_primary_in_its_four_steps_and_no_other_way() {
+    let mut bench = member();
+    bench.us = server(2);
+    check(
+        &mut bench,
+        "activate v1
+         store v2 s2,s1
+         activate v2
+         reconcile v2
+         reconciled v2
+         adopt v2
+         adopt v2
+         activate v2
+         reconciled v2
+         reconcile v2
+         activate v1
+         activate v2
+         activate v2
+         store v3 s1,s2
+         activate v3
+         reconcile v3",
+        &expect![[r#"
+            activate v1 -> REFUSED c7: this server is not the primary at v1
+            store v2 s2,s1 -> Base
+            activate v2 -> REFUSED c7: this server is not the primary at v2
+            reconcile v2 -> collects from 2
+            reconciled v2 -> REFUSED c7: this server is not the primary at v2
+            adopt v2 -> Go(())
+            adopt v2 -> Done
+            activate v2 -> REFUSED c7: this server is not the primary at v2
+            reconciled v2 -> ok
+            reconcile v2 -> done
+            activate v1 -> REFUSED c7: v1 was asked for, here is v2
+            activate v2 -> ok
+            activate v2 -> ok
+            store v3 s1,s2 -> Base
+            activate v3 -> REFUSED c7: this server is not the primary at v3
+            reconcile v3 -> REFUSED c7: this server is not the primary at v3"#]],
+    );
+}
+
+#[test]
+fn a_restarted_primary_is_no_primary_and_a_late_activation_makes_it_none() {
+    let mut bench = primary();
+    check(
+        &mut bench,
+        "append r1 10
+         restart
+         append r2 10
+         activate v1
+         reconcile v1
+         reconciled v1
+         store v1 s1,s2
+         activate v1",
+        &expect![[r#"
+            append r1 10 -> n1 at 0
+            restart -> ok
+            append r2 10 -> REFUSED c7: this server is not the primary at v1
+            activate v1 -> REFUSED c7: this server is not the primary at v1
+            reconcile v1 -> REFUSED c7: this server is not the primary at v1
+            reconciled v1 -> REFUSED c7: this server is not the primary at v1
+            store v1 s1,s2 -> known
+            activate v1 -> REFUSED c7: this server is not the primary at v1"#]],
+    );
+}
+
+#[test]
+fn a_mutation_is_acknowledged_when_all_members_have_it_in_order_also_a_retry() {
+    check(
+        &mut primary(),
+        "append r1 10
+         append r2 20
+         ack s1 n1
+         append r1 10
+         ack s1 n2
+         ack s2 n2
+         append r2 20
+         ack s2 n1
+         append r1 10
+         append r2 20
+         outcome r2
+         outcome r3",
+        &expect![[r#"
+            append r1 10 -> n1 at 0
+            append r2 20 -> n2 at 10
+            ack s1 n1 -> -
+            append r1 10 -> at 0 not yet
+            ack s1 n2 -> -
+            ack s2 n2 -> -
+            append r2 20 -> at 10 not yet
+            ack s2 n1 -> committed n2
+            append r1 10 -> at 0 acknowledged
+            append r2 20 -> at 10 acknowledged
+            outcome r2 -> Some(10), sealed None
+            outcome r3 -> None, sealed None"#]],
+    );
+}
+
+#[test]
+fn after_a_member_failed_nothing_more_is_acknowledged() {
+    check(
+        &mut primary(),
+        "append r1 10
+         ack s1 n1
+         ack s2 n1
+         append r2 10
+         fail s2
+         fail s2
+         ack s1 n2
+         ack s2 n2
+         append r2 10
+         append r3 10
+         append r1 10",
+        &expect![[r#"
+            append r1 10 -> n1 at 0
+            ack s1 n1 -> -
+            ack s2 n1 -> committed n1
+            append r2 10 -> n2 at 10
+            fail s2 -> true
+            fail s2 -> false
+            ack s1 n2 -> -
+            ack s2 n2 -> -
+            append r2 10 -> at 10 not yet
+            append r3 10 -> REFUSED s2 failed as a replica of c7
+            append r1 10 -> at 0 acknowledged"#]],
+    );
+}
+
+#[test]
+fn request_ids_come_with_the_content_to_the_next_primary() {
+    let mut bench = member();
+    bench.recorded.insert(RequestId { client: ClientId::from_raw(1), sequence: 1 }, 0);
+    check(
+        &mut bench,
+        "apply v1 n1 0 10
+         store v2 s2,s1
+         adopt v2
+         reconciled v2
+         activate v2
+         append r1 10
+         append r2 10",
+        &expect![[r#"
+            apply v1 n1 0 10 -> Now
+            store v2 s2,s1 -> Base
+            adopt v2 -> Go(())
+            reconciled v2 -> ok
+            activate v2 -> ok
+            append r1 10 -> at 0 acknowledged
+            append r2 10 -> n1 at 10"#]],
+    );
+}
+
+#[test]
+fn a_record_that_does_not_fit_seals_and_the_client_goes_on_when_that_is_committed() {
+    check(
+        &mut primary(),
+        "append r1 65537
+         write r2 0 262140
+         append r3 10
+         append r3 10
+         append r4 1
+         write r5 100 10
+         write r6 262140 10
+         append r2 10
+         outcome r3",
+        &expect![[r#"
+            append r1 65537 -> REFUSED record is too large: 65537, the limit is 65536
+            write r2 0 262140 -> n1 at 0
+            append r3 10 -> seals with n2
+            append r3 10 -> next chunk once n2 is committed
+            append r4 1 -> next chunk once n2 is committed
+            write r5 100 10 -> n3 at 100
+            write r6 262140 10 -> REFUSED bad argument: the write ends behind the end of the chunk
+            append r2 10 -> at 0 not yet
+            outcome r3 -> None, sealed Some(n2)"#]],
+    );
+}
+
+#[test]
+fn a_grant_without_a_writer_takes_no_mutations() {
+    let mut bench = member();
+    check(
+        &mut bench,
+        "store v2 s2,s1 reader
+         adopt v2
+         reconciled v2
+         activate v2
+         append r1 1
+         committed v2",
+        &expect![[r#"
+            store v2 s2,s1 reader -> Base
+            adopt v2 -> Go(())
+            reconciled v2 -> ok
+            activate v2 -> ok
+            append r1 1 -> REFUSED c7: this server is not the primary at v2
+            committed v2 -> 0 bytes"#]],
+    );
+}
+
+#[test]
+fn a_member_applies_its_own_version_only_in_order_without_gaps() {
+    check(
+        &mut member(),
+        "apply v1 n2 10 10
+         apply v1 n1 0 10
+         apply v1 n1 0 10
+         apply v1 n2 10 10
+         apply v1 n9999 0 10
+         apply v2 n3 0 10
+         store v2 s1,s2
+         apply v1 n3 20 10
+         apply v2 n1 20 10
+         adopt v2
+         apply v1 n3 20 10
+         apply v2 n1 20 10
+         adopt v2
+         collect v2",
+        &expect![[r#"
+            apply v1 n2 10 10 -> After(n1)
+            apply v1 n1 0 10 -> Now
+            apply v1 n1 0 10 -> Repeated
+            apply v1 n2 10 10 -> Now
+            apply v1 n9999 0 10 -> REFUSED the queue for c7 is full, try again later
+            apply v2 n3 0 10 -> REFUSED c7: v2 was asked for, here is v1
+            store v2 s1,s2 -> Base
+            apply v1 n3 20 10 -> REFUSED c7: v1 was asked for, here is v2
+            apply v2 n1 20 10 -> REFUSED c7: v2 was asked for, here is v2
+            adopt v2 -> Go(())
+            apply v1 n3 20 10 -> REFUSED c7: v1 was asked for, here is v2
+            apply v2 n1 20 10 -> Now
+            adopt v2 -> Done
+            collect v2 -> adopted v2, n1 mutations, 30 bytes"#]],
+    );
+}
+
+#[test]
+fn all_adopt_the_longest_content_of_the_whole_base_members() {
+    let grant = Grant {
+        version: version(5),
+        members: Vec::new(),
+        base: vec![server(1), server(2), server(3)],
+        primary: server(2),
+        writer: true,
+        fresh: false,
+        chunk_bytes: ChunkBytes::DEFAULT,
+    };
+    let candidate = |raw, adopted, mutations, partial| {
+        let end = Position { serial: serial(mutations), length: 10, sealed: false };
+        let held = Held { version: version(5), adopted: version(adopted), end, partial, corrupt: false };
+        Candidate { server: server(raw), held }
+    };
+    let chosen = |candidates: &[Candidate]| longest(&grant, candidates).map(ServerId::raw);
+    // By mutations, not by bytes: overwrites count, too.
+    assert_eq!(chosen(&[candidate(1, 4, 3, false), candidate(2, 4, 2, false)]), Some(1));
+    assert_eq!(chosen(&[candidate(1, 3, 9, false), candidate(2, 4, 0, false)]), Some(2));
+    assert_eq!(chosen(&[candidate(1, 4, 2, false), candidate(2, 4, 2, false)]), Some(2));
+    // Partial ones and joiners do not count, however long.
+    assert_eq!(chosen(&[candidate(1, 4, 9, true), candidate(2, 4, 2, false)]), Some(2));
+    assert_eq!(chosen(&[candidate(9, 4, 9, false), candidate(2, 4, 2, false)]), Some(2));
+    assert_eq!(chosen(&[candidate(1, 4, 9, true)]), None);
+}

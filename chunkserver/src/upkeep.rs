@@ -1,0 +1,172 @@
+//! What the server notes down as it goes, for its heartbeats and its disks, and the upkeep of these notes.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, ServerId};
+use gfs_proto::net::blocking;
+use gfs_proto::{Result, pb};
+
+use crate::report::Change;
+use crate::server::{Chunkserver, Failure, Use};
+
+/// How long after a mutation a lease is still in use.
+const USE_PERIOD: Duration = Duration::from_secs(2);
+/// Most entries of one kind in a heartbeat; the rest follows in the next ones.
+const ENTRIES_MAX: usize = 1024;
+
+impl Chunkserver {
+    /// Heartbeats go out at once.
+    pub(crate) fn hurry(&self) {
+        self.urgent.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A chunk was mutated under a lease.
+    pub(crate) fn used(&self, handle: ChunkHandle, version: ChunkVersion) {
+        let at = self.now();
+        self.uses.lock().insert(handle, Use { version, at });
+    }
+
+    /// A member failed: the leader is to hear of it at once.
+    pub(crate) fn member_failed(&self, handle: ChunkHandle, version: ChunkVersion, server: ServerId) {
+        tracing::info!(%handle, %version, %server, "member failed");
+        self.failures.lock().insert(handle, Failure { version, server });
+        self.hurry();
+    }
+
+    /// More of a chunk is known to be committed than its mark on the disk says.
+    pub(crate) fn committed_more(&self, handle: ChunkHandle) {
+        self.marks.lock().insert(handle);
+    }
+
+    /// Writes the commit marks of chunks that are quiet, so that a restart need not ask for them.
+    pub(crate) fn write_marks(&self) {
+        let marks = std::mem::take(&mut *self.marks.lock());
+        for handle in marks {
+            let Ok(chunk) = self.chunk(handle) else { continue };
+            let quiet = chunk.with(|state| {
+                let Some(replica) = &state.replica else { return true };
+                let Some(committed) = replica.progress().committed() else { return true };
+                if !replica.progress().clean() {
+                    return false;
+                }
+                let version = replica.held().adopted;
+                if let Err(error) = self.store.set_commit_mark(handle, version, committed.serial) {
+                    tracing::debug!(%handle, %error, "no commit mark");
+                }
+                true
+            });
+            if !quiet {
+                self.committed_more(handle);
+            }
+        }
+    }
+
+    /// Begins a new epoch if the last validation has run out.
+    pub(crate) fn lapse(&self) {
+        let next = Epoch::from_raw(self.environment.clock.wall().raw());
+        let mut fence = self.fence.lock();
+        if fence.lapse(self.now(), next) {
+            tracing::info!(epoch = %fence.epoch(), "no leader has answered in time: serving nothing until one does");
+        }
+    }
+
+    /// What the next heartbeat says.
+    pub(crate) fn heartbeat(
+        &self,
+        epoch: Epoch,
+        sequence: u64,
+        reported: u64,
+    ) -> Result<pb::HeartbeatRequest> {
+        let (cluster, server) = self.identity()?;
+        let disks = blocking(|| self.store.disks());
+        let total_bytes = disks.iter().map(|disk| disk.total_bytes).sum();
+        let free_bytes = disks.iter().map(|disk| disk.free_bytes).sum();
+        let now = self.now();
+        let in_use = |used: &Use| now.since(used.at) < USE_PERIOD;
+        let extend = {
+            let uses = self.uses.lock();
+            let used = uses.iter().filter(|(_, used)| in_use(used)).take(ENTRIES_MAX);
+            used.map(|(handle, used)| pb::LeaseUse { handle: handle.raw(), version: used.version.raw() })
+                .collect()
+        };
+        let failures = {
+            let failures = self.failures.lock();
+            let failed = failures.iter().take(ENTRIES_MAX);
+            failed
+                .map(|(handle, failure)| pb::MemberFailure {
+                    handle: handle.raw(),
+                    version: failure.version.raw(),
+                    server: failure.server.raw(),
+                })
+                .collect()
+        };
+        Ok(pb::HeartbeatRequest {
+            cluster: cluster.to_string(),
+            server: server.raw(),
+            epoch: epoch.raw(),
+            sequence,
+            reported,
+            total_bytes,
+            free_bytes,
+            used_bytes: total_bytes.saturating_sub(free_bytes),
+            chunks: disks.iter().map(|disk| disk.chunks).sum(),
+            extend,
+            failures,
+        })
+    }
+
+    /// What the reports say of these chunks, as they are now.
+    pub(crate) fn describe(&self, changes: &[(ChunkHandle, Change)]) -> (Vec<pb::ReplicaReport>, Vec<u64>) {
+        let mut replicas = Vec::with_capacity(changes.len());
+        let mut removed = Vec::new();
+        for (handle, _) in changes {
+            let held = self
+                .chunk(*handle)
+                .ok()
+                .and_then(|chunk| chunk.quick(|state| state.replica.as_ref().map(|replica| replica.held())));
+            match held {
+                Some(held) => replicas.push(pb::ReplicaReport {
+                    handle: handle.raw(),
+                    version: held.version.raw(),
+                    adopted: held.adopted.raw(),
+                    length: held.end.length,
+                    partial: held.partial,
+                    sealed: held.end.sealed,
+                    corrupt: held.corrupt,
+                }),
+                None => removed.push(handle.raw()),
+            }
+        }
+        (replicas, removed)
+    }
+
+    /// Forgets uses that no heartbeat needs any more, and chunks of a disk that failed.
+    pub(crate) fn tidy(&self) {
+        let now = self.now();
+        self.uses.lock().retain(|_, used| now.since(used.at) < 2 * USE_PERIOD);
+        let disks = blocking(|| self.store.disks());
+        let failed = disks.iter().filter(|disk| disk.failure.is_some()).count();
+        if self.failed_disks.swap(failed, Ordering::Relaxed) < failed {
+            self.drop_lost();
+        }
+    }
+
+    /// Forgets the chunks of a disk that failed: they cost the masters a copy each, not this server its life.
+    fn drop_lost(&self) {
+        let mut lost = 0;
+        for chunk in self.chunks_after(None, usize::MAX) {
+            let gone = self.with_chunk(chunk.handle, |state| {
+                let gone = state.replica.is_some() && self.store.state(chunk.handle).is_err();
+                if gone {
+                    state.replica = None;
+                    self.note(chunk.handle, Change::Removed);
+                }
+                Ok(gone)
+            });
+            lost += usize::from(gone == Ok(true));
+        }
+        tracing::warn!(lost, "chunks lost with a disk");
+        self.hurry();
+    }
+}
