@@ -1,1 +1,0 @@
-//! Benchmarks, each beside the bare limit in the same run.

@@ -1,0 +1,35 @@
+//! What the numbers were measured on.
+
+use std::path::Path;
+
+/// Processors, memory, kernel and filesystem in one line.
+pub(crate) fn describe(directory: &Path) -> String {
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into());
+    let memory = field("/proc/meminfo", "MemTotal")
+        .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib >> 20);
+    let system = rustix::system::uname();
+    let kernel = system.release().to_string_lossy().into_owned();
+    let disk = filesystem(directory).unwrap_or_else(|| "unknown filesystem".into());
+    format!("{processors} x {model}, {memory} GiB, Linux {kernel}, {disk}; all servers on it")
+}
+
+/// The value behind `name :` in a file of the kernel.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Type and device of the filesystem with the longest mount point above `directory`.
+fn filesystem(directory: &Path) -> Option<String> {
+    let directory = directory.canonicalize().ok()?;
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (device, point, kind) = (words.next()?, words.next()?, words.next()?);
+        directory.starts_with(point).then(|| (point.len(), format!("{kind} on {device}")))
+    });
+    mounts.max_by_key(|(length, _)| *length).map(|(_, text)| text)
+}
