@@ -24,16 +24,16 @@ pub(crate) async fn run(bench: &Bench, appenders: usize, table: &mut Table) -> R
         files.push(file);
     }
     let record = Bytes::from(limit::noise(RECORD_BYTES));
-    let rate = closed_loop(appenders, bench.duration, |appender, _| {
+    let work = closed_loop(appenders, bench.duration, |appender, _| {
         let (file, record) = (files[appender % files.len()].clone(), record.clone());
         async move {
             file.append(record).await?;
             Ok(())
         }
-    })
-    .await?;
+    });
+    let round = bench.operations(bare, work).await?;
     let name = format!("append 4 KiB synced, {appenders} at once");
-    table.operations(name, rate, ("3 logs at once, one fdatasync for all waiting", bare));
+    table.add(name, "ops/s", "3 logs at once, one fdatasync for all waiting", round);
     client.delete_tree("/bench/append").await?;
     Ok(())
 }

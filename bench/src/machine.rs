@@ -1,6 +1,37 @@
-//! What the numbers were measured on.
+//! What the numbers were measured on, and the processor time that they cost.
 
 use std::path::Path;
+use std::time::Duration;
+
+/// The processor time of several processes.
+pub(crate) struct Processors {
+    processes: Vec<u32>,
+}
+
+impl Processors {
+    /// Of this process and these.
+    pub(crate) fn of(mut processes: Vec<u32>) -> Self {
+        processes.push(std::process::id());
+        Self { processes }
+    }
+
+    /// What all of them have used since they started.
+    pub(crate) fn used(&self) -> Duration {
+        self.processes.iter().filter_map(|process| used(*process)).sum()
+    }
+}
+
+/// User and system time of a process, from fields 14 and 15 of its `stat`.
+fn used(process: u32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in parentheses may hold anything; field 3 follows it.
+    let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Unit of the times in `stat`: a constant of Linux on every processor that we build for.
+const TICKS_PER_SECOND: u64 = 100;
 
 /// Processors, memory, kernel and filesystem in one line.
 pub(crate) fn describe(directory: &Path) -> String {

@@ -18,9 +18,11 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use gfs_client::{Client, Options};
-use gfs_tests::{Cluster, Shape};
+use gfs_tests::{Cluster, Role, Shape};
 
-use table::Table;
+use machine::Processors;
+use measure::Rate;
+use table::{Round, Table};
 
 /// Rounds whose median is shown.
 const ROUNDS: usize = 3;
@@ -74,15 +76,39 @@ struct Bench {
     directory: PathBuf,
     stream_bytes: u64,
     duration: Duration,
+    processors: Processors,
 }
 
 impl Bench {
+    /// Measures throughput: `work` gives GB/s.
+    async fn throughput(&self, limit: f64, work: impl Future<Output = Result<f64>>) -> Result<Round> {
+        let before = self.processors.used();
+        let ours = work.await?;
+        let used = self.processors.used().saturating_sub(before).as_secs_f64();
+        let cost = used / limit::gigabytes(self.stream_bytes, Duration::from_secs(1));
+        Ok(Round { ours, limit, times_ms: None, cost })
+    }
+    /// Measures operations.
+    async fn operations(&self, limit: f64, work: impl Future<Output = Result<Rate>>) -> Result<Round> {
+        let before = self.processors.used();
+        let rate = work.await?;
+        let used = self.processors.used().saturating_sub(before).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a count of operations")]
+        let cost = used * 1e6 / rate.count.max(1) as f64;
+        Ok(Round { ours: rate.per_second, limit, times_ms: Some((rate.p50_ms, rate.p99_ms)), cost })
+    }
     async fn client(&self) -> Result<Client> {
         Ok(Client::connect(&self.masters, Options::default()).await?)
     }
     async fn clients(&self, count: usize) -> Result<Vec<Client>> {
         futures::future::try_join_all((0..count).map(|_| self.client())).await
     }
+}
+
+/// Process ids of all servers.
+fn processes(cluster: &Cluster) -> Vec<u32> {
+    let names = [Role::Master, Role::Chunkserver].into_iter().flat_map(|role| cluster.names(role));
+    names.filter_map(|name| cluster.process_id(&name)).collect()
 }
 
 #[tokio::main]
@@ -99,6 +125,7 @@ async fn main() -> Result<()> {
         directory: cluster.as_ref().map_or(arguments.directory.clone(), |cluster| cluster.directory().into()),
         stream_bytes: arguments.mib << 20,
         duration: Duration::from_secs_f64(arguments.seconds),
+        processors: Processors::of(cluster.as_ref().map(processes).unwrap_or_default()),
     };
     let wanted = |workload| arguments.workloads.is_empty() || arguments.workloads.contains(&workload);
     let mut table = Table::default();
@@ -108,8 +135,8 @@ async fn main() -> Result<()> {
         // Reading needs what writing has written.
         if wanted(Workload::Write) || wanted(Workload::Read) {
             for streams in [1, 4] {
-                let row = wanted(Workload::Read);
-                stream::write_and_read(&bench, streams, &mut table, (wanted(Workload::Write), row)).await?;
+                let shown = (wanted(Workload::Write), wanted(Workload::Read));
+                stream::write_and_read(&bench, streams, &mut table, shown).await?;
             }
         }
         if wanted(Workload::Append) {

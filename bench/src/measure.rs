@@ -13,6 +13,8 @@ pub(crate) struct Rate {
     pub(crate) p50_ms: f64,
     /// 99 of 100 took at most this, in milliseconds.
     pub(crate) p99_ms: f64,
+    /// How many there were.
+    pub(crate) count: u64,
 }
 
 /// Runs `workers` loops at once, each its next operation when the last one has ended, for this long.
@@ -51,7 +53,7 @@ pub(crate) fn rate(mut times: Vec<Duration>, total: Duration) -> Rate {
     };
     #[expect(clippy::cast_precision_loss, reason = "a count of operations")]
     let per_second = times.len() as f64 / total.as_secs_f64();
-    Rate { per_second, p50_ms: quantile(50), p99_ms: quantile(99) }
+    Rate { per_second, p50_ms: quantile(50), p99_ms: quantile(99), count: times.len() as u64 }
 }
 
 /// The middle one.

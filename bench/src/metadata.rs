@@ -24,29 +24,29 @@ pub(crate) async fn run(bench: &Bench, callers: usize, table: &mut Table, shown:
     let echo = limit::echo(&bench.masters, callers, bench.duration / 2).await?.per_second;
     if shown.0 {
         let synced = limit::synced_log(&bench.directory, COMMAND_BYTES, callers, bench.duration / 2)?;
-        let rate = closed_loop(callers, bench.duration, |caller, count| {
+        let work = closed_loop(callers, bench.duration, |caller, count| {
             let client = clients[caller % clients.len()].clone();
             let path = format!("{directory}/{caller}/{count}");
             async move {
                 client.create(&path, 3).await?;
                 Ok(())
             }
-        })
-        .await?;
+        });
+        let round = bench.operations(echo.min(synced), work).await?;
         let name = format!("create, {callers} at once");
-        table.operations(name, rate, ("the lower of gRPC echo and 3 synced logs", echo.min(synced)));
+        table.add(name, "ops/s", "the lower of gRPC echo and 3 synced logs", round);
     }
     if shown.1 {
-        let rate = closed_loop(callers, bench.duration, |caller, _| {
+        let work = closed_loop(callers, bench.duration, |caller, _| {
             let client = clients[caller % clients.len()].clone();
             let path = format!("{directory}/{caller}");
             async move {
                 client.stat(&path).await?;
                 Ok(())
             }
-        })
-        .await?;
-        table.operations(format!("lookup, {callers} at once"), rate, ("gRPC echo", echo));
+        });
+        let round = bench.operations(echo, work).await?;
+        table.add(format!("lookup, {callers} at once"), "ops/s", "gRPC echo", round);
     }
     clients[0].delete_tree(&directory).await?;
     Ok(())

@@ -22,17 +22,17 @@ pub(crate) async fn write_and_read(
     client.mkdir_all("/bench/stream").await?;
     if shown.0 {
         let bare = limit::three_files(&bench.directory, bench.stream_bytes)?;
-        let ours = write(&client, streams, each).await?;
+        let round = bench.throughput(bare, write(&client, streams, each)).await?;
         let name = format!("write, {streams} stream{}, synced at the end", plural(streams));
-        table.throughput(name, ours, ("3 files at once, page cache, fdatasync", bare));
+        table.add(name, "GB/s", "3 files at once, page cache, fdatasync", round);
     } else {
         write(&client, streams, each).await?;
     }
     if shown.1 {
         let bare = limit::sendfile(&bench.directory, bench.stream_bytes, streams)?;
-        let ours = read(&client, streams, each).await?;
+        let round = bench.throughput(bare, read(&client, streams, each)).await?;
         let name = format!("read, {streams} stream{}, cached", plural(streams));
-        table.throughput(name, ours, ("sendfile over loopback, unchecked", bare));
+        table.add(name, "GB/s", "sendfile over loopback, unchecked", round);
     }
     client.delete_tree("/bench/stream").await?;
     Ok(())

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::measure::{Rate, median};
+use crate::measure::median;
 
 /// All rows, in the order in which they were measured first.
 #[derive(Default)]
@@ -19,10 +19,14 @@ struct Row {
     rounds: Vec<Round>,
 }
 
-struct Round {
-    ours: f64,
-    limit: f64,
-    times_ms: Option<(f64, f64)>,
+/// One measurement of the cluster and its limit.
+pub(crate) struct Round {
+    pub(crate) ours: f64,
+    pub(crate) limit: f64,
+    /// Half and 99 of 100 operations took at most this.
+    pub(crate) times_ms: Option<(f64, f64)>,
+    /// Processor time of all processes for one unit: seconds a GB, microseconds an operation.
+    pub(crate) cost: f64,
 }
 
 /// A row as it is printed.
@@ -36,20 +40,14 @@ struct Shown<'a> {
     limit_name: &'a str,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
+    cost: f64,
     rounds: usize,
 }
 
 impl Table {
-    /// Adds a round of throughput in GB/s.
-    pub(crate) fn throughput(&mut self, workload: String, ours: f64, limit: (&'static str, f64)) {
-        let round = Round { ours, limit: limit.1, times_ms: None };
-        self.row(workload, "GB/s", limit.0).rounds.push(round);
-    }
-    /// Adds a round of operations.
-    pub(crate) fn operations(&mut self, workload: String, ours: Rate, limit: (&'static str, f64)) {
-        let times_ms = Some((ours.p50_ms, ours.p99_ms));
-        let round = Round { ours: ours.per_second, limit: limit.1, times_ms };
-        self.row(workload, "ops/s", limit.0).rounds.push(round);
+    /// Adds a round; `unit` is GB/s or ops/s.
+    pub(crate) fn add(&mut self, workload: String, unit: &'static str, limit: &'static str, round: Round) {
+        self.row(workload, unit, limit).rounds.push(round);
     }
 
     fn row(&mut self, workload: String, unit: &'static str, limit_name: &'static str) -> &mut Row {
@@ -77,6 +75,7 @@ impl Table {
             limit_name: row.limit_name,
             p50_ms: time(row, |times| times.0),
             p99_ms: time(row, |times| times.1),
+            cost: of(row, |round| round.cost),
             rounds: row.rounds.len(),
         });
         rows.collect()
@@ -89,8 +88,9 @@ impl Table {
 
     /// A table in Markdown.
     pub(crate) fn text(&self, machine: &str) -> String {
-        let mut cells: Vec<[String; 6]> =
-            vec![["workload", "gfs", "bare limit", "ratio", "p50 / p99 ms", "the limit is"].map(Into::into)];
+        let titles =
+            ["workload", "gfs", "bare limit", "ratio", "p50 / p99 ms", "all processors", "the limit is"];
+        let mut cells: Vec<[String; 7]> = vec![titles.map(Into::into)];
         for row in self.shown() {
             let times = row.p50_ms.zip(row.p99_ms).map(|(p50, p99)| format!("{p50:.2} / {p99:.1}"));
             cells.push([
@@ -99,12 +99,13 @@ impl Table {
                 format!("{} {}", number(row.limit), row.unit),
                 format!("{:.2}", row.ratio),
                 times.unwrap_or_default(),
+                format!("{} {}", number(row.cost), if row.unit == "GB/s" { "s/GB" } else { "us/op" }),
                 row.limit_name.into(),
             ]);
         }
         let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..6).map(width).collect();
-        let line = |row: &[String; 6]| {
+        let widths: Vec<usize> = (0..7).map(width).collect();
+        let line = |row: &[String; 7]| {
             let padded: Vec<String> =
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             format!("| {} |\n", padded.join(" | "))
@@ -135,7 +136,8 @@ mod tests {
     fn a_row_shows_medians_and_the_ratio() {
         let mut table = Table::default();
         for (ours, limit) in [(1.0, 2.0), (3.0, 4.0), (2.0, 8.0)] {
-            table.throughput("stream".into(), ours, ("nothing", limit));
+            let round = Round { ours, limit, times_ms: None, cost: 1.0 };
+            table.add("stream".into(), "GB/s", "nothing", round);
         }
         let text = table.text("a machine");
         assert!(text.contains("| stream   | 2.00 GB/s | 4.00 GB/s  | 0.50  |"), "{text}");
