@@ -81,14 +81,17 @@ pub(crate) fn adopt(
         committed: false,
         content,
     };
-    if !state.meta.corrupt && begins(&adoption.content, &state.meta.content) {
-        let first = if adoption.content.length > kept { block::block_of(kept) } else { adoption.blocks() };
+    let begun = if !state.meta.corrupt && begins(&adoption.content, &state.meta.content) {
+        let goes_on = adoption.content.length > kept;
+        let first = if goes_on { block::block_of(kept) } else { adoption.blocks() };
         adoption.missing = (first..adoption.blocks()).collect();
+        Ok(())
     } else {
-        adoption.go_aside(&mut state)?;
-    }
+        adoption.go_aside(&mut state)
+    };
+    // Before the adoption may be dropped, which locks the chunk.
     drop(state);
-    Ok(adoption)
+    begun.map(|()| adoption)
 }
 
 /// Whether `own` is where `content` starts; its last, ragged block can't be told yet if the content goes on.
@@ -263,6 +266,11 @@ impl Adoption {
             if good {
                 write_aside(&disk, &file, block::start_of(index), bytes)?;
                 self.missing.remove(&index);
+            } else if state.meta.content.block_crcs.get(index as usize)
+                == self.content.block_crcs.get(index as usize)
+            {
+                // Our checksum says that we have it, and the file has not: the next attempt must not rely on it either.
+                state.meta.corrupt = true;
             }
         }
         Ok(())

@@ -453,3 +453,6 @@ impl TableEntry {
         body.is_empty().then_some(Self { handle, as_of, meta })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,19 @@
 //! The store, tried as a whole on files that can crash.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
-use gfs_proto::random::SeededRandom;
 use gfs_proto::size::{BLOCK_BYTES, ChunkBytes};
 
 use super::files::memory::MemoryFiles;
 use super::files::{Files, RealFiles};
 use super::*;
+use gfs_proto::random::SeededRandom;
 
+mod crash;
+mod damage;
 mod life;
 
 /// A small store, so that segments are recycled often.
@@ -49,7 +51,7 @@ fn pattern(length: usize, seed: u64) -> Bytes {
     let random = SeededRandom::new(seed);
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        bytes.extend(gfs_proto::random::Random::bits64(&random).to_le_bytes());
+        bytes.extend(random.bits64().to_le_bytes());
     }
     bytes.truncate(length);
     bytes.into()

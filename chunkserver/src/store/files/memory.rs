@@ -76,6 +76,10 @@ impl MemoryFiles {
     pub fn die_after(&self, changes: u64) {
         self.machine.lock().fuel = Some(changes);
     }
+    /// Whether the process has died.
+    pub fn is_dead(&self) -> bool {
+        self.machine.lock().fuel == Some(0)
+    }
     /// Makes every sync fail, or work again.
     pub fn fail_syncs(&self, fail: bool) {
         self.machine.lock().syncs_fail = fail;

@@ -38,3 +38,147 @@ fn what_is_written_is_read_and_survives_a_restart() {
     drop(store);
     assert_eq!(open().content(chunk).unwrap(), content);
 }
+
+/// A store in memory with one chunk at version 1.
+fn one() -> (MemoryFiles, Store) {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    (memory, store)
+}
+
+#[test]
+fn the_log_is_used_again_and_again() {
+    let (memory, store) = one();
+    let mut serial = 0;
+    // Ten times what the log holds, with overwrites that cross its segments.
+    for round in 0..40 {
+        let mut tickets = Vec::new();
+        for piece in 0..4 {
+            serial += 1;
+            tickets.push(
+                store.apply(handle(1), &write(serial, piece * 60_000, pattern(65_000, serial))).unwrap(),
+            );
+        }
+        tickets.into_iter().for_each(|ticket| ticket.wait().unwrap());
+        let last = store.read(handle(1), 180_000, 65_000).unwrap();
+        assert_eq!(last.data, pattern(65_000, serial), "round {round}");
+    }
+    let logs = memory.paths().into_iter().filter(|path| path.to_string_lossy().contains("/log-")).count();
+    assert!(logs <= 4, "{logs} segments");
+}
+
+#[test]
+fn mutations_are_applied_in_order_once_and_only_at_their_version() {
+    let (_memory, store) = one();
+    let chunk = handle(1);
+    let gap = store.apply(chunk, &append(2, pattern(10, 1))).unwrap_err();
+    let (asked, expected) = (Serial::from_raw(2), Serial::from_raw(1));
+    assert_eq!(gap, Error::Gap { handle: chunk, asked, expected });
+    let first = Mutation { request: request(5), ..append(1, pattern(10, 1)) };
+    store.apply(chunk, &first).unwrap().wait().unwrap();
+    assert!(matches!(store.apply(chunk, &first), Err(Error::Gap { .. })));
+    let again = Mutation { serial: Serial::from_raw(2), ..first };
+    assert!(matches!(store.apply(chunk, &again), Err(Error::DuplicateRequest { offset: 0, length: 10, .. })));
+    assert_eq!(store.outcome(chunk, request(5).unwrap()).unwrap(), Some(Outcome { offset: 0, length: 10 }));
+    store.forget_requests(&[ClientId::from_raw(7)]).unwrap();
+    assert_eq!(store.outcome(chunk, request(5).unwrap()).unwrap(), None);
+    store.apply(chunk, &mutation(2, MutationKind::Seal, Bytes::new())).unwrap().wait().unwrap();
+    assert_eq!(store.apply(chunk, &append(3, pattern(1, 1))).unwrap_err(), Error::Sealed { handle: chunk });
+
+    store.store_version(chunk, version(2), Membership::Base).unwrap();
+    assert!(matches!(store.apply(chunk, &append(3, pattern(1, 1))), Err(Error::VersionMismatch { .. })));
+    let newer = Mutation { version: version(2), ..append(3, pattern(1, 1)) };
+    assert!(matches!(store.apply(chunk, &newer), Err(Error::NotAdopted { .. })));
+    assert!(matches!(
+        store.store_version(chunk, version(1), Membership::Joiner),
+        Err(Error::VersionMismatch { .. })
+    ));
+}
+
+#[test]
+fn a_hole_reads_as_zeros_under_checksums() {
+    let (_memory, store) = one();
+    store.apply(handle(1), &write(1, 200_000, pattern(10, 1))).unwrap().wait().unwrap();
+    let expected = [&[0; 200_000][..], &pattern(10, 1)].concat();
+    assert_eq!(whole(&store, handle(1)).unwrap(), expected);
+    let crcs = store.content(handle(1)).unwrap().block_crcs;
+    assert_eq!(crcs, expected.chunks(BLOCK_BYTES as usize).map(crc32fast::hash).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_joiner_is_partial_until_it_has_adopted_once() {
+    let (_memory, store) = one();
+    let chunk = handle(1);
+    store.apply(chunk, &append(1, pattern(100_000, 1))).unwrap().wait().unwrap();
+    let content = store.content(chunk).unwrap();
+    let joined = store.store_version(chunk, version(2), Membership::Joiner).unwrap();
+    assert!(joined.partial && joined.length == 0 && joined.adopted == ChunkVersion::NONE);
+    let mut adoption = store.adopt(chunk, version(2), content.clone()).unwrap();
+    assert_eq!(adoption.missing(), vec![0..100_000]);
+    assert!(matches!(adoption.write(0, &pattern(65_536, 9)), Err(Error::Corrupt { block: 0, .. })));
+    adoption.write(65_536, &pattern(100_000, 1)[65_536..]).unwrap();
+    adoption.write(0, &pattern(100_000, 1)[..65_536]).unwrap();
+    assert!(store.state(chunk).unwrap().partial);
+    let adopted = adoption.commit().unwrap();
+    assert!(!adopted.partial && adopted.adopted == version(2) && adopted.serial == Serial::default());
+    assert_eq!(adopted.commit_mark, None);
+    assert_eq!(whole(&store, chunk).unwrap(), pattern(100_000, 1));
+    assert!(matches!(store.adopt(chunk, version(2), content), Err(Error::AlreadyAdopted { .. })));
+}
+
+#[test]
+fn a_newer_grant_overtakes_an_adoption() {
+    let (_memory, store) = one();
+    let chunk = handle(1);
+    let content = |bytes: &Bytes| Content {
+        length: bytes.len() as u32,
+        block_crcs: bytes.chunks(BLOCK_BYTES as usize).map(crc32fast::hash).collect(),
+        ..Content::default()
+    };
+    let (old, new) = (pattern(1000, 1), pattern(2000, 2));
+    store.store_version(chunk, version(2), Membership::Base).unwrap();
+    let mut slow = store.adopt(chunk, version(2), content(&old)).unwrap();
+    store.store_version(chunk, version(3), Membership::Base).unwrap();
+    let mut quick = store.adopt(chunk, version(3), content(&new)).unwrap();
+    quick.write(0, &new).unwrap();
+    assert!(matches!(slow.write(0, &old), Err(Error::AdoptionOvertaken { .. })));
+    quick.commit().unwrap();
+    drop(slow);
+    assert_eq!(whole(&store, chunk).unwrap(), new);
+}
+
+#[test]
+fn a_promise_from_the_page_cache_makes_a_replica_partial_after_a_power_cut_only() {
+    for powered in [true, false] {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        let promised = Mutation { durability: Durability::Replicated, ..append(1, pattern(50_000, 1)) };
+        store.apply(handle(1), &promised).unwrap().wait().unwrap();
+        memory.die_after(0);
+        drop(store);
+        if powered {
+            memory.kill();
+        } else {
+            memory.cut_power(&SeededRandom::new(4));
+        }
+        let store = open_in(&files, 2).unwrap();
+        let state = store.state(handle(1)).unwrap();
+        assert_eq!(state.partial, !powered);
+        assert!(!powered || state.length == 50_000);
+    }
+}
+
+#[test]
+fn a_ticket_calls_back_and_can_be_awaited() {
+    let (_memory, store) = one();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let ticket = store.apply(handle(1), &append(1, pattern(10, 1))).unwrap();
+    ticket.on_durable(Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv().unwrap().unwrap();
+    let ticket = store.apply(handle(1), &append(2, pattern(100_000, 1))).unwrap();
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ticket).unwrap();
+    store.close().unwrap();
+    assert!(store.apply(handle(1), &append(3, pattern(1, 1))).is_err());
+}

@@ -1,0 +1,197 @@
+//! Damage, full and failing disks, directories that must not be used.
+
+use super::files::Open;
+use super::*;
+
+/// A store with one chunk of these bytes, all durable, and its process killed.
+fn killed(bytes: &[Bytes]) -> (MemoryFiles, Arc<dyn Files>) {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    for (serial, bytes) in (1..).zip(bytes) {
+        store.apply(handle(1), &append(serial, bytes.clone())).unwrap().wait().unwrap();
+    }
+    memory.die_after(0);
+    drop(store);
+    memory.kill();
+    (memory, files)
+}
+
+/// The one chunk of a store that is open, and its file.
+fn alive(length: usize) -> (MemoryFiles, Store, Bytes) {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    let bytes = pattern(length, 1);
+    store.apply(handle(1), &append(1, bytes.clone())).unwrap().wait().unwrap();
+    (memory, store, bytes)
+}
+
+#[test]
+fn a_flipped_bit_in_a_chunk_is_found_and_never_returned() {
+    let (memory, store, bytes) = alive(150_000);
+    let path = chunk_path(&memory);
+    for byte in [0, 1, 65_535, 65_536, 131_071, 131_072, 149_999] {
+        memory.flip(&path, byte * 8 + 3);
+        let block = byte as u32 / BLOCK_BYTES;
+        assert_eq!(whole(&store, handle(1)), Err(Error::Corrupt { handle: handle(1), block }));
+        assert_eq!(
+            store.read(handle(1), byte as u32, 1).unwrap_err(),
+            Error::Corrupt { handle: handle(1), block }
+        );
+        assert_eq!(store.verify(handle(1)).unwrap(), [block]);
+        assert_eq!(store.scrub(1 << 20).unwrap().corrupt, [(handle(1), block)]);
+        assert!(store.state(handle(1)).unwrap().corrupt);
+        memory.flip(&path, byte * 8 + 3);
+        assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_metadata_is_found_or_harmless() {
+    let pieces: Vec<Bytes> = (0..6).map(|i| pattern(9_000 + i, i as u64)).collect();
+    let all = pieces.concat();
+    let before = all.len() - pieces[5].len();
+    let random = SeededRandom::new(3);
+    for round in 0..120u64 {
+        let (memory, files) = killed(&pieces);
+        if round % 2 == 0 {
+            open_in(&files, 2).unwrap().close().unwrap();
+            memory.kill();
+        }
+        let paths: Vec<_> =
+            memory.paths().into_iter().filter(|path| !path.starts_with("/disk/chunks")).collect();
+        let path = &paths[random.below(paths.len() as u64) as usize];
+        let bits = memory.bytes(path).unwrap().len().min(80_000) as u64 * 8;
+        memory.flip(path, random.below(bits.max(1)));
+        match open_in(&files, 4) {
+            // The last batch of the log may look torn: nothing was written after it that says otherwise.
+            Ok(store) => {
+                let found = whole(&store, handle(1)).unwrap();
+                assert!(found == all || (round % 2 == 1 && found == all[..before]), "{path:?}");
+            }
+            Err(Error::DiskFailed { .. } | Error::NewerFormat { .. } | Error::WrongDirectory { .. }) => {}
+            Err(error) => panic!("{path:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn an_append_does_not_bless_a_damaged_block() {
+    let (memory, store, _) = alive(70_000);
+    memory.flip(&chunk_path(&memory), 69_000 * 8);
+    store.apply(handle(1), &append(2, pattern(100, 2))).unwrap().wait().unwrap();
+    assert_eq!(whole(&store, handle(1)), Err(Error::Corrupt { handle: handle(1), block: 1 }));
+}
+
+#[test]
+fn an_overwrite_of_part_of_a_damaged_block_is_refused_and_of_all_of_it_heals() {
+    let (memory, store, _) = alive(4 * 65_536);
+    for (byte, offset, length) in [(10, 100, 65_536), (3 * 65_536, 2 * 65_536 + 5, 65_536)] {
+        memory.flip(&chunk_path(&memory), byte * 8);
+        let refused = store.apply(handle(1), &write(2, offset, pattern(length, 5))).unwrap_err();
+        assert_eq!(refused, Error::Corrupt { handle: handle(1), block: byte as u32 / BLOCK_BYTES });
+        memory.flip(&chunk_path(&memory), byte * 8);
+    }
+    memory.flip(&chunk_path(&memory), 70_000 * 8);
+    store.apply(handle(1), &write(2, 65_536, pattern(65_536, 6))).unwrap().wait().unwrap();
+    assert_eq!(store.read(handle(1), 65_536, 65_536).unwrap().data, pattern(65_536, 6));
+}
+
+#[test]
+fn a_full_disk_refuses_and_loses_nothing() {
+    let (memory, store, bytes) = alive(1000);
+    let used: u64 = memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum();
+    memory.resize(used + 5_000);
+    let full = |result: Result<Ticket>| matches!(result, Err(Error::DiskFull { .. }));
+    assert!(full(store.apply(handle(1), &append(2, pattern(6_000, 2)))));
+    assert!(full(store.apply(handle(1), &write(2, 900, pattern(6_000, 2)))));
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+    // What is there can still be changed, and the next serial is still the next one.
+    store.apply(handle(1), &write(2, 0, pattern(500, 3))).unwrap().wait().unwrap();
+    store.apply(handle(1), &append(3, pattern(4_000, 4))).unwrap().wait().unwrap();
+    memory.resize(1 << 30);
+    store.apply(handle(1), &append(4, pattern(60_000, 5))).unwrap().wait().unwrap();
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
+fn a_failed_sync_stops_the_disk_for_good() {
+    let (memory, store, _) = alive(1000);
+    memory.fail_syncs(true);
+    let ticket = store.apply(handle(1), &append(2, pattern(100, 2))).unwrap();
+    assert!(matches!(ticket.wait(), Err(Error::DiskFailed { .. })));
+    memory.fail_syncs(false);
+    assert!(matches!(store.apply(handle(1), &append(3, pattern(9, 2))), Err(Error::DiskFailed { .. })));
+    assert!(matches!(store.state(handle(1)), Err(Error::DiskFailed { .. })));
+    assert!(matches!(store.create(handle(2), version(1)), Err(_)));
+    assert!(store.list().is_empty());
+    assert!(store.disks()[0].failure.is_some());
+}
+
+#[test]
+fn a_failed_disk_costs_its_chunks_only() {
+    let (memory, files) = memory();
+    let directories = ["/a", "/b"].map(PathBuf::from);
+    let open = || Store::open(&directories, options(), files.clone(), &SeededRandom::new(1));
+    let store = open().unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let table =
+        memory.paths().into_iter().find(|path| path.to_string_lossy().starts_with("/b/table")).unwrap();
+    memory.flip(&table, 77);
+    let store = open().unwrap();
+    assert_eq!(store.disks().iter().filter(|disk| disk.failure.is_some()).count(), 1);
+    assert!(store.create(handle(2), version(1)).is_ok());
+}
+
+#[test]
+fn directories_that_must_not_be_used_are_refused_with_the_reason() {
+    let (memory, files) = memory();
+    let random = SeededRandom::new(9);
+    let open = |names: &[&str], options| {
+        let directories: Vec<_> = names.iter().map(PathBuf::from).collect();
+        Store::open(&directories, options, files.clone(), &random)
+    };
+    let store = open(&["/disk"], options()).unwrap();
+    let uuid = store.identity().uuid;
+    let (cluster, server) = (ClusterId::from_bytes([3; 16]), ServerId::from_raw(4));
+    store.set_identity(cluster, server).unwrap();
+    assert!(matches!(open(&["/disk"], options()), Err(Error::Locked { .. })));
+    store.close().unwrap();
+    assert!(store.set_identity(cluster, ServerId::from_raw(5)).is_err());
+
+    let reason = |result: Result<Store>| match result {
+        Err(Error::WrongDirectory { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    memory.copy(&directory(), &PathBuf::from("/copy"));
+    assert!(reason(open(&["/copy"], options())).starts_with("this is a copy"));
+    assert!(reason(open(&["/disk", "/new"], options())).starts_with("empty, beside"));
+    let both = open(&["/disk", "/new"], Options { add_directories: true, ..options() }).unwrap();
+    assert_eq!(both.identity(), Identity { uuid, registered: Some((cluster, server)) });
+    both.close().unwrap();
+    let other = open(&["/other"], options()).unwrap();
+    other.close().unwrap();
+    assert!(reason(open(&["/disk", "/other"], options())).starts_with("it belongs to another"));
+    memory.empty(&PathBuf::from("/new"), &["identity"]);
+    assert!(reason(open(&["/disk", "/new"], options())).starts_with("emptied"));
+    memory.empty(&PathBuf::from("/new"), &[]);
+    assert!(reason(open(&["/disk", "/new"], options())).starts_with("empty, beside"));
+
+    let identity = files.open(&PathBuf::from("/disk/identity"), Open::Existing).unwrap();
+    identity.write_at(b"gfs-chunkserver 9", 0).unwrap();
+    assert!(matches!(open(&["/disk"], options()), Err(Error::NewerFormat { found: 9, .. })));
+}
+
+#[test]
+fn two_processes_can_not_have_one_directory() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directories = [temporary.path().to_owned()];
+    let open = || Store::open(&directories, options(), Arc::new(RealFiles), &SeededRandom::new(1));
+    let first = open().unwrap();
+    assert!(matches!(open(), Err(Error::Locked { .. })));
+    drop(first);
+    drop(open().unwrap());
+}
