@@ -16,11 +16,11 @@ use gfs_proto::size::BLOCK_BYTES;
 use super::block;
 use super::chunk::{Chunk, State};
 use super::content::{Content, REQUESTS_MAX, ReplicaState};
-use super::disk::{Disk, SMALL_RECORD_BYTES, Then};
+use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
 use super::files::{File, Open};
 use super::format::Record;
-use super::log::Firmness;
+use super::log::{Firmness, Then};
 
 /// Content on its way in. Dropping it before the commit leaves the replica as it was.
 pub struct Adoption {
@@ -200,7 +200,7 @@ impl Adoption {
         // Guard partial_forgotten: `partial` is cleared by this record and not before.
         let record = Record::Full { handle, meta: state.meta.clone() };
         let then = Then { firmness: Firmness::Durable, ..Then::lazily() };
-        let sequence = disk.record(&chunk, &mut state, &mut permit, &record, then);
+        let sequence = disk.record((&chunk, &mut state), &mut permit, &record, then);
         let summary = state.summary(handle);
         drop(state);
         self.committed = true;
@@ -278,10 +278,7 @@ impl Adoption {
 }
 
 fn write_aside(disk: &Disk, file: &Arc<dyn File>, offset: u32, data: &[u8]) -> Result<()> {
-    file.write_at(data, offset.into()).map_err(|error| match error.kind() {
-        io::ErrorKind::StorageFull => Error::DiskFull { disk: disk.name() },
-        _ => disk.fail("writing a chunk", &error),
-    })
+    file.write_at(data, offset.into()).map_err(|error| disk.fail_unless_full("writing a chunk", &error))
 }
 
 impl Drop for Adoption {

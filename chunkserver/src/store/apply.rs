@@ -17,10 +17,10 @@ use gfs_proto::size::BLOCK_BYTES;
 use super::block;
 use super::chunk::{Chunk, Overlay, State};
 use super::content::{Durability, Mutation, MutationKind, REQUESTS_MAX};
-use super::disk::{Disk, SMALL_RECORD_BYTES, Then};
+use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
 use super::format::{Change, Record};
-use super::log::{Firmness, Permit};
+use super::log::{Firmness, Permit, Then};
 use super::read;
 use super::ticket::{Completion, Ticket};
 
@@ -230,7 +230,7 @@ fn commit(
     (change, then): (Change, Then),
 ) -> u64 {
     state.meta.apply(&change);
-    disk.record(chunk, state, permit, &Record::Change(change), then)
+    disk.record((chunk, state), permit, &Record::Change(change), then)
 }
 
 /// Changes bytes that are there, and perhaps adds some behind them.
@@ -314,7 +314,7 @@ fn prove<'a>(
     state.unsynced = false;
     state.meta.synced(false);
     let record = Record::Synced { handle: chunk.handle, through, promised: false };
-    disk.record(chunk, &mut state, permit, &record, Then::lazily());
+    disk.record((chunk, &mut state), permit, &record, Then::lazily());
     Ok(state)
 }
 

@@ -75,6 +75,7 @@ pub(crate) fn lay_over(target: &mut [u8], start: u32, data: &[u8], offset: u32) 
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -16,7 +16,7 @@ use super::content::DiskState;
 use super::error::{Error, Result};
 use super::files::{File, Files, Lock, Open};
 use super::format::Record;
-use super::log::{Done, Failure, Firmness, Log, Permit};
+use super::log::{Failure, Log, Permit, Then};
 use super::open_files::OpenFiles;
 use super::table::Tables;
 use super::worker::Work;
@@ -79,6 +79,14 @@ impl Disk {
         self.failure.get().cloned().unwrap_or(error)
     }
 
+    /// An error of a write: want of room stops nothing.
+    pub(crate) fn fail_unless_full(&self, doing: &str, cause: &io::Error) -> Error {
+        if cause.kind() == io::ErrorKind::StorageFull {
+            return Error::DiskFull { disk: self.name() };
+        }
+        self.fail(doing, cause)
+    }
+
     pub(crate) fn state(&self) -> DiskState {
         let space = self.files.space(&self.directory);
         let failure = match (&space, self.failure.get()) {
@@ -119,14 +127,13 @@ impl Disk {
     /// checkpoint that starts after the record does not miss it.
     pub(crate) fn record(
         &self,
-        chunk: &Arc<Chunk>,
-        state: &mut State,
+        (chunk, state): (&Arc<Chunk>, &mut State),
         permit: &mut Permit<'_>,
         record: &Record,
         then: Then,
     ) -> u64 {
         self.dirty.lock().insert(chunk.handle, chunk.clone());
-        let sequence = self.log.append(permit, record.encode(), then.data, then.firmness, then.done);
+        let sequence = self.log.append(permit, record.encode(), then);
         state.last_sequence = sequence;
         sequence
     }
@@ -272,23 +279,5 @@ impl Disk {
             self.settle(chunk, state)?;
         }
         Ok(())
-    }
-}
-
-/// What a record brings along.
-pub(crate) struct Then {
-    pub(crate) data: Bytes,
-    pub(crate) firmness: Firmness,
-    pub(crate) done: Option<Done>,
-}
-
-impl Then {
-    /// Nobody waits.
-    pub(crate) fn lazily() -> Self {
-        Self { data: Bytes::new(), firmness: Firmness::Written, done: None }
-    }
-    /// Somebody waits for the record to be as firm as this.
-    pub(crate) fn finish(firmness: Firmness, done: Done) -> Self {
-        Self { data: Bytes::new(), firmness, done: Some(done) }
     }
 }

@@ -36,6 +36,24 @@ pub(crate) type Done = Box<dyn FnOnce(Result<()>) + Send>;
 /// Why a disk failed, set once; shared by all that use the disk.
 pub(crate) type Failure = Arc<OnceLock<Error>>;
 
+/// What a record brings along: the data that follows its head, and who waits for it.
+pub(crate) struct Then {
+    pub(crate) data: Bytes,
+    pub(crate) firmness: Firmness,
+    pub(crate) done: Option<Done>,
+}
+
+impl Then {
+    /// Nobody waits.
+    pub(crate) fn lazily() -> Self {
+        Self { data: Bytes::new(), firmness: Firmness::Written, done: None }
+    }
+    /// Somebody waits for the record to be as firm as this.
+    pub(crate) fn finish(firmness: Firmness, done: Done) -> Self {
+        Self { data: Bytes::new(), firmness, done: Some(done) }
+    }
+}
+
 struct Entry {
     sequence: u64,
     head: Vec<u8>,
@@ -167,14 +185,12 @@ impl Log {
         }
     }
 
-    /// Adds a record: its encoded head, and data that follows it. Never waits. Records get durable in this order.
+    /// Adds a record: its encoded head, and what it brings along. Never waits. Records get durable in this order.
     pub(crate) fn append(
         &self,
         permit: &mut Permit<'_>,
         head: Vec<u8>,
-        data: Bytes,
-        firmness: Firmness,
-        done: Option<Done>,
+        Then { data, firmness, done }: Then,
     ) -> u64 {
         let cost = cost_of(head.len() + data.len(), self.shared.segment_bytes);
         let mut queue = self.shared.queue.lock();

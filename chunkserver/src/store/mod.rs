@@ -44,9 +44,10 @@ pub use error::{Error, Result};
 pub use ticket::Ticket;
 
 use chunk::Chunk;
-use disk::{Disk, Then};
+use disk::Disk;
 use format::Record;
 use identity::IdentityFile;
+use log::Then;
 use replica::Empty;
 use scrub::Cursor;
 use worker::Threads;
@@ -358,7 +359,7 @@ impl Store {
                 });
                 let record = Record::Forget { clients: some.to_vec() }.encode();
                 let then = Then::lazily();
-                disk.log.append(&mut permit, record, then.data, then.firmness, None);
+                disk.log.append(&mut permit, record, then);
             }
         }
         Ok(())

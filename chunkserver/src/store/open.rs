@@ -1,6 +1,6 @@
 //! Opening a store: which directories may be used together, and starting their disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
@@ -98,23 +98,21 @@ pub(crate) fn open(
 }
 
 /// Decides whether a directory may be gone without (its disk failed), or must not be used and so stops the start.
-fn losing(path: &std::path::Path, error: Error) -> Result<DiskState> {
-    match error {
-        Error::DiskFailed { .. } | Error::Damaged { .. } | Error::DiskFull { .. } => {
-            tracing::error!(disk = %path.display(), %error, "disk can't be opened");
-            Ok(DiskState {
-                directory: path.to_owned(),
-                total_bytes: 0,
-                free_bytes: 0,
-                chunks: 0,
-                failure: Some(error.to_string()),
-            })
-        }
-        other => Err(other),
+fn losing(path: &Path, error: Error) -> Result<DiskState> {
+    if !matches!(error, Error::DiskFailed { .. } | Error::Damaged { .. } | Error::DiskFull { .. }) {
+        return Err(error);
     }
+    tracing::error!(disk = %path.display(), %error, "disk can't be opened");
+    Ok(DiskState {
+        directory: path.to_owned(),
+        total_bytes: 0,
+        free_bytes: 0,
+        chunks: 0,
+        failure: Some(error.to_string()),
+    })
 }
 
-fn lock(files: &dyn Files, path: &PathBuf) -> Result<Directory> {
+fn lock(files: &dyn Files, path: &Path) -> Result<Directory> {
     let disk = || path.display().to_string();
     let failed = |error| Error::failed(path, "opening", &error);
     files.create_directory(path).map_err(failed)?;
@@ -123,7 +121,7 @@ fn lock(files: &dyn Files, path: &PathBuf) -> Result<Directory> {
     let identity = IdentityFile::load(files, path)?;
     files.create_directory(&chunk_directory(path)).map_err(failed)?;
     files.sync_directory(path).map_err(failed)?;
-    Ok(Directory { path: path.clone(), lock, identity })
+    Ok(Directory { path: path.to_owned(), lock, identity })
 }
 
 /// The identities of the directories, which are of one server; new ones where there is none.

@@ -6,10 +6,10 @@ use gfs_proto::id::{ChunkHandle, ChunkVersion};
 
 use super::chunk::{Chunk, State};
 use super::content::{Membership, ReplicaState};
-use super::disk::{Disk, SMALL_RECORD_BYTES, Then};
+use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
 use super::format::{Meta, Record};
-use super::log::{Firmness, Permit};
+use super::log::{Firmness, Permit, Then};
 use super::ticket::Completion;
 
 fn durably() -> Then {
@@ -55,7 +55,7 @@ pub(crate) fn make(
         // Nobody else has this chunk's lock for long: nobody has known it.
         let mut state = chunk.state.lock();
         let record = Record::Full { handle, meta };
-        let sequence = disk.record(&chunk, &mut state, &mut permit, &record, durably());
+        let sequence = disk.record((&chunk, &mut state), &mut permit, &record, durably());
         (sequence, state.summary(handle))
     };
     disk.log.wait_durable(sequence)?;
@@ -86,7 +86,7 @@ fn empty_out(
     state.adoption += 1;
     (state.writes, state.writes_synced) = (0, 0);
     let record = Record::Full { handle: chunk.handle, meta };
-    let sequence = disk.record(chunk, state, permit, &record, durably());
+    let sequence = disk.record((chunk, state), permit, &record, durably());
     Emptied { sequence, old, waiters }
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn store_version(
         Membership::Base => {
             state.meta.version = version;
             let record = Record::Version { handle, version };
-            let sequence = disk.record(chunk, &mut state, &mut permit, &record, durably());
+            let sequence = disk.record((chunk, &mut state), &mut permit, &record, durably());
             let summary = state.summary(handle);
             drop(state);
             disk.log.wait_durable(sequence)?;
@@ -177,7 +177,7 @@ fn repeated(disk: &Arc<Disk>, sequence: u64, summary: ReplicaState) -> Result<Re
         let mut permit = disk.log.reserve(SMALL_RECORD_BYTES)?;
         let nothing = Record::Forget { clients: Vec::new() }.encode();
         let then = durably();
-        let sequence = disk.log.append(&mut permit, nothing, then.data, then.firmness, None);
+        let sequence = disk.log.append(&mut permit, nothing, then);
         disk.log.wait_durable(sequence)?;
     }
     Ok(summary)
@@ -196,7 +196,7 @@ pub(crate) fn delete(disk: &Arc<Disk>, chunk: &Arc<Chunk>, version_max: ChunkVer
     state.removed = true;
     state.overlays.clear();
     let record = Record::Delete { handle };
-    let sequence = disk.record(chunk, &mut state, &mut permit, &record, durably());
+    let sequence = disk.record((chunk, &mut state), &mut permit, &record, durably());
     // With the chunk locked: who finds it in the map finds it whole.
     disk.chunks.write().remove(&handle);
     drop(state);

@@ -229,10 +229,7 @@ fn write_table(
     dirty: &BTreeMap<ChunkHandle, Arc<Chunk>>,
     how: Checkpoint,
 ) -> Result<u64> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull => Error::DiskFull { disk: disk.name() },
-        _ => disk.fail("writing a table", &error),
-    };
+    let failed = |error: io::Error| disk.fail_unless_full("writing a table", &error);
     let mut writer = TableWriter::create(&*disk.files, &disk.directory).map_err(failed)?;
     let chunks: Vec<Arc<Chunk>> = if how.full {
         disk.chunks.read().values().cloned().collect()

@@ -1,4 +1,5 @@
 //! The store, tried as a whole on files that can crash.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::chunk::Chunk;
-use super::disk::{Disk, SMALL_RECORD_BYTES, Then};
+use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
 use super::format::Record;
-use super::log::Firmness;
+use super::log::{Firmness, Then};
 use super::segment::{Segment, segment_path};
 use super::table;
 use super::ticket::Completion;
@@ -173,7 +173,7 @@ fn try_sync(disk: &Arc<Disk>, chunk: &Arc<Chunk>) -> Result<()> {
         state.unsynced &= !all;
         let record = Record::Synced { handle: chunk.handle, through, promised };
         let then = Then::finish(Firmness::Durable, Box::new(move |result| finish(waiters, &result)));
-        disk.record(chunk, &mut state, &mut permit, &record, then);
+        disk.record((chunk, &mut state), &mut permit, &record, then);
     }
     if state.sync_waiters.is_empty() {
         state.sync_queued = false;
@@ -229,6 +229,6 @@ fn write_marks(disk: &Arc<Disk>) {
             commit_mark: state.meta.commit_mark,
             corrupt: state.meta.corrupt,
         };
-        disk.record(&chunk, &mut state, &mut permit, &record, Then::lazily());
+        disk.record((&chunk, &mut state), &mut permit, &record, Then::lazily());
     }
 }

@@ -1,4 +1,5 @@
 //! The formats: the same bytes for ever, and nothing else is taken for them.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 
 use gfs_proto::size::BLOCK_BYTES;
 use proptest::prelude::*;

@@ -336,7 +336,7 @@ impl Run {
         };
         let offset = match kind {
             MutationKind::Write { offset } => u64::from(offset),
-            _ => length,
+            MutationKind::Append | MutationKind::Seal | MutationKind::Sync => length,
         };
         let size = if matches!(kind, MutationKind::Seal | MutationKind::Sync) { 0 } else { size };
         let size = size.min(room.max(offset) - offset) as usize;
