@@ -34,6 +34,8 @@ pub(super) const PROPOSALS_MAX: usize = 8192;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a read index may take to be confirmed, and then to be applied here.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a leader that stops waits for another to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long closing the stores may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -392,20 +394,44 @@ impl Node {
         Error::unavailable(format!("this master has failed: {what}"))
     }
 
-    /// Stops and closes the log. The state closes when the last clone and the last view are dropped.
+    /// Hands leadership over if it has it, stops, and closes the log. The state closes when the last clone and
+    /// the last view are dropped.
     pub async fn shutdown(&self) {
+        self.hand_over().await;
+        self.halt().await;
+    }
+
+    /// Spares the others the wait for an election, if one of them is close behind.
+    async fn hand_over(&self) {
+        let mut leadership = self.leadership();
+        let voters: Vec<MasterId> =
+            self.membership().into_iter().filter(|member| member.voter).map(|member| member.id).collect();
+        let lags = self.lags().into_iter().filter(|(id, _)| voters.contains(id));
+        let Some((nearest, _)) = lags.min_by_key(|(_, lag)| *lag) else { return };
+        if let Err(error) = self.transfer(nearest).await {
+            tracing::debug!(%error, "leadership is not handed over");
+            return;
+        }
+        let deposed = leadership.wait_for(|leadership| !leadership.leading);
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, deposed).await.is_err() {
+            tracing::info!(to = %nearest, "nobody took over leadership in time");
+        }
+    }
+
+    /// Stops at once.
+    pub(super) async fn halt(&self) {
         self.inner.stop.cancel();
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         let closed = async {
-            // Its writer still has to write what is queued, and its readers to end.
-            while self.inner.log.strong_count() > 0 {
+            // The log's writer still has to write what is queued; openraft does not wait for the machine.
+            while self.inner.log.strong_count() > 0 || Arc::strong_count(&self.inner.store) > 1 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            tracing::warn!("the log is still in use");
+            tracing::warn!("the stores are still in use");
         }
     }
 }

@@ -315,7 +315,6 @@ impl StateStore {
         *self.applied.write() = applied;
         old.home.replaced.store(true, Ordering::Release);
         self.adopt(&own, meta)?;
-        handle.retire();
         Ok(())
     }
 }
