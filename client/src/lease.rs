@@ -125,7 +125,8 @@ impl Core {
         self.find_lease(file, failed.index, Some((failed, server)), patience).await
     }
 
-    async fn find_lease(
+    /// Asks the master for the lease of a chunk, which may drive a new grant; `failed` hints at what is wrong.
+    pub(crate) async fn find_lease(
         &self,
         file: &Opened,
         index: ChunkIndex,

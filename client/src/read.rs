@@ -26,6 +26,8 @@ use crate::lease::Opened;
 pub(crate) const UNIT_BYTES: u32 = 1 << 20;
 /// How long one replica may take to answer in the first round; twice as long in each following one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a reader waits for a grant before it asks the replicas again: one may serve the read meanwhile.
+const PRIMARY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of one chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,10 +171,21 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         }
         // The first look at the master is at once: the location may just have been old.
         if round > 0 {
+            if matches!(last, Error::NotValidated { .. }) {
+                ask_for_primary(core, file, piece.index, backoff.remaining()).await;
+            }
             backoff.pause(&last).await?;
         }
         round += 1;
         timeout = (timeout * 2).min(core.patience());
+    }
+}
+
+/// A replica that holds more than it knows to be committed has to ask the primary. If that one is dead, only a new
+/// grant can tell: the master is asked for a lease, which makes one.
+async fn ask_for_primary(core: &Core, file: &Opened, index: ChunkIndex, patience: Duration) {
+    if let Err(error) = core.find_lease(file, index, None, patience.min(PRIMARY_PATIENCE)).await {
+        tracing::debug!(file = %file.id, %index, %error, "no primary to tell what is committed");
     }
 }
 

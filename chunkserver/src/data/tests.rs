@@ -1,3 +1,5 @@
+//! The data plane over sockets and pipes, with a handler in memory.
+
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -66,7 +66,9 @@ fn show(session: &Session, args: &Ls, path: &str, entry: &Shown) -> Result<()> {
         return session.print(entry, String::new);
     }
     let slash = if entry.is_directory() && path != "/" { "/" } else { "" };
-    let name = if args.recursive || entry.name().is_empty() { path } else { entry.name() };
+    // A file that was named itself is shown as it was named.
+    let whole = args.recursive || path == trimmed(&args.path);
+    let name = if whole { path } else { entry.name() };
     if args.long {
         print_line(&format!("{} {name}{slash}", entry.long()))
     } else {

@@ -1,3 +1,5 @@
+//! Links over sockets and over wires in memory.
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -137,7 +137,8 @@ impl DevCluster {
         let mut child = Command::new(gfs_binary()?)
             .args(["dev", "--dir", path(directory)?, "--port", &port.to_string()])
             .env("GFS_PARENT_PID", std::process::id().to_string())
-            .env("RUST_LOG", "warn")
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
         match wait_for_file(&mut child, &directory.join("cluster.json")) {

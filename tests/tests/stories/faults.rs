@@ -74,6 +74,20 @@ async fn a_write_goes_on_when_a_replica_dies_or_hangs_in_the_middle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_read_right_after_its_primary_died() {
+    let mut cluster = Cluster::start(Shape::default()).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let file = client.create("/orphan", 0).await.unwrap();
+    file.append("told by the primary alone".into()).await.unwrap();
+    let chunk = file.chunks().await.unwrap().remove(0);
+    let primary = chunk.replicas.iter().find(|server| Some(server.id) == chunk.primary).unwrap();
+    let primary = cluster.name_at(&primary.address).unwrap();
+    cluster.kill(&primary).unwrap();
+    let file = cluster.client().await.unwrap().open("/orphan").await.unwrap();
+    assert_eq!(file.read_at(0, 100).await.unwrap(), "told by the primary alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_answers_lookups_when_no_leader_does() {
     let mut cluster =
         Cluster::start(Shape { shadows: 1, chunkservers: 3, ..Shape::default() }).await.unwrap();
