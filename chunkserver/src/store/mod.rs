@@ -397,8 +397,9 @@ impl Store {
     }
 
     fn find(&self, handle: ChunkHandle) -> Result<(&Arc<Disk>, Arc<Chunk>)> {
-        let mut found = self.inner.disks.iter().filter_map(|disk| Some((disk, disk.chunk(handle)?)));
-        found.next().ok_or(Error::NoSuchChunk { handle })
+        let found = self.inner.disks.iter().filter_map(|disk| Some((disk, disk.chunk(handle)?)));
+        // It may have been made anew since its first disk failed.
+        found.min_by_key(|(disk, _)| disk.check().is_err()).ok_or(Error::NoSuchChunk { handle })
     }
 
     /// The chunk after this one, or the first one.

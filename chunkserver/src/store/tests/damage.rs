@@ -143,7 +143,13 @@ fn a_failed_disk_costs_its_chunks_only() {
     memory.flip(&table, 77);
     let store = open().unwrap();
     assert_eq!(store.disks().iter().filter(|disk| disk.failure.is_some()).count(), 1);
-    assert!(store.create(handle(2), version(1)).is_ok());
+    assert!(store.create(handle(1), version(2)).is_ok());
+    store.close().unwrap();
+    memory.flip(&table, 77);
+    // Its old replica is back beside the new one, and goes.
+    drop(store);
+    let store = open().unwrap();
+    assert_eq!(store.list().iter().map(|state| state.version).collect::<Vec<_>>(), [version(2)]);
 }
 
 #[test]
