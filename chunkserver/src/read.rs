@@ -41,6 +41,10 @@ impl Chunkserver {
                     let answer = self.links.committed(&primary, chunk.handle, version, ASK_TIMEOUT).await;
                     let answer = answer.map_err(|error| {
                         tracing::debug!(handle = %chunk.handle, %error, "the primary does not say what is committed");
+                        // One that is merely not validated yet is a primary all the same.
+                        if !matches!(error, Error::NotValidated { .. }) {
+                            self.doubts(chunk.handle, version, primary.server);
+                        }
                         Error::NotValidated { handle: chunk.handle }
                     })?;
                     chunk.quick(|state| {
@@ -76,11 +80,18 @@ impl Chunkserver {
             length: request.length,
             asked: asked == Some(version),
         };
-        let readable = replica.read(query, &self.fence.lock(), self.now());
+        let (readable, validated) = {
+            let (fence, now) = (self.fence.lock(), self.now());
+            (replica.read(query, &fence, now), replica.validated(&fence, now).is_ok())
+        };
         let readable = readable.inspect_err(|error| {
-            // Perhaps only because no answer covers it yet, the chunk being new.
-            if matches!(error, Error::NotValidated { .. }) {
+            if let Error::NotValidated { .. } = error {
+                // Perhaps only because no answer covers it yet, the chunk being new.
                 self.hurry();
+                // Or because it has restarted, and knows no primary that could say what is committed.
+                if let (true, Ok((_, us))) = (validated, self.identity()) {
+                    self.doubts(chunk.handle, version, us);
+                }
             }
         })?;
         let position = match readable {

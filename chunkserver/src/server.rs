@@ -55,6 +55,8 @@ pub(crate) struct Chunkserver {
     pub(crate) journal: Mutex<Journal>,
     pub(crate) uses: Mutex<BTreeMap<ChunkHandle, Use>>,
     pub(crate) failures: Mutex<BTreeMap<ChunkHandle, Failure>>,
+    /// Chunks of which nobody could say what is committed, and when a reader last asked.
+    pub(crate) doubts: Mutex<BTreeMap<ChunkHandle, (Failure, Moment)>>,
     /// Chunks whose commit mark on the disk is behind.
     pub(crate) marks: Mutex<BTreeSet<ChunkHandle>>,
     channels: Mutex<BTreeMap<String, Channel>>,
@@ -87,6 +89,7 @@ impl Chunkserver {
             journal: Mutex::default(),
             uses: Mutex::default(),
             failures: Mutex::default(),
+            doubts: Mutex::default(),
             marks: Mutex::default(),
             channels: Mutex::default(),
             failed_disks: AtomicUsize::new(0),

@@ -12,6 +12,8 @@ use crate::server::{Chunkserver, Failure, Use};
 
 /// How long after a mutation a lease is still in use.
 const USE_PERIOD: Duration = Duration::from_secs(2);
+/// How long the leader is told that nobody could say what is committed.
+const DOUBT_AGE: Duration = Duration::from_secs(2);
 /// Most entries of one kind in a heartbeat; the rest follows in the next ones.
 const ENTRIES_MAX: usize = 1024;
 
@@ -31,6 +33,18 @@ impl Chunkserver {
     pub(crate) fn member_failed(&self, handle: ChunkHandle, version: ChunkVersion, server: ServerId) {
         tracing::info!(%handle, %version, %server, "member failed");
         self.failures.lock().insert(handle, Failure { version, server });
+        self.hurry();
+    }
+
+    /// A reader could not be answered, because the primary (this server itself, if it knows none) does not say
+    /// what is committed: the leader is to look, and to grant anew if no primary is active.
+    pub(crate) fn doubts(&self, handle: ChunkHandle, version: ChunkVersion, primary: ServerId) {
+        let asked_at = self.now();
+        let mut doubts = self.doubts.lock();
+        if doubts.len() < ENTRIES_MAX || doubts.contains_key(&handle) {
+            doubts.insert(handle, (Failure { version, server: primary }, asked_at));
+        }
+        drop(doubts);
         self.hurry();
     }
 
@@ -91,8 +105,9 @@ impl Chunkserver {
                 .collect()
         };
         let failures = {
-            let failures = self.failures.lock();
-            let failed = failures.iter().take(ENTRIES_MAX);
+            let (failures, doubts) = (self.failures.lock(), self.doubts.lock());
+            let doubted = doubts.iter().map(|(handle, (doubt, _))| (handle, doubt));
+            let failed = failures.iter().chain(doubted).take(ENTRIES_MAX);
             failed
                 .map(|(handle, failure)| pb::MemberFailure {
                     handle: handle.raw(),
@@ -145,6 +160,8 @@ impl Chunkserver {
     pub(crate) fn tidy(&self) {
         let now = self.now();
         self.uses.lock().retain(|_, used| now.since(used.at) < 2 * USE_PERIOD);
+        // A reader that still can't be answered asks again.
+        self.doubts.lock().retain(|_, (_, asked_at)| now.since(*asked_at) < DOUBT_AGE);
         let disks = blocking(|| self.store.disks());
         let failed = disks.iter().filter(|disk| disk.failure.is_some()).count();
         if self.failed_disks.swap(failed, Ordering::Relaxed) < failed {

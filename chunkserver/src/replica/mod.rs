@@ -372,7 +372,8 @@ impl Replica {
 
     // ---- reading ----
 
-    fn validated(&self, fence: &Fence, now: Moment) -> Result<(), Error> {
+    /// Whether it may serve reads at this moment at all.
+    pub(crate) fn validated(&self, fence: &Fence, now: Moment) -> Result<(), Error> {
         let whole = !self.held.partial && !self.held.corrupt;
         if whole && fence.validates(now, self.handle, &self.standing, self.held.version) {
             Ok(())

@@ -110,6 +110,15 @@ async fn a_restarted_server_has_no_role_but_its_data_and_its_word_and_serves_whe
     let master = cluster.master.clone();
     until("it registers again", || master.0.lock().epochs.len() == 3).await;
     assert!(matches!(cluster.append(1, &again, b"more").await, Err(Error::NotPrimary { .. })));
+    // What it holds beyond its commit mark it can't vouch for, and it knows no primary to ask: it says so.
+    let doubted = |failure: &pb::MemberFailure| failure.version == 1 && failure.server == 1;
+    let master = cluster.master.clone();
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !master.0.lock().failures.iter().any(doubted) {
+        assert!(tokio::time::Instant::now() < deadline, "the doubt is told");
+        assert!(cluster.read_once(1, 1).await.is_err());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     // Neither a late activation nor a repeated store makes it primary again.
     let request =
         pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1, lease_ms: 1 };

@@ -150,7 +150,8 @@ impl Duties {
                 room -= 1;
             }
         }
-        for handle in self.forsaken(room) {
+        let forsaken = if self.granter.soft.is_settled() { self.forsaken(room) } else { Vec::new() };
+        for handle in forsaken {
             if !self.granter.is_in_flight(handle) {
                 let (granter, reign) = (self.granter.clone(), reign.clone());
                 self.granter.spawn(async move {
@@ -182,7 +183,7 @@ impl Duties {
     /// Clones chunks that are below their goal (GFS §4.3).
     pub(super) fn tick_repair(&self, reign: &Reign) -> Result<()> {
         let slots = repair::CLONES_MAX.saturating_sub(self.clones.lock().len());
-        if slots == 0 {
+        if slots == 0 || !self.granter.soft.is_settled() {
             return Ok(());
         }
         let due = self.granter.soft.with(|cluster, _, now| {

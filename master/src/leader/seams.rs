@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use gfs_proto::id::{ChunkHandle, ServerId};
@@ -77,10 +78,14 @@ pub(crate) trait Orders: Send + Sync {
     fn probe(&self, target: Target, request: pb::ProbeRequest) -> BoxFuture<'_, Result<()>>;
 }
 
+/// How long after the start of this process the soft state may still be full of holes.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// The soft state, always as new as the replicated state that it is read with.
 pub(crate) struct Soft {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
+    started: Moment,
     /// Behind one lock, so that what follows from both states is never computed from an older one of either;
     /// never held across an await.
     inner: Mutex<Inner>,
@@ -94,8 +99,14 @@ struct Inner {
 impl Soft {
     /// Nothing is known yet.
     pub(crate) fn new(log: Arc<dyn Log>, clock: Arc<dyn Clock>) -> Self {
-        let touched = log.touched();
-        Self { log, clock, inner: Mutex::new(Inner { cluster: Cluster::default(), touched }) }
+        let (touched, started) = (log.touched(), clock.moment());
+        Self { log, clock, started, inner: Mutex::new(Inner { cluster: Cluster::default(), touched }) }
+    }
+
+    /// Whether the servers have had the time to register here and to report: before that, nobody is missing
+    /// (trap T46). A new leader that was a follower before need not wait.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.clock.moment().since(self.started) >= SETTLING
     }
 
     /// Calls `call` with the soft state, the replicated state, and the time, when the soft state has caught up

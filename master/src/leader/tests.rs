@@ -320,6 +320,7 @@ async fn a_chunk_is_repaired_after_the_grace_and_not_before() {
 #[tokio::test(start_paused = true)]
 async fn a_leased_chunk_whose_primary_fell_silent_is_granted_anew_without_being_asked() {
     let stage = Stage::new(4);
+    stage.pass(Duration::from_secs(10)).await;
     let handle = stage.leased_chunk().await;
     let duties = Duties::new(stage.log.clone(), stage.servers.clone(), stage.granter.clone());
     stage.servers.set(1, Mood::Dead);
@@ -378,4 +379,21 @@ async fn a_replica_that_can_not_ask_its_primary_gets_a_new_one_and_a_false_alarm
     assert_eq!(look(2, 1).await, 3);
     expect!["c1 v3 confirmed v3 on [s1, s2, s3]"].assert_eq(&show(&stage, handle));
     assert_eq!(look(3, 1).await, 3, "settled without a writer: its primary is active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_of_everything_nobody_is_missing_before_they_had_the_time_to_come() {
+    // Trap T46.
+    let mut stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    // Only one server has come back so far.
+    stage.fail_over(1);
+    let duties = Duties::new(stage.log.clone(), stage.servers.clone(), stage.granter.clone());
+    for _ in 0..20 {
+        stage.pass(Duration::from_millis(250)).await;
+        stage.soft.with(|cluster, view, now| cluster.tick(view, now));
+        duties.tick_care(&stage.reign).unwrap();
+        duties.tick_repair(&stage.reign).unwrap();
+    }
+    assert_eq!(stage.chunk(handle).version.raw(), 1);
 }
