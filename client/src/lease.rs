@@ -122,7 +122,7 @@ impl Core {
         if let Some(lease) = self.cache.lease(file.id, failed.index, self.now()) {
             return Ok(lease);
         }
-        self.find_lease(file, failed.index, Some((failed, server)), patience).await
+        self.find_lease(file, failed.index, Some((failed.handle, failed.version, server)), patience).await
     }
 
     /// Asks the master for the lease of a chunk, which may drive a new grant; `failed` hints at what is wrong.
@@ -130,14 +130,14 @@ impl Core {
         &self,
         file: &Opened,
         index: ChunkIndex,
-        failed: Option<(&Lease, Option<ServerId>)>,
+        failed: Option<(ChunkHandle, ChunkVersion, Option<ServerId>)>,
         patience: Duration,
     ) -> Result<Arc<Lease>> {
         let mut request =
             pb::FindLeaseRequest { file: file.id.raw(), index: index.raw(), ..Default::default() };
-        if let Some((lease, server)) = failed {
-            request.handle = lease.handle.raw();
-            request.failed_version = lease.version.raw();
+        if let Some((handle, version, server)) = failed {
+            request.handle = handle.raw();
+            request.failed_version = version.raw();
             request.failed_server = server.map_or(0, ServerId::raw);
         }
         let reply =

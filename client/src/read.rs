@@ -172,7 +172,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         // The first look at the master is at once: the location may just have been old.
         if round > 0 {
             if matches!(last, Error::NotValidated { .. }) {
-                ask_for_primary(core, file, piece.index, backoff.remaining()).await;
+                ask_for_primary(core, file, (piece.index, &location), backoff.remaining()).await;
             }
             backoff.pause(&last).await?;
         }
@@ -181,10 +181,16 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
     }
 }
 
-/// A replica that holds more than it knows to be committed has to ask the primary. If that one is dead, only a new
-/// grant can tell: the master is asked for a lease, which makes one.
-async fn ask_for_primary(core: &Core, file: &Opened, index: ChunkIndex, patience: Duration) {
-    if let Err(error) = core.find_lease(file, index, None, patience.min(PRIMARY_PATIENCE)).await {
+/// A replica that holds more than it knows to be committed has to ask the primary. If that one is dead, or has
+/// restarted, only a new grant can tell: the master is told what fails, looks, and makes one.
+async fn ask_for_primary(
+    core: &Core,
+    file: &Opened,
+    (index, location): (ChunkIndex, &Location),
+    patience: Duration,
+) {
+    let failed = (location.handle, location.version, None);
+    if let Err(error) = core.find_lease(file, index, Some(failed), patience.min(PRIMARY_PATIENCE)).await {
         tracing::debug!(file = %file.id, %index, %error, "no primary to tell what is committed");
     }
 }

@@ -95,18 +95,18 @@ async fn a_shadow_answers_lookups_when_no_leader_does() {
     client.mkdir("/seen").await.unwrap();
     client.create("/seen/file", 0).await.unwrap().append("x".into()).await.unwrap();
     let rev = client.cluster_status().await.unwrap().rev;
-    cluster.kill("master-1").unwrap();
     let shadow = cluster.address_of("shadow-1").unwrap();
     let net = gfs_proto::Environment::real().net;
     let channel = gfs_proto::net::channel(net, &shadow, Duration::from_secs(2)).unwrap();
     let mut shadow = pb::master_client::MasterClient::new(channel);
     let freshness = Some(pb::Freshness { max_staleness_ms: 3_600_000, min_rev: rev });
-    let entry = eventually("the shadow answers", PATIENCE, async || {
-        let request = pb::StatRequest { path: "/seen/file".into(), freshness, id: 0 };
-        Ok(shadow.stat(request).await?.into_inner())
-    })
-    .await
-    .unwrap();
+    let request = pb::StatRequest { path: "/seen/file".into(), freshness, id: 0 };
+    // The bound on its age is known once it has heard from the leader.
+    eventually("the shadow answers", PATIENCE, async || Ok(shadow.stat(request.clone()).await?))
+        .await
+        .unwrap();
+    cluster.kill("master-1").unwrap();
+    let entry = shadow.stat(request).await.unwrap().into_inner();
     assert!(entry.rev >= rev, "a shadow must not answer from before what was asked for");
     let file = entry.entry.unwrap().id;
     let request = pb::LocateRequest { file, first: 0, count: 10, freshness };
