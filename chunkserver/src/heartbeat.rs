@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 use crate::replica::{Answer, Generation};
 use crate::report::Change;
 use crate::server::Chunkserver;
+use crate::welcome::Welcome;
 
 /// How often every master hears from this server.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -48,6 +49,8 @@ pub(crate) struct Person {
     pub(crate) rack: String,
     /// New at every start.
     pub(crate) boot: [u8; 16],
+    /// Whether the cluster takes it.
+    pub(crate) welcome: Arc<Welcome>,
 }
 
 /// What was heard of other masters.
@@ -204,7 +207,9 @@ impl Master {
             }
             sequence += 1;
             let beat = async {
-                self.register().await?;
+                let registered = self.register().await;
+                self.person.welcome.heard(&registered, &self.address);
+                registered?;
                 self.heartbeat(sequence).await
             };
             tokio::select! {
@@ -241,10 +246,6 @@ impl Master {
             Err(Error::NotLeader { leader: Some(leader) }) => {
                 self.learn(Masters::Some(vec![leader]));
                 return Err(Error::NotLeader { leader: None });
-            }
-            Err(error @ (Error::WrongCluster { .. } | Error::WrongServer { .. })) => {
-                tracing::error!(master = self.address, %error, "refused by a master");
-                return Err(error);
             }
             Err(error) => return Err(error),
         };

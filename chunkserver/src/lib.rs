@@ -21,6 +21,7 @@ mod server;
 mod service;
 pub mod store;
 mod upkeep;
+mod welcome;
 mod write;
 
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::server::Chunkserver;
 use crate::service::Control;
 use crate::store::files::RealFiles;
 use crate::store::{Options, Store};
+use crate::welcome::Welcome;
 
 pub use config::{BUFFER_BYTES_DEFAULT, ChunkserverConfig};
 
@@ -100,10 +102,13 @@ async fn run_on(
     let settings = Settings { buffer_bytes: usize::try_from(config.buffer_bytes).unwrap_or(usize::MAX) };
     let replicas = Arc::new(Replicas(server.clone()));
     let data = Data::new(&environment, replicas, server.links.clone(), settings);
+    let stop = stop.child_token();
+    let welcome = Arc::new(Welcome::new(stop.clone()));
     let person = Person {
         address: config.advertise.unwrap_or_else(|| address.to_string()),
         rack: config.rack,
         boot: environment.random.bits128(),
+        welcome: welcome.clone(),
     };
     tracing::info!(address = person.address, "chunkserver started");
 
@@ -117,7 +122,8 @@ async fn run_on(
     server.write_marks();
     let store = server.store.clone();
     let closed = tokio::task::spawn_blocking(move || store.close()).await.map_err(Error::internal)?;
-    closed.map_err(|error| server.wire(&error))
+    closed.map_err(|error| server.wire(&error))?;
+    welcome.outcome()
 }
 
 /// Takes connections until `stop`, and waits a little for what is in flight then.

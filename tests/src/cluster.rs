@@ -348,6 +348,8 @@ impl Cluster {
     pub fn gfs(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(gfs_binary()?);
         command.env("GFS_MASTERS", self.masters().join(",")).env_remove("RUST_LOG").args(arguments);
+        // For a story that starts a server in this way: it ends with the test.
+        command.env("GFS_PARENT_PID", std::process::id().to_string());
         Ok(command)
     }
 
