@@ -1,4 +1,5 @@
 //! The data plane over sockets and pipes, with a handler in memory.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 
 use std::io;
 use std::os::unix::fs::FileExt;
