@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::Context;
 use gfs_client::{Client, PutOptions};
 use gfs_proto::pb;
 use gfs_tests::{Cluster, Role, Shape, digest_of, digest_of_file, eventually, write_noise};
@@ -100,19 +101,21 @@ async fn a_shadow_answers_lookups_when_no_leader_does() {
     let channel = gfs_proto::net::channel(net, &shadow, Duration::from_secs(2)).unwrap();
     let mut shadow = pb::master_client::MasterClient::new(channel);
     let freshness = Some(pb::Freshness { max_staleness_ms: 3_600_000, min_rev: rev });
-    let request = pb::StatRequest { path: "/seen/file".into(), freshness, id: 0 };
-    // The bound on its age is known once it has heard from the leader.
-    eventually("the shadow answers", PATIENCE, async || Ok(shadow.stat(request.clone()).await?))
-        .await
-        .unwrap();
+    let stat = pb::StatRequest { path: "/seen/file".into(), freshness, id: 0 };
+    // It has to have heard of the leader once to know how old it is, and of the chunkservers to know where they are.
+    let locate = eventually("the shadow knows all replicas", PATIENCE, async || {
+        let file = shadow.stat(stat.clone()).await?.into_inner().entry.context("no entry")?.id;
+        let locate = pb::LocateRequest { file, first: 0, count: 10, freshness };
+        let chunks = shadow.locate(locate).await?.into_inner().chunks;
+        anyhow::ensure!(chunks.len() == 1 && chunks[0].replicas.len() == 3, "{chunks:?}");
+        Ok(locate)
+    })
+    .await
+    .unwrap();
     cluster.kill("master-1").unwrap();
-    let entry = shadow.stat(request).await.unwrap().into_inner();
+    let entry = shadow.stat(stat).await.unwrap().into_inner();
     assert!(entry.rev >= rev, "a shadow must not answer from before what was asked for");
-    let file = entry.entry.unwrap().id;
-    let request = pb::LocateRequest { file, first: 0, count: 10, freshness };
-    let chunks = shadow.locate(request).await.unwrap().into_inner().chunks;
-    assert_eq!(chunks.len(), 1);
-    assert_eq!(chunks[0].replicas.len(), 3, "a shadow hears the chunkservers itself");
+    assert_eq!(shadow.locate(locate).await.unwrap().into_inner().chunks[0].replicas.len(), 3);
     // Without leave to be stale it has to ask the leader, and there is none.
     let request = pb::StatRequest { path: "/seen/file".into(), freshness: None, id: 0 };
     shadow.stat(request).await.unwrap_err();
