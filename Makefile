@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
 BUILD = $(CARGO) build --locked
 
-.PHONY: help setup build demo test verify fix bench
+.PHONY: help setup build demo test verify fix bench model
 
 help:
 	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
@@ -11,6 +11,7 @@ help:
 	@echo "make verify   formatting and lints, changes nothing"
 	@echo "make fix      formats, and applies what the lints can mend"
 	@echo "make bench    the benchmarks, each beside the bare limit"
+	@echo "make model    explores the chunk protocol exhaustively: half an hour and 6 GiB"
 
 # What the build needs beside Rust: a C++ compiler and libclang, for RocksDB.
 setup:
@@ -39,3 +40,10 @@ fix:
 
 bench: build
 	$(CARGO) run --locked --quiet --package gfs-bench
+
+# What `make test` explores in small, here in full.
+model:
+	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- check
+	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- bugs
+	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- variants
+	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- fence

@@ -152,3 +152,20 @@ fn links_in_the_documents_lead_somewhere() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+#[test]
+fn decisions_that_are_named_are_there() {
+    let there: Vec<String> = std::fs::read_dir(workspace().join("docs/decisions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let wrong = complaints(&all_sources(), |_, text| {
+        let named = text.split("decisions/").skip(1).chain(text.split("(decision ").skip(1));
+        let numbers = named.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+        let mut numbers = numbers.filter(|number| number.len() == 4);
+        numbers
+            .find(|number| !there.iter().any(|file| file.starts_with(number)))
+            .map(|number| format!("names {number}"))
+    });
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
