@@ -8,7 +8,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::encode;
 use crate::state::format::{
-    self, Chunk, Counters, Entry, EntryKind, Master, Place, Server, Session, Settings, Trashed, system,
+    self, Chunk, Counters, Entry, EntryKind, Master, Origin, Place, Server, Session, Settings, Trashed,
+    system,
 };
 use crate::state::read;
 use crate::state::reply::Rejected;
@@ -82,6 +83,21 @@ impl<'a> Change<'a> {
             Some(handle)
         })
     }
+    /// Draws a handle for a chunk that may come.
+    pub(crate) fn reserve_chunk(&mut self) -> Result<ChunkHandle, Rejected> {
+        self.count(|counters| {
+            let handle = counters.next_chunk;
+            counters.next_chunk = ChunkHandle::from_raw(handle.raw().checked_add(1)?);
+            Some(handle)
+        })
+    }
+    /// Counts a chunk that came under a reserved handle.
+    pub(crate) fn count_chunk(&mut self) -> Result<(), Rejected> {
+        self.count(|counters| {
+            counters.chunks = counters.chunks.checked_add(1)?;
+            Some(())
+        })
+    }
     /// Draws the id of a new chunkserver.
     pub(crate) fn draw_server(&mut self) -> Result<ServerId, Rejected> {
         self.count(|counters| {
@@ -148,6 +164,14 @@ impl<'a> Change<'a> {
             Some(_) => self.overlay.put(Table::System, system::pending(chunk.handle), Vec::new()),
             None => self.overlay.remove(Table::System, system::pending(chunk.handle)),
         }
+    }
+    /// Takes note of where a copy comes from.
+    pub(crate) fn put_origin(&mut self, copy: ChunkHandle, origin: &Origin) {
+        self.overlay.put(Table::System, system::origin(copy), encode(origin));
+    }
+    /// Where a copy comes from is of no interest any more.
+    pub(crate) fn remove_origin(&mut self, copy: ChunkHandle) {
+        self.overlay.remove(Table::System, system::origin(copy));
     }
     /// Removes a chunk for ever: from now on its replicas are garbage.
     pub(crate) fn remove_chunk(&mut self, handle: ChunkHandle) -> Result<(), Rejected> {

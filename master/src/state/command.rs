@@ -4,7 +4,7 @@
 use std::fmt;
 
 use gfs_proto::id::{
-    ChunkHandle, ChunkVersion, ClientId, ClusterId, EntryId, MasterId, RequestId, ServerId, Uuid,
+    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, MasterId, RequestId, ServerId, Uuid,
 };
 use gfs_proto::path::FilePath;
 use gfs_proto::size::ChunkBytes;
@@ -194,6 +194,31 @@ tagged! {
             /// Whether it joins as a shadow.
             shadow: bool,
         }
+        /// Makes a copy of a file or a small tree that shares all chunks (GFS §3.4; docs/decisions/0013).
+        18 Snapshot {
+            /// Of what.
+            source: FilePath,
+            /// To where; the name must be free.
+            target: FilePath,
+        }
+        /// Draws a handle for a copy that is going to be made: until then nothing has it.
+        19 ReserveChunk {}
+        /// Gives a file a copy of its own of a chunk that it shares. The replicas of the copy are there already;
+        /// nobody may mutate them before a later grant has raised the version of the old chunk.
+        20 CopyChunk {
+            /// The file.
+            file: EntryId,
+            /// The chunk's place in it.
+            index: ChunkIndex,
+            /// The shared chunk that stands there: compare-and-set.
+            old: ChunkHandle,
+            /// Its version, of which the copies were made: compare-and-set.
+            version: ChunkVersion,
+            /// The reserved handle of the copy.
+            copy: ChunkHandle,
+            /// Who has copied: some of the confirmed members of the old chunk.
+            members: Vec<ServerId>,
+        }
     }
 }
 
@@ -246,6 +271,11 @@ impl fmt::Display for Command {
             Self::RegisterServer { address, .. } => write!(f, "register chunkserver {address}"),
             Self::RegisterMaster { address, shadow, .. } => {
                 write!(f, "register {} {address}", if *shadow { "shadow" } else { "master" })
+            }
+            Self::Snapshot { source, target } => write!(f, "snapshot {source} {target}"),
+            Self::ReserveChunk {} => f.write_str("reserve a handle"),
+            Self::CopyChunk { file, index, old, version, copy, members } => {
+                write!(f, "chunk {index} of {file} is {copy} on {members:?}, a copy of {old} {version}")
             }
         }
     }

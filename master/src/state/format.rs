@@ -12,6 +12,7 @@
 //!             22 nonce(16)                          id of the session opened with it
 //!             23 expires_at(8) client(8)            nothing: sessions by their end
 //!             24 handle(8)                          nothing: chunks with a pending grant
+//!             25 handle(8)                          Origin: copies whose old chunk may still have its version
 //! entry       id(8)                                 Entry
 //! name        directory(8) name                     id of the entry
 //! file_chunk  file(8) index(4)                      handle
@@ -162,6 +163,17 @@ record! {
 }
 
 record! {
+    /// Where a copy comes from, as long as the old chunk has to get a new version (GFS §3.4; traps T15). Counts
+    /// as a reference to the old chunk, so that this is not forgotten with it.
+    pub struct Origin {
+        /// The old chunk.
+        handle: ChunkHandle,
+        /// Its version at the time: readers that know no newer one must find that it is over.
+        version: ChunkVersion,
+    }
+}
+
+record! {
     /// A prepared grant, between its two commits; its version is the chunk's.
     pub struct Pending {
         /// The version.
@@ -302,6 +314,13 @@ pub(crate) mod system {
     /// First byte of chunks with a pending grant; one more ends them.
     pub(crate) const PENDING: u8 = 0x24;
 
+    /// First byte of copies with an origin; one more ends them.
+    pub(crate) const ORIGINS: u8 = 0x25;
+
+    /// The origin of a copy.
+    pub(crate) fn origin(copy: ChunkHandle) -> Vec<u8> {
+        concat(&[ORIGINS], &copy.raw().to_be_bytes())
+    }
     /// A chunkserver.
     pub(crate) fn server(server: ServerId) -> Vec<u8> {
         concat(&[SERVERS], &server.raw().to_be_bytes())

@@ -7,7 +7,7 @@ use gfs_proto::size::REPLICATION_MAX;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Chunk, Counters, Entry, Master, Place, Server, Session, StoredReply, Trashed, system,
+    self, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, StoredReply, Trashed, system,
 };
 use crate::state::read;
 use crate::state::reply::Rejected;
@@ -28,7 +28,8 @@ pub fn check(view: &dyn View) -> Result<(), String> {
     check_places(view, &entries)?;
     check_reachable(&entries)?;
     check_entry_counts(&entries, &counters)?;
-    let references = check_file_chunks(view, &entries)?;
+    let mut references = check_file_chunks(view, &entries)?;
+    check_origins(view, &mut references)?;
     check_chunks(view, &references, &counters)?;
     check_sessions(view, &counters)?;
     check_members(view, &counters)
@@ -140,6 +141,23 @@ fn check_file_chunks(
     Ok(references)
 }
 
+/// A copy's origin is there, and counts as one who has it.
+fn check_origins(view: &dyn View, references: &mut BTreeMap<ChunkHandle, u32>) -> Result<(), String> {
+    for row in &view.scan(Table::System, &[system::ORIGINS], &[system::ORIGINS + 1], usize::MAX) {
+        let origin: Origin = value(row)?;
+        let copy = row.0.get(1..).and_then(|copy| copy.try_into().ok()).map(u64::from_be_bytes);
+        let copy = read::chunk(view, ChunkHandle::from_raw(copy.unwrap_or_default()));
+        let old = read::chunk(view, origin.handle);
+        let (Ok(copy), Ok(old)) = (copy, old) else {
+            return Err(format!("{:02x?}: {origin:?}: not there", row.0));
+        };
+        ensure(old.version >= origin.version, || format!("{origin:?} is of the future"))?;
+        ensure(copy.lease.is_none(), || format!("{copy} is written before its origin is over"))?;
+        *references.entry(old.handle).or_insert(0) += 1;
+    }
+    Ok(())
+}
+
 fn check_chunks(
     view: &dyn View,
     references: &BTreeMap<ChunkHandle, u32>,
@@ -155,6 +173,9 @@ fn check_chunks(
         ensure(chunk.handle.raw() == *handle, || format!("{chunk} is under {handle}"))?;
         let counted = references.get(&chunk.handle).copied().unwrap_or(0);
         ensure(chunk.references == counted && counted > 0, || format!("{chunk} has {counted} references"))?;
+        let writer = chunk.lease.is_some() || chunk.pending.as_ref().is_some_and(|grant| grant.writer);
+        // Guard snapshot_under_lease.
+        ensure(!writer || counted == 1, || format!("{chunk} is shared and can be written"))?;
         check_grant(view, chunk).map_err(|broken| format!("{chunk}: {broken}"))?;
         if chunk.pending.is_some() {
             pending.insert(system::pending(chunk.handle));

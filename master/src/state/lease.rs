@@ -12,6 +12,7 @@ use crate::state::change::Change;
 use crate::state::format::{Chunk, Lease, Pending};
 use crate::state::read;
 use crate::state::reply::{Applied, GrantRule, Limit, Rejected};
+use crate::state::snapshot;
 use crate::state::table::View;
 
 /// Most leases that one command extends.
@@ -36,6 +37,13 @@ pub(crate) fn prepare(change: &mut Change<'_>, wish: &Wish<'_>) -> Result<Applie
     expect_version(&chunk, wish.expected_version)?;
     check_members(change.view(), wish.members)?;
     let base = checked_base(&chunk, wish)?;
+    // A chunk that several files have is copied before it is written (GFS §3.4).
+    if wish.writer && chunk.references > 1 {
+        return Err(Rejected::Shared { handle: wish.handle });
+    }
+    if !snapshot::let_go(change, wish.handle)? && wish.writer {
+        return Err(Rejected::Unsettled { handle: wish.handle });
+    }
     // Guard current_by_version: the one who leads the reconciliation has what was acknowledged.
     if !base.contains(&wish.primary) {
         return Err(Rejected::BadGrant { rule: GrantRule::Primary {} });

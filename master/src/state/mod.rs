@@ -16,6 +16,7 @@ mod namespace;
 pub mod read;
 pub mod reply;
 pub mod session;
+pub mod snapshot;
 pub mod table;
 mod trash;
 
@@ -30,7 +31,8 @@ use change::Change;
 pub use codec::DecodeError;
 pub use command::{Command, Proposal};
 pub use format::{
-    Chunk, Counters, Entry, EntryKind, Lease, Master, Pending, Place, Server, Session, Settings, Trashed,
+    Chunk, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Server, Session, Settings,
+    Trashed,
 };
 pub use reply::{Applied, Rejected, Reply};
 pub use table::{Memory, Overlay, Row, Table, View, Writes};
@@ -93,7 +95,10 @@ fn decide(view: &dyn View, index: LogIndex, proposal: &Proposal) -> Result<Outco
         Err(Rejected::Damaged {}) => return Err(Rejected::Damaged {}),
         Err(_) => {}
     }
-    if let Some(request) = proposal.request {
+    if let Some(request) = proposal.request
+        // Nothing is decided yet: the same request comes again when leases have been revoked.
+        && !matches!(reply, Err(Rejected::Unsettled { .. }))
+    {
         let reply = Reply { decided_at: index, result: reply.clone() };
         session::store(&mut overlay, request, proposal.command.tag(), reply);
     }
@@ -163,6 +168,11 @@ fn run(change: &mut Change<'_>, proposal: &Proposal) -> Result<Applied, Rejected
         }
         Command::RegisterMaster { uuid, address, shadow } => {
             member::register_master(change, *uuid, address, *shadow)
+        }
+        Command::Snapshot { source, target } => snapshot::snapshot(change, source, target),
+        Command::ReserveChunk {} => Ok(Applied::Reserved { handle: change.reserve_chunk()? }),
+        &Command::CopyChunk { file, index, old, version, copy, ref members } => {
+            snapshot::copy(change, &snapshot::Copy { file, index, old, version, copy, members })
         }
     }
 }

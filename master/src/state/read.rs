@@ -6,7 +6,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Chunk, Counters, Entry, Master, Place, Server, Session, Settings, StoredReply, Trashed, system,
+    self, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings, StoredReply, Trashed,
+    system,
 };
 use crate::state::reply::Rejected;
 use crate::state::table::{Row, Table, View};
@@ -238,6 +239,14 @@ pub fn file_chunks(
         chunks.push((ChunkIndex::from_raw(index), chunk));
     }
     Ok(chunks)
+}
+
+/// Where a copy comes from, if the old chunk's version still counts.
+///
+/// # Errors
+/// Only [`Rejected::Damaged`].
+pub fn origin(view: &dyn View, copy: ChunkHandle) -> Result<Option<Origin>, Rejected> {
+    row(view, Table::System, &system::origin(copy))
 }
 
 /// At most `limit` chunks by handle, from `from` on.

@@ -115,6 +115,11 @@ tagged! {
             /// Whether more is due.
             more: bool,
         }
+        /// A handle was drawn.
+        14 Reserved {
+            /// The handle.
+            handle: ChunkHandle,
+        }
     }
 }
 
@@ -243,6 +248,17 @@ tagged! {
         23 Exhausted {}
         /// The state on this master can't be read: it must stop. Never decided by the log.
         24 Damaged {}
+        /// Several files have this chunk, so nobody may write it: a file that is written gets a copy first.
+        25 Shared {
+            /// The chunk.
+            handle: ChunkHandle,
+        }
+        /// Somebody may still be writing this chunk, or what it was copied from can still be read under its old
+        /// version. Passes when the leader has revoked, so it is never kept as the answer to a request.
+        26 Unsettled {
+            /// The chunk.
+            handle: ChunkHandle,
+        }
     }
 }
 
@@ -263,6 +279,8 @@ tagged! {
         6 Leases {}
         /// Chunkservers ever registered.
         7 Servers {}
+        /// Files, directories and chunks of a snapshot.
+        8 Snapshot {}
     }
 }
 
@@ -279,6 +297,8 @@ tagged! {
         4 Primary {}
         /// A grant is fresh exactly if the chunk was never confirmed.
         5 Fresh {}
+        /// A copy gets a handle that was reserved for it, and a chunk is only copied if it is shared.
+        6 Copy {}
     }
 }
 
@@ -313,6 +333,7 @@ impl fmt::Display for Applied {
             Self::Collected { steps, more } => {
                 write!(f, "collected in {steps} steps{}", if *more { ", more is due" } else { "" })
             }
+            Self::Reserved { handle } => write!(f, "reserved {handle}"),
         }
     }
 }
@@ -338,6 +359,8 @@ impl fmt::Display for Rejected {
             Self::BadMasterId { master } => write!(f, "{master} can't be a master's id"),
             Self::Exhausted {} => f.write_str("a counter has come to its end"),
             Self::Damaged {} => f.write_str("the state on this master can't be read"),
+            Self::Shared { handle } => write!(f, "{handle} is shared: it is copied before it is written"),
+            Self::Unsettled { handle } => write!(f, "{handle} may still be written"),
             Self::NotFound { .. }
             | Self::AlreadyExists { .. }
             | Self::NotADirectory { .. }
@@ -362,6 +385,7 @@ impl fmt::Display for Limit {
             Self::Sessions {} => "the number of open sessions",
             Self::Leases {} => "the number of leases in one command",
             Self::Servers {} => "the number of chunkservers ever registered",
+            Self::Snapshot {} => "the number of files, directories and chunks in the snapshot",
         })
     }
 }
@@ -382,7 +406,7 @@ impl From<Rejected> for Error {
             Rejected::IntoItself { source, target } => Self::BadRename {
                 source_path: source.to_string(),
                 target_path: target.to_string(),
-                reason: "a directory can't move into itself".to_owned(),
+                reason: "the target lies inside the source".to_owned(),
             },
             // Sessions end by themselves: the only limit that waiting helps against.
             Rejected::TooLarge { what: Limit::Sessions {}, .. } => {
@@ -392,6 +416,7 @@ impl From<Rejected> for Error {
                 Self::TooLarge { what: what.to_string(), size, limit }
             }
             Rejected::NoSuchChunk { handle } => Self::NoSuchChunk { handle },
+            Rejected::Shared { handle } | Rejected::Unsettled { handle } => Self::GrantPending { handle },
             Rejected::VersionMismatch { handle, asked, here } => {
                 Self::VersionMismatch { handle, asked, here }
             }

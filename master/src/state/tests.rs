@@ -5,6 +5,7 @@ mod model;
 mod random;
 mod robust;
 mod script;
+mod snapshot;
 
 use expect_test::{Expect, expect};
 
@@ -195,9 +196,9 @@ fn a_directory_never_moves_into_itself() {
          ls /a",
         expect![[r#"
             mkdir -p /a/b/c                  -> directory e4
-            mv /a /a/x                       -> rejected: can't move /a to /a/x: a directory can't move into itself
-            mv /a /a/b/c                     -> rejected: can't move /a to /a/b/c: a directory can't move into itself
-            mv -f /a /a/b/c/d                -> rejected: can't move /a to /a/b/c/d: a directory can't move into itself
+            mv /a /a/x                       -> rejected: can't move /a to /a/x: the target lies inside the source
+            mv /a /a/b/c                     -> rejected: can't move /a to /a/b/c: the target lies inside the source
+            mv -f /a /a/b/c/d                -> rejected: can't move /a to /a/b/c/d: the target lies inside the source
             mv /a/b/c /a/c                   -> done
             mv -f /a/c /a                    -> rejected: /a: directory not empty (use -r to remove a tree)
             ls /a                            -> b=e3 c=e4

@@ -14,6 +14,7 @@ use crate::state::format::{self, Entry, Place, Trashed};
 use crate::state::namespace::Spot;
 use crate::state::read;
 use crate::state::reply::{Applied, Rejected};
+use crate::state::snapshot;
 use crate::state::table::Table;
 
 /// Most steps of one command, so that no command holds up the log.
@@ -95,13 +96,7 @@ fn collect_file(change: &mut Change<'_>, mut file: Entry, limit: u32) -> Result<
     for index in (keep..file.chunk_count).map(ChunkIndex::from_raw) {
         let handle = read::file_chunk(change.view(), file.id, index)?;
         change.remove_file_chunk(file.id, index);
-        let mut chunk = read::chunk(change.view(), handle).map_err(|_| Rejected::Damaged {})?;
-        chunk.references = chunk.references.checked_sub(1).ok_or(Rejected::Damaged {})?;
-        if chunk.references == 0 {
-            change.remove_chunk(handle)?;
-        } else {
-            change.put_chunk(&chunk);
-        }
+        snapshot::drop_reference(change, handle)?;
     }
     if dropped < limit {
         change.take_out(&file);

@@ -14,8 +14,8 @@ use crate::state::codec::{Field, decode, encode};
 use crate::state::format::{self, StoredReply, system};
 use crate::state::reply::{GrantRule, Limit};
 use crate::state::{
-    Applied, Chunk, Command, Counters, Entry, EntryKind, Lease, Master, Pending, Place, Proposal, Rejected,
-    Reply, Server, Session, Settings, Table, Trashed,
+    Applied, Chunk, Command, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Proposal,
+    Rejected, Reply, Server, Session, Settings, Table, Trashed,
 };
 
 const HANDLE: ChunkHandle = ChunkHandle::from_raw(1);
@@ -84,6 +84,16 @@ pub(super) fn commands() -> Vec<Command> {
         Command::ExtendLeases { leases: vec![(HANDLE, VERSION)], expires_at: TIME },
         Command::RegisterServer { uuid: uuid(9), address: "s:1".to_owned(), rack: "r".to_owned() },
         Command::RegisterMaster { uuid: uuid(8), address: "m:2".to_owned(), shadow: true },
+        Command::Snapshot { source: path("/a"), target: path("/s") },
+        Command::ReserveChunk {},
+        Command::CopyChunk {
+            file: EntryId::from_raw(4),
+            index: ChunkIndex::from_raw(1),
+            old: HANDLE,
+            version: VERSION,
+            copy: ChunkHandle::from_raw(9),
+            members: servers(&[1, 2]),
+        },
     ]
 }
 
@@ -102,6 +112,7 @@ fn applied() -> Vec<Applied> {
         Applied::ServerRegistered { server: ServerId::from_raw(1) },
         Applied::MasterRegistered { master: MasterId::from_raw(1) },
         Applied::Collected { steps: 5, more: false },
+        Applied::Reserved { handle: HANDLE },
     ]
 }
 
@@ -133,6 +144,8 @@ fn rejected() -> Vec<Rejected> {
         Rejected::BadMasterId { master: MasterId::from_raw(1) },
         Rejected::Exhausted {},
         Rejected::Damaged {},
+        Rejected::Shared { handle: HANDLE },
+        Rejected::Unsettled { handle: HANDLE },
     ]
 }
 
@@ -178,6 +191,9 @@ fn golden_commands() {
         ExtendLeases         010f010101c0843d
         RegisterServer       01100909090909090909090909090909090903733a310172
         RegisterMaster       011108080808080808080808080808080808036d3a3201
+        Snapshot             0112022f61022f73
+        ReserveChunk         0113
+        CopyChunk            01140401010109020102
     "#]].assert_eq(&told);
 }
 
@@ -205,6 +221,7 @@ fn golden_replies() {
         ServerRegistered     010b01
         MasterRegistered     010c01
         Collected            010d0500
+        Reserved             010e01
     "#]]
     .assert_eq(&told);
 }
@@ -237,6 +254,8 @@ fn golden_refusals() {
         BadMasterId          011601
         Exhausted            0117
         Damaged              0118
+        Shared               011901
+        Unsettled            011a01
     "#]]
     .assert_eq(&told);
     let all = [
@@ -245,6 +264,7 @@ fn golden_refusals() {
         GrantRule::BaseConfirmed {},
         GrantRule::Primary {},
         GrantRule::Fresh {},
+        GrantRule::Copy {},
     ];
     let mut told = golden_enum(GrantRule::TAGS, &all, GrantRule::tag);
     let all = [
@@ -255,6 +275,7 @@ fn golden_refusals() {
         Limit::Sessions {},
         Limit::Leases {},
         Limit::Servers {},
+        Limit::Snapshot {},
     ];
     told += &golden_enum(Limit::TAGS, &all, Limit::tag);
     expect![[r#"
@@ -263,6 +284,7 @@ fn golden_refusals() {
         BaseConfirmed        0103
         Primary              0104
         Fresh                0105
+        Copy                 0106
         Chunks               0101
         Replication          0102
         Address              0103
@@ -270,6 +292,7 @@ fn golden_refusals() {
         Sessions             0105
         Leases               0106
         Servers              0107
+        Snapshot             0108
     "#]]
     .assert_eq(&told);
 }
@@ -324,6 +347,7 @@ fn golden_entries_and_chunks() {
         golden("chunk pending", &chunk()),
         golden("chunk leased", &leased),
         golden("trashed", &trashed),
+        golden("origin", &Origin { handle: HANDLE, version: ChunkVersion::from_raw(300) }),
         golden("id of a name", &EntryId::from_raw(4)),
         golden("handle of a file", &HANDLE),
     ];
@@ -334,6 +358,7 @@ fn golden_entries_and_chunks() {
         chunk pending        010104030102010201020102020103010101010000
         chunk leased         01010403010202020102000101c0843d
         trashed              0104042f612f6605c0843d
+        origin               0101ac02
         id of a name         0104
         handle of a file     0101
     "#]]
@@ -404,6 +429,7 @@ fn golden_keys() {
         ("session by nonce", system::nonce([9; 16])),
         ("session by end", system::session_end(TIME, client)),
         ("pending grant", system::pending(HANDLE)),
+        ("origin", system::origin(HANDLE)),
         ("entry", format::entry_key(entry)),
         ("name", format::name_key(entry, "é")),
         ("past names", format::names_end(entry)),
@@ -425,6 +451,7 @@ fn golden_keys() {
         session by nonce     2209090909090909090909090909090909
         session by end       2300000000000f42400000000000000102
         pending grant        240000000000000001
+        origin               250000000000000001
         entry                0000000000000102
         name                 0000000000000102c3a9
         past names           0000000000000103
@@ -459,7 +486,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         /a: is a directory; Never: /a: is a directory
         /a: directory not empty (use -r to remove a tree); Never: /a: directory not empty (use -r to remove a tree)
         bad path "/": the root directory can't be used here; Never: bad path "/": the root directory can't be used here
-        can't move /a to /a: a directory can't move into itself; Never: can't move /a to /a: a directory can't move into itself
+        can't move /a to /a: the target lies inside the source; Never: can't move /a to /a: the target lies inside the source
         e4: not a file; Never: e4: is a directory
         e4: not in the trash; Never: e4: not found
         the number of chunks of the file is too large: 2, the limit is 1; Never: the number of chunks of the file is too large: 2, the limit is 1
@@ -476,5 +503,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         m1 can't be a master's id; Never: bad argument: m1 can't be a master's id
         a counter has come to its end; Never: internal error: a counter has come to its end
         the state on this master can't be read; Never: internal error: the state on this master can't be read
+        c1 is shared: it is copied before it is written; Later: c1: a new lease is being granted
+        c1 may still be written; Later: c1: a new lease is being granted
     "#]].assert_eq(&told);
 }

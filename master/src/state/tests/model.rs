@@ -1,5 +1,7 @@
 //! A naive model of the state: everything in maps, files by their full paths.
 
+mod snapshot;
+
 use std::collections::BTreeMap;
 
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
@@ -45,11 +47,13 @@ pub(super) struct Model {
     /// Date, id, and the tree below, its root at "".
     pub(super) trash: BTreeMap<(u64, u64), BTreeMap<String, Node>>,
     pub(super) chunks: BTreeMap<u64, ModelChunk>,
+    /// Copy to old chunk and its version.
+    pub(super) origins: BTreeMap<u64, (u64, u64)>,
+    pub(super) next_chunk: u64,
     sessions: BTreeMap<u64, ModelSession>,
     /// Every session ever opened, in order.
     pub(super) opened: Vec<u64>,
     next_entry: u64,
-    next_chunk: u64,
 }
 
 impl Model {
@@ -86,7 +90,9 @@ impl Model {
         self.now = now;
         self.touch(request.client.raw());
         let answer = self.attempt(proposal);
-        if let Some(session) = self.sessions.get_mut(&request.client.raw()) {
+        if let Some(session) = self.sessions.get_mut(&request.client.raw())
+            && !matches!(answer, Err(Rejected::Unsettled { .. }))
+        {
             session.replies.insert(request.sequence, (tag, self.index, answer.clone()));
         }
         (self.index, answer)
@@ -170,6 +176,12 @@ impl Model {
                 Ok(Applied::SessionRenewed { expires_at })
             }
             Command::ExpireSessions { limit } => Ok(self.expire(*limit)),
+            Command::Snapshot { source, target } => self.snapshot(source, target),
+            Command::ReserveChunk {} => {
+                self.next_chunk += 1;
+                Ok(Applied::Reserved { handle: ChunkHandle::from_raw(self.next_chunk - 1) })
+            }
+            Command::CopyChunk { .. } => self.copy(command),
             Command::Bootstrap { .. }
             | Command::CollectTrash { .. }
             | Command::RegisterServer { .. }
@@ -335,14 +347,9 @@ impl Model {
     }
     pub(super) fn collect(&mut self, now: u64) {
         self.now = self.now.max(now);
-        let (now, mut dropped) = (self.now, Vec::new());
-        self.trash.retain(|(date, _), tree| {
-            if *date <= now {
-                dropped.extend(tree.values().flat_map(|node| node.chunks.clone()));
-            }
-            *date > now
-        });
-        self.chunks.retain(|handle, _| !dropped.contains(handle));
+        let now = self.now;
+        self.trash.retain(|(date, _), _| *date > now);
+        self.drop_unused();
     }
 
     // ---- chunks ----
@@ -404,9 +411,22 @@ impl Model {
         if !fresh && base.iter().any(|server| !chunk.members.contains(server)) {
             return broken(GrantRule::BaseConfirmed {});
         }
+        let number = handle.raw();
+        if *writer && self.references(number) > 1 {
+            return Err(Rejected::Shared { handle: *handle });
+        }
+        if let Some((old, version)) = self.origins.get(&number).copied() {
+            if self.chunks[&old].confirmed > version {
+                self.origins.remove(&number);
+                self.drop_unused();
+            } else if *writer {
+                return Err(Rejected::Unsettled { handle: *handle });
+            }
+        }
         if !base.contains(&primary.raw()) {
             return broken(GrantRule::Primary {});
         }
+        let chunk = self.chunks.get_mut(&number).unwrap();
         chunk.version += 1;
         chunk.pending = Some((members, primary.raw(), *writer));
         chunk.lease = None;

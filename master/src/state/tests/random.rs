@@ -44,6 +44,10 @@ fn compare(view: &dyn View, model: &Model) {
         assert_eq!(chunk.lease.map(|lease| (lease.primary.raw(), lease.expires_at.raw())), wanted.lease);
         let pending = chunk.pending.map(|grant| (raw(&grant.members), grant.primary.raw(), grant.writer));
         assert_eq!(pending, wanted.pending);
+        assert_eq!(chunk.references as usize, model.references(chunk.handle.raw()));
+        let origin = read::origin(view, chunk.handle).unwrap();
+        let wanted = model.origins.get(&chunk.handle.raw()).copied();
+        assert_eq!(origin.map(|origin| (origin.handle.raw(), origin.version.raw())), wanted);
     }
 }
 
@@ -80,6 +84,7 @@ fn name_command() -> impl Strategy<Value = Command> {
         }),
         (some_entry(), some_path()).prop_map(|(entry, target)| Command::Undelete { entry, target }),
         some_entry().prop_map(|entry| Command::Expedite { entry }),
+        (some_path(), some_path()).prop_map(|(source, target)| Command::Snapshot { source, target }),
     ]
 }
 fn chunk_command() -> impl Strategy<Value = Command> {
@@ -106,6 +111,17 @@ fn chunk_command() -> impl Strategy<Value = Command> {
             version,
             lease_expires_at: UnixMs::from_raw(until)
         }),
+        Just(Command::ReserveChunk {}),
+        (some_entry(), some_chunk(), 1..9_u64, some_servers()).prop_map(
+            |(file, (old, version), copy, members)| Command::CopyChunk {
+                file,
+                index: ChunkIndex::default(),
+                old,
+                version,
+                copy: ChunkHandle::from_raw(copy),
+                members
+            }
+        ),
         (proptest::collection::vec(some_chunk(), 0..3), 0..1000_u64).prop_map(|(leases, until)| {
             Command::ExtendLeases { leases, expires_at: UnixMs::from_raw(until) }
         }),
@@ -189,6 +205,17 @@ fn aimed(command: &mut Command, model: &Model, at: usize) {
                 *base = members.clone();
                 base.retain(|server| *fresh || chunk.members.contains(&server.raw()));
                 *primary = base.first().copied().unwrap_or(*primary);
+            }
+        }
+        (Command::CopyChunk { file, old, version, copy, members, .. }, Some(_)) => {
+            let mut files = model.tree.values().filter(|node| !node.chunks.is_empty());
+            let count = files.clone().count();
+            if let Some(node) = files.nth(at % count.max(1)) {
+                let chunk = &model.chunks[&node.chunks[0]];
+                (*file, *old) = (node.entry.id, ChunkHandle::from_raw(node.chunks[0]));
+                *version = ChunkVersion::from_raw(chunk.version);
+                *copy = ChunkHandle::from_raw(model.next_chunk - 1);
+                *members = chunk.members.iter().copied().map(ServerId::from_raw).collect();
             }
         }
         (Command::ConfirmGrant { handle, version, .. }, Some((number, chunk))) => {

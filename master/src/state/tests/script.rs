@@ -1,7 +1,7 @@
 //! Scripts: one command a line in, its outcome out; the invariants are checked after every line.
 
 use gfs_proto::id::{
-    ChunkHandle, ChunkVersion, ClientId, ClusterId, EntryId, LogIndex, RequestId, ServerId, Uuid,
+    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, LogIndex, RequestId, ServerId, Uuid,
 };
 use gfs_proto::path::FilePath;
 use gfs_proto::size::ChunkBytes;
@@ -122,6 +122,14 @@ impl World {
                 read::path_of(view, entry(id)).map(|path| path.unwrap_or_else(|| "in the trash".to_owned()))
             }
             ["chunk", handle] => read::chunk(view, chunk(handle)).map(|chunk| chunk.to_string()),
+            ["chunks", file] => {
+                read::file_chunks(view, entry(file), ChunkIndex::default(), 100).map(|chunks| {
+                    let one = |(_, chunk): &(_, crate::state::Chunk)| {
+                        format!("{} x{}", chunk.handle, chunk.references)
+                    };
+                    chunks.iter().map(one).collect::<Vec<_>>().join(", ")
+                })
+            }
             ["trash"] => read::trash(view, None, usize::MAX).map(|page| {
                 let items = page.items.iter();
                 items.map(|row| format!("{} {} until {}; ", row.entry, row.path, row.collect_at)).collect()
@@ -242,6 +250,22 @@ fn command(words: &[&str]) -> Command {
                 .map(|lease| lease.split_once('v').map(|(c, v)| (chunk(c), version(v))).unwrap())
                 .collect(),
             expires_at: time(until),
+        },
+        _ => snapshot_command(words),
+    }
+}
+
+fn snapshot_command(words: &[&str]) -> Command {
+    match *words {
+        ["snapshot", source, target] => Command::Snapshot { source: path(source), target: path(target) },
+        ["reserve"] => Command::ReserveChunk {},
+        ["copy", file, index, old, of, copy, members] => Command::CopyChunk {
+            file: entry(file),
+            index: ChunkIndex::from_raw(index.parse().unwrap()),
+            old: chunk(old),
+            version: version(of),
+            copy: chunk(copy),
+            members: servers(members),
         },
         _ => panic!("what is {words:?}?"),
     }
