@@ -29,8 +29,11 @@ async fn replicas_of_a_dead_server_are_made_again_elsewhere() {
     // Each of the new replicas is the file: with all but one of the first ones gone it still reads whole.
     let read = client.open("/healed").await.unwrap().read_at(0, bytes.len() as u64).await.unwrap();
     assert_eq!(digest_of(&read[..]).unwrap(), digest_of(&bytes[..]).unwrap());
-    let status = client.cluster_status().await.unwrap();
-    assert_eq!((status.chunks_below_goal, status.chunks_without_replica), (0, 0));
+    // The count is of what the servers have reported, which comes a little later.
+    let whole = |status: &gfs_client::ClusterStatusReply| {
+        status.chunks_below_goal == 0 && status.chunks_without_replica == 0
+    };
+    cluster.wait_for_status("nothing is below its goal", PATIENCE, whole).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
