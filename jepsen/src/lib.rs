@@ -1,9 +1,22 @@
 //! Jepsen-style checks: what a client was told during faults is written down, then judged.
 //!
-//! So far: the history and what its outcomes mean. `README.md` beside this crate has the reasoning.
+//! A run is a cluster of real processes, a workload and faults (`runner`); the history it leaves is judged by a
+//! pure checker (`check`), at once or later. `README.md` beside this crate has the reasoning.
 
+mod check;
 mod history;
+mod measure;
+mod nemesis;
 mod outcome;
+mod recorder;
+mod runner;
+mod verdict;
+mod workload;
 
 pub use history::{Event, Operation, pair_up};
+pub use measure::{Measured, Subject, measure};
+pub use nemesis::FAULTS;
 pub use outcome::Outcome;
+pub use runner::{Plan, check_file, run};
+pub use verdict::{Validity, Verdict};
+pub use workload::WORKLOADS;

@@ -163,6 +163,13 @@ impl Cluster {
     pub fn directory(&self) -> &Path {
         self.directory.as_ref().map_or(Path::new("."), TempDir::path)
     }
+    /// Lets the directory stay when the cluster is gone; returns it.
+    pub fn keep(&mut self) -> PathBuf {
+        if let Some(directory) = &mut self.directory {
+            directory.disable_cleanup(true);
+        }
+        self.directory().to_owned()
+    }
     /// The data directory of a server.
     pub fn data_of(&self, name: &str) -> PathBuf {
         self.directory().join(name)

@@ -1,0 +1,20 @@
+//! The checkers: pure functions from a history to a verdict.
+
+pub(crate) mod append;
+pub(crate) mod cells;
+pub(crate) mod namespace;
+
+use crate::history::Operation;
+use crate::outcome::Outcome;
+use crate::verdict::Verdict;
+
+/// Counts the outcomes of operations.
+fn count<'a, C: 'a, R: 'a>(verdict: &mut Verdict, operations: impl IntoIterator<Item = &'a Operation<C, R>>) {
+    for operation in operations {
+        match operation.outcome {
+            Outcome::Ok { .. } => verdict.ok += 1,
+            Outcome::Fail { .. } => verdict.failed += 1,
+            Outcome::Info { .. } => verdict.unknown += 1,
+        }
+    }
+}

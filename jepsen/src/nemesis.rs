@@ -1,0 +1,123 @@
+//! The faults. One is a function that breaks something, waits and mends it, and one line in [`FAULTS`].
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use gfs_tests::{Cluster, Role};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+use crate::recorder::Recorder;
+
+/// A kind of fault.
+pub struct Fault {
+    /// Its name on the command line.
+    pub name: &'static str,
+    strike: for<'a> fn(&'a mut Ring<'_>) -> LocalBoxFuture<'a, Result<()>>,
+}
+
+/// Every fault.
+pub const FAULTS: &[Fault] = &[
+    Fault { name: "kill", strike: |ring| ring.kill(Role::Chunkserver).boxed_local() },
+    Fault { name: "pause", strike: |ring| ring.pause(Role::Chunkserver).boxed_local() },
+    Fault { name: "leader", strike: |ring| ring.kill_leader().boxed_local() },
+    Fault { name: "leader-pause", strike: |ring| ring.pause_leader().boxed_local() },
+    Fault { name: "master", strike: |ring| ring.kill(Role::Master).boxed_local() },
+    Fault { name: "restart", strike: |ring| ring.restart_everything().boxed_local() },
+];
+
+/// How long a killed server stays away: shorter and longer than it takes others to notice.
+const AWAY_MS: std::ops::Range<u64> = 100..5000;
+/// How long a server is paused: shorter and longer than a validation of a replica (3 s) and an election.
+const PAUSE_MS: std::ops::Range<u64> = 300..7000;
+/// Time between two faults.
+const QUIET_MS: std::ops::Range<u64> = 500..4000;
+
+/// Where the faults strike.
+pub(crate) struct Ring<'a> {
+    pub(crate) cluster: &'a mut Cluster,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) dice: StdRng,
+}
+
+impl Ring<'_> {
+    /// Strikes one fault after the other; what it leaves broken when it is dropped is for [`heal`] to mend.
+    pub(crate) async fn rage(&mut self, faults: &[&Fault]) -> Result<()> {
+        loop {
+            self.wait(QUIET_MS).await;
+            let Some(fault) = faults.choose(&mut self.dice) else {
+                return std::future::pending().await;
+            };
+            (fault.strike)(self).await.with_context(|| format!("fault {}", fault.name))?;
+        }
+    }
+
+    async fn wait(&mut self, range: std::ops::Range<u64>) {
+        let time = Duration::from_millis(self.dice.random_range(range));
+        tokio::time::sleep(time).await;
+    }
+
+    fn any(&mut self, role: Role) -> Result<String> {
+        self.cluster.names(role).choose(&mut self.dice).cloned().context("there is no such server")
+    }
+
+    async fn kill(&mut self, role: Role) -> Result<()> {
+        let name = self.any(role)?;
+        self.kill_named(&name).await
+    }
+
+    async fn kill_leader(&mut self) -> Result<()> {
+        let name = self.cluster.leader().await?;
+        self.kill_named(&name).await
+    }
+
+    async fn kill_named(&mut self, name: &str) -> Result<()> {
+        self.recorder.nemesis(&format!("kill -9 {name}"))?;
+        self.cluster.kill(name)?;
+        self.wait(AWAY_MS).await;
+        self.recorder.nemesis(&format!("start {name}"))?;
+        self.cluster.restart(name)
+    }
+
+    async fn pause(&mut self, role: Role) -> Result<()> {
+        let name = self.any(role)?;
+        self.pause_named(&name).await
+    }
+
+    async fn pause_leader(&mut self) -> Result<()> {
+        let name = self.cluster.leader().await?;
+        self.pause_named(&name).await
+    }
+
+    async fn pause_named(&mut self, name: &str) -> Result<()> {
+        self.recorder.nemesis(&format!("pause {name}"))?;
+        self.cluster.pause(name)?;
+        self.wait(PAUSE_MS).await;
+        self.recorder.nemesis(&format!("resume {name}"))?;
+        self.cluster.resume(name)
+    }
+
+    async fn restart_everything(&mut self) -> Result<()> {
+        self.recorder.nemesis("kill -9 everything")?;
+        self.cluster.kill_all()?;
+        self.wait(0..1000).await;
+        self.recorder.nemesis("start everything")?;
+        self.cluster.restart_all()
+    }
+}
+
+/// Mends whatever a fault has left: every server runs.
+pub(crate) fn heal(cluster: &mut Cluster, recorder: &Recorder) -> Result<()> {
+    recorder.nemesis("heal")?;
+    for role in [Role::Master, Role::Chunkserver] {
+        for name in cluster.names(role) {
+            if cluster.process_id(&name).is_some() {
+                cluster.resume(&name)?;
+            }
+        }
+    }
+    cluster.restart_all()
+}

@@ -1,0 +1,177 @@
+//! One run: a cluster, clients, faults, a last look, a verdict.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use gfs_tests::{Cluster, Shape};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use crate::nemesis::{FAULTS, Fault, Ring, heal};
+use crate::recorder::Recorder;
+use crate::verdict::Verdict;
+use crate::workload::{Scene, WORKLOADS, Workload};
+
+/// How long the cluster may take to be whole again after the last fault.
+const HEALING_PATIENCE: Duration = Duration::from_secs(60);
+/// How long clients may take to end after the time is over: longer than their patience.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a run is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Name of the workload.
+    pub workload: String,
+    /// Names of the faults; none for a quiet run.
+    pub nemesis: Vec<String>,
+    /// How long the clients work, in milliseconds.
+    pub time_ms: u64,
+    /// Seed of all choices; the timing of the processes is not drawn from it.
+    pub seed: u64,
+    /// Number of clients.
+    pub clients: u64,
+}
+
+impl Plan {
+    fn workload(&self) -> Result<&'static Workload> {
+        find_workload(&self.workload)
+    }
+
+    fn faults(&self) -> Result<Vec<&'static Fault>> {
+        let find = |name: &String| {
+            let known = || FAULTS.iter().map(|fault| fault.name).collect::<Vec<_>>().join(", ");
+            FAULTS
+                .iter()
+                .find(|fault| fault.name == name)
+                .with_context(|| format!("no fault {name:?}; there are {}", known()))
+        };
+        self.nemesis.iter().filter(|name| *name != "none").map(find).collect()
+    }
+
+    /// The line that does the same again.
+    pub fn command(&self) -> String {
+        let nemesis = if self.nemesis.is_empty() { "none".to_owned() } else { self.nemesis.join(",") };
+        format!(
+            "cargo run -p gfs-jepsen -- run --workload {} --nemesis {nemesis} --time {}ms --clients {} --seed {}",
+            self.workload, self.time_ms, self.clients, self.seed
+        )
+    }
+}
+
+fn find_workload(name: &str) -> Result<&'static Workload> {
+    let known = || WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
+    WORKLOADS
+        .iter()
+        .find(|workload| workload.name == name)
+        .with_context(|| format!("no workload {name:?}; there are {}", known()))
+}
+
+/// Judges a history that was written before; `plan.json` beside it names the workload if none is given.
+///
+/// # Errors
+/// The file is no history.
+pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
+    let workload = match workload {
+        Some(name) => find_workload(name)?,
+        None => {
+            let plan = file.with_file_name("plan.json");
+            let text = std::fs::read_to_string(&plan)
+                .with_context(|| format!("--workload is not given and {} can't be read", plan.display()))?;
+            serde_json::from_str::<Plan>(&text)?.workload()?
+        }
+    };
+    (workload.check)(&std::fs::read_to_string(file)?)
+}
+
+/// Does what the plan says, in a directory that stays; returns it and the verdict.
+///
+/// # Errors
+/// The plan makes no sense, or the machinery fails: nothing is said about the system then.
+pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
+    let (workload, faults) = (plan.workload()?, plan.faults()?);
+    let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
+    let mut cluster = Cluster::start(shape).await?;
+    let directory = cluster.keep();
+    std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
+    let history = directory.join("history.jsonl");
+    let scene = Arc::new(Scene {
+        masters: cluster.masters(),
+        recorder: Recorder::create(&history)?,
+        seed: plan.seed,
+        stop: AtomicBool::new(false),
+    });
+    (workload.prepare)(scene.clone()).await?;
+    let outcome = drive(plan, workload, &faults, &scene, &mut cluster).await;
+    scene.recorder.finish()?;
+    let mut verdict = (workload.check)(&std::fs::read_to_string(&history)?)?;
+    if let Err(error) = outcome {
+        verdict.doubt(format!("the run broke off: {error:#}"));
+    }
+    let needed = workload.acknowledged_per_second_min * plan.time_ms / 1000;
+    if verdict.ok < needed {
+        verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
+    }
+    for line in cluster.unexpected_errors() {
+        if line.contains("panicked at") {
+            verdict.finding(format!("panic: {line}"));
+        } else {
+            verdict.note(format!("logged: {line}"));
+        }
+    }
+    // They are in the verdict now.
+    cluster.expect_error("");
+    std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
+    Ok((directory, verdict))
+}
+
+async fn drive(
+    plan: &Plan,
+    workload: &Workload,
+    faults: &[&Fault],
+    scene: &Arc<Scene>,
+    cluster: &mut Cluster,
+) -> Result<()> {
+    let mut clients = JoinSet::new();
+    for number in 0..plan.clients {
+        clients.spawn((workload.client)(scene.clone(), number));
+    }
+    let mut ring = Ring { cluster, recorder: &scene.recorder, dice: StdRng::seed_from_u64(plan.seed) };
+    let time = Duration::from_millis(plan.time_ms);
+    // A fault that is under way at the end of the time is left to the healing.
+    let raged = tokio::time::timeout(time, ring.rage(faults)).await;
+    scene.stop.store(true, Ordering::Relaxed);
+    heal(cluster, &scene.recorder)?;
+    if let Ok(result) = raged {
+        result?;
+    }
+    let ended = tokio::time::timeout(CLIENTS_PATIENCE, async {
+        while let Some(client) = clients.join_next().await {
+            client??;
+        }
+        anyhow::Ok(())
+    });
+    ended.await.context("a client does not end")??;
+    let started = Instant::now();
+    wait_until_whole(cluster).await?;
+    scene.recorder.nemesis(&format!("whole again after {} ms", started.elapsed().as_millis()))?;
+    (workload.finish)(scene.clone()).await
+}
+
+/// Every server takes part, and every chunk has all its replicas.
+async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
+    cluster.wait_until_up().await?;
+    let status = cluster
+        .wait_for_status("every chunk has its replicas", HEALING_PATIENCE, |status| {
+            status.chunks_below_goal == 0
+        })
+        .await?;
+    if status.chunks_without_replica > 0 {
+        bail!("{} chunks have no replica", status.chunks_without_replica);
+    }
+    Ok(())
+}

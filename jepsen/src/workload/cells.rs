@@ -1,0 +1,156 @@
+//! Overlapping writes of tagged cells around the borders of a file's chunks, with reads meanwhile.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{LAST_PATIENCE, PATIENCE, Scene, Workload, layout, read_replica};
+use crate::check::cells::{Call, HOLE, Reply, TORN, check};
+use crate::outcome::Outcome;
+
+/// The file of all cells.
+const PATH: &str = "/cells";
+/// Bytes of a cell: tag, number, checksum of both, then the tag's lowest byte repeated.
+const CELL_BYTES: usize = 64;
+/// Chunks of the file.
+const CHUNKS: u64 = 4;
+/// Cells on either side of a border where operations begin.
+const NEAR: u64 = 100;
+/// Lengths of operations in cells: mostly small; some are larger than what goes along in a request.
+const SMALL: std::ops::Range<u64> = 1..60;
+const LARGE: std::ops::Range<u64> = 1100..2000;
+const LARGE_PERCENT: u32 = 4;
+const WRITE_PERCENT: u32 = 50;
+/// Tags of a client: its number times this, and up.
+const TAGS_PER_CLIENT: u64 = 1 << 32;
+
+pub(super) const WORKLOAD: Workload = Workload {
+    name: "cells",
+    acknowledged_per_second_min: 10,
+    prepare: |scene| prepare(scene).boxed_local(),
+    client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
+    finish: |scene| finish(scene).boxed_local(),
+    check,
+};
+
+async fn prepare(scene: Arc<Scene>) -> Result<()> {
+    scene.connect(LAST_PATIENCE).await?.create(PATH, 0).await?;
+    Ok(())
+}
+
+async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
+    let mut dice = scene.dice(number);
+    let connected = scene.connect(PATIENCE).await?;
+    let per_chunk = u64::from(connected.chunk_bytes().raw()) / CELL_BYTES as u64;
+    let file = connected.open(PATH).await?;
+    let mut process = scene.recorder.process();
+    let mut tag = (number + 1) * TAGS_PER_CLIENT;
+    while scene.goes_on() {
+        let (first, count) = range(&mut dice, per_chunk);
+        let offset = first * CELL_BYTES as u64;
+        if dice.random_range(0..100) < WRITE_PERCENT {
+            tag += 1;
+            let data = encode(tag, first, count);
+            let write =
+                async { Outcome::of_mutation(file.write_at(offset, data).await.map(|()| Reply::Written)) };
+            process.perform(Call::Write { tag, first, count }, write).await?;
+        } else {
+            let read = async {
+                let bytes = file.read_at(offset, count * CELL_BYTES as u64).await;
+                Outcome::of_read(bytes.map(|bytes| Reply::Cells(decode(&bytes, first, count))))
+            };
+            process.perform(Call::Read { first, count }, read).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A range near the beginning of a chunk, often over the border.
+fn range(dice: &mut StdRng, per_chunk: u64) -> (u64, u64) {
+    let border = dice.random_range(0..CHUNKS) * per_chunk;
+    let first = (border + dice.random_range(0..2 * NEAR)).saturating_sub(NEAR);
+    let large = dice.random_range(0..100) < LARGE_PERCENT;
+    (first, dice.random_range(if large { LARGE } else { SMALL }))
+}
+
+fn encode(tag: u64, first: u64, count: u64) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for cell in first..first + count {
+        let start = bytes.len();
+        bytes.put_u64_le(tag);
+        bytes.put_u64_le(cell);
+        let crc = crc32fast::hash(&bytes[start..]);
+        bytes.put_u32_le(crc);
+        bytes.put_bytes(tag.to_le_bytes()[0], CELL_BYTES - 20);
+    }
+    bytes.freeze()
+}
+
+/// Runs of equal tags; what lies past the end of the bytes is a hole.
+fn decode(bytes: &[u8], first: u64, count: u64) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut pieces = bytes.chunks(CELL_BYTES);
+    for cell in first..first + count {
+        let tag = pieces.next().map_or(HOLE, |piece| tag_of(piece, cell));
+        match runs.last_mut() {
+            Some((length, last)) if *last == tag => *length += 1,
+            _ => runs.push((1, tag)),
+        }
+    }
+    runs
+}
+
+fn tag_of(piece: &[u8], cell: u64) -> u64 {
+    if piece.iter().all(|byte| *byte == 0) {
+        return HOLE;
+    }
+    let tag = piece.first_chunk().map_or(TORN, |raw| u64::from_le_bytes(*raw));
+    if encode(tag, cell, 1) == piece { tag } else { TORN }
+}
+
+async fn finish(scene: Arc<Scene>) -> Result<()> {
+    let client = scene.connect(LAST_PATIENCE).await?;
+    let chunk_bytes = client.chunk_bytes().raw();
+    let cells_per_chunk = u64::from(chunk_bytes) / CELL_BYTES as u64;
+    let file = client.open(PATH).await?;
+    let mut process = scene.recorder.process();
+    let look = async {
+        Outcome::of_read(layout(&file).await.map(|servers| Reply::Layout { cells_per_chunk, servers }))
+    };
+    let Outcome::Ok { value: Reply::Layout { servers, .. } } = process.perform(Call::Layout, look).await?
+    else {
+        return Ok(());
+    };
+    for (chunk, servers) in (0_u64..).zip(servers) {
+        for server in servers {
+            let scan = async {
+                let bytes = read_replica(&file, server, chunk * u64::from(chunk_bytes), chunk_bytes).await;
+                let first = chunk * cells_per_chunk;
+                Outcome::of_read(bytes.map(|bytes| Reply::Cells(decode(&bytes, first, cells_per_chunk))))
+            };
+            process.perform(Call::Scan { chunk, server }, scan).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_read_as_runs_and_torn_ones_are_seen() {
+        let mut bytes = [&encode(7, 3, 2)[..], &encode(9, 5, 1), &[0; CELL_BYTES]].concat();
+        assert_eq!(decode(&bytes, 3, 6), [(2, 7), (1, 9), (3, HOLE)]);
+        bytes[CELL_BYTES + 40] ^= 1;
+        assert_eq!(decode(&bytes, 3, 3), [(1, 7), (1, TORN), (1, 9)]);
+        assert_eq!(decode(&bytes[..CELL_BYTES + 10], 3, 2), [(1, 7), (1, TORN)]);
+        // Whole, but in the wrong place.
+        assert_eq!(decode(&encode(7, 3, 1), 4, 1), [(1, TORN)]);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the clients do. A workload is one file here, one checker, and one line in [`WORKLOADS`].
+
+mod append;
+mod cells;
+mod namespace;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use futures::future::{BoxFuture, LocalBoxFuture};
+use gfs_client::{Client, Options};
+use gfs_proto::Error;
+use gfs_proto::id::ServerId;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::recorder::Recorder;
+use crate::verdict::Verdict;
+
+/// How long a call goes on without progress: short enough for unknown outcomes to occur.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last look may take.
+const LAST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two attempts of the last look.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A workload and its judge.
+pub struct Workload {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Acknowledged operations per second, at least: with fewer the run proves nothing.
+    pub(crate) acknowledged_per_second_min: u64,
+    /// Makes what the clients need.
+    pub(crate) prepare: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
+    /// What one client does until it is told to stop.
+    pub(crate) client: fn(Arc<Scene>, u64) -> BoxFuture<'static, Result<()>>,
+    /// Looks at everything, after the faults.
+    pub(crate) finish: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
+    /// Judges the history.
+    pub(crate) check: fn(&str) -> Result<Verdict>,
+}
+
+/// Every workload.
+pub const WORKLOADS: &[Workload] = &[append::WORKLOAD, cells::WORKLOAD, namespace::WORKLOAD];
+
+/// What the clients of a run share.
+pub(crate) struct Scene {
+    pub(crate) masters: Vec<String>,
+    pub(crate) recorder: Recorder,
+    pub(crate) seed: u64,
+    /// Set when the time is over.
+    pub(crate) stop: AtomicBool,
+}
+
+impl Scene {
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The dice of one client.
+    fn dice(&self, client: u64) -> StdRng {
+        StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ client)
+    }
+
+    async fn connect(&self, patience: Duration) -> Result<Client> {
+        let options = Options { patience, ..Options::default() };
+        Ok(Client::connect(&self.masters, options).await?)
+    }
+}
+
+/// Reads all that a server's replica of a chunk holds.
+async fn read_replica(
+    file: &gfs_client::File,
+    server: u64,
+    start: u64,
+    chunk_bytes: u32,
+) -> gfs_client::Result<Vec<u8>> {
+    const PIECE_BYTES: u32 = 256 << 10;
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < u64::from(chunk_bytes) {
+        let at = start + bytes.len() as u64;
+        // A replica that has just become a member may not be validated yet.
+        let piece =
+            patiently(async || file.read_from(ServerId::from_raw(server), at, PIECE_BYTES).await).await?;
+        if piece.is_empty() {
+            break;
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// Current holders of each chunk, when every chunk has as many as it should.
+async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
+    patiently(async || {
+        let chunks = file.chunks().await?;
+        let short = chunks.iter().find(|chunk| chunk.replicas.len() < chunk.goal as usize);
+        if let Some(chunk) = short {
+            let (index, count) = (chunk.index.raw(), chunk.replicas.len());
+            return Err(Error::unavailable(format!("chunk {index} has {count} of {} replicas", chunk.goal)));
+        }
+        let servers =
+            |chunk: &gfs_client::Chunk| chunk.replicas.iter().map(|replica| replica.id.raw()).collect();
+        Ok(chunks.iter().map(servers).collect())
+    })
+    .await
+}
+
+/// Tries again until it works or the patience of the last look ends: faults have an aftermath.
+async fn patiently<T>(mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>) -> gfs_client::Result<T> {
+    let until = Instant::now() + LAST_PATIENCE;
+    loop {
+        match attempt().await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            outcome => return outcome,
+        }
+    }
+}
