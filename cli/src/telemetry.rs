@@ -32,6 +32,8 @@ pub(crate) fn start(verbosity: Verbosity) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
+        // A reader of the log that goes away must not take the server with it: to complain of it would panic.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|error| anyhow::anyhow!("logging: {error}"))
 }

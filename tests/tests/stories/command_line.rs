@@ -1,8 +1,10 @@
 //! The command line: what it prints, as text and as JSON, and how it exits.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use gfs_tests::{Cluster, Shape, gfs_binary};
+use anyhow::Context;
+use gfs_tests::{Cluster, Shape, eventually, gfs_binary};
 use serde_json::Value;
 
 use crate::{complaint, json_lines, printed};
@@ -109,4 +111,27 @@ fn help_names_the_exit_codes_and_gives_examples() {
     for part in ["Exit codes:", "  6  corruption", "Examples:", "GFS_MASTERS"] {
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_log_nobody_reads_any_more_lives_and_can_be_stopped() {
+    let mut cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    cluster.kill("chunkserver-1").unwrap();
+    let (data, masters) = (cluster.data_of("chunkserver-1"), cluster.masters().join(","));
+    let arguments =
+        ["chunkserver", "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--masters", &masters];
+    let mut command = cluster.gfs(&arguments).unwrap();
+    let mut server = command.env("RUST_LOG", "trace").stderr(Stdio::piped()).spawn().unwrap();
+    drop(server.stderr.take());
+    cluster
+        .wait_for_status("it takes part", Duration::from_secs(60), |status| {
+            status.servers.iter().any(|server| server.alive)
+        })
+        .await
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended =
+        eventually("it stops", Duration::from_secs(30), async || server.try_wait()?.context("it runs"));
+    assert!(ended.await.unwrap().success());
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use self::children::{Children, Death};
 use self::plan::{Plan, Role, Server};
 use crate::args;
-use crate::cmd::print_json;
+use crate::cmd::{print_json, print_line};
 
 /// How long all servers may take until they are up: a slow machine still formats its disks.
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -68,7 +68,10 @@ pub(crate) async fn run(flags: args::Dev) -> Result<()> {
 async fn supervise(flags: &args::Dev, plan: &Plan, children: &mut Children) -> Result<()> {
     wait_until_up(flags, plan, children).await?;
     write_cluster_file(&flags.dir, plan, children)?;
-    announce(flags, plan, children)?;
+    // Whoever started it may have gone: the cluster stays.
+    if let Err(error) = announce(flags, plan, children) {
+        tracing::debug!(%error, "nobody reads the announcement");
+    }
     loop {
         let death = children.next_death().await;
         if !flags.restart {
@@ -170,17 +173,16 @@ fn announce(flags: &args::Dev, plan: &Plan, children: &Children) -> Result<()> {
     if flags.json {
         return print_json(&cluster_file(plan, children));
     }
-    println!(
+    print_line(&format!(
         "A cluster of {}, {} and {} is up in {}. In another terminal:",
         counted(plan.masters, "master"),
         counted(plan.shadows, "shadow"),
         counted(plan.chunkservers, "chunkserver"),
         flags.dir.display()
-    );
-    println!("  export GFS_MASTERS={}", plan.master_addresses().join(","));
-    println!("  gfs cluster status");
-    println!("Ctrl-C stops it; the same command brings it back with its data.");
-    Ok(())
+    ))?;
+    print_line(&format!("  export GFS_MASTERS={}", plan.master_addresses().join(",")))?;
+    print_line("  gfs cluster status")?;
+    print_line("Ctrl-C stops it; the same command brings it back with its data.")
 }
 
 fn counted(count: u16, what: &str) -> String {
