@@ -286,6 +286,9 @@ impl Master {
         let reply = within(HEARTBEAT_TIMEOUT, self.client.clone().heartbeat(request)).await;
         self.leads.store(reply.as_ref().is_ok_and(|reply| reply.leader), Ordering::Relaxed);
         let reply = reply?;
+        if reply.leader {
+            *server.leader.lock() = Some(self.client.clone());
+        }
         if reply.register_wanted {
             self.told.lock().epoch = None;
         }

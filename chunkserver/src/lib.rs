@@ -10,6 +10,7 @@
 mod chunk;
 mod config;
 pub mod data;
+mod expiry;
 mod grant;
 mod handler;
 mod heartbeat;
@@ -116,6 +117,7 @@ async fn run_on(
     tasks.spawn(heartbeat::follow_masters(server.clone(), person, config.masters, stop.clone()));
     tasks.spawn(tidy(server.clone(), data.clone(), stop.clone()));
     tasks.spawn(scrub(server.clone(), stop.clone()));
+    tasks.spawn(expiry::forget_expired(server.clone(), stop.clone()));
     accept(listener, &server, &data, &stop).await;
     while tasks.join_next().await.is_some() {}
 

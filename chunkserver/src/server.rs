@@ -9,6 +9,7 @@ use gfs_proto::link::Links;
 use gfs_proto::net::{self, blocking};
 use gfs_proto::pb;
 use gfs_proto::pb::chunkserver_client::ChunkserverClient;
+use gfs_proto::pb::registry_client::RegistryClient;
 use gfs_proto::size::MESSAGE_BYTES_MAX;
 use gfs_proto::time::Moment;
 use gfs_proto::{Environment, Error, Result};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::chunk::{Chunk, State, held};
+use crate::expiry::Expired;
 use crate::replica::{Fence, Replica, Standing};
 use crate::report::{Change, Journal};
 use crate::store::{self, Store};
@@ -60,6 +62,10 @@ pub(crate) struct Chunkserver {
     /// Chunks whose commit mark on the disk is behind.
     pub(crate) marks: Mutex<BTreeSet<ChunkHandle>>,
     channels: Mutex<BTreeMap<String, Channel>>,
+    /// The master that last answered as the leader.
+    pub(crate) leader: Mutex<Option<RegistryClient<Channel>>>,
+    /// Sessions that have ended. Locked after a chunk, never before.
+    pub(crate) expired: Mutex<Expired>,
     /// Disks whose failure has been dealt with.
     pub(crate) failed_disks: AtomicUsize,
     /// Changes when heartbeats should go out at once.
@@ -92,6 +98,8 @@ impl Chunkserver {
             doubts: Mutex::default(),
             marks: Mutex::default(),
             channels: Mutex::default(),
+            leader: Mutex::default(),
+            expired: Mutex::default(),
             failed_disks: AtomicUsize::new(0),
             urgent: watch::Sender::new(0),
             store,

@@ -43,6 +43,9 @@ struct Said {
     uses: Vec<pb::LeaseUse>,
     epochs: Vec<u64>,
     beating: std::collections::BTreeSet<u64>,
+    /// Sessions that have ended, and how long their ids are kept.
+    expired: Vec<u64>,
+    keep_ms: u64,
 }
 
 /// A master that trusts the test.
@@ -96,6 +99,15 @@ impl pb::registry_server::Registry for Master {
             denied: said.denied.clone(),
             ..Default::default()
         }))
+    }
+    async fn expired_clients(
+        &self,
+        request: Request<pb::ExpiredClientsRequest>,
+    ) -> std::result::Result<Response<pb::ExpiredClientsReply>, Status> {
+        let clients = request.into_inner().clients;
+        let said = self.0.lock();
+        let expired = clients.into_iter().filter(|client| said.expired.contains(client)).collect();
+        Ok(Response::new(pb::ExpiredClientsReply { expired, keep_ms: said.keep_ms }))
     }
 }
 

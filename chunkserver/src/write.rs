@@ -91,6 +91,10 @@ impl Chunkserver {
         };
         let replica = state.replica(chunk.handle)?;
         let decision = replica.decide(asked.version, request, recorded.map(|outcome| outcome.offset))?;
+        if request.wish != Wish::Sync && !matches!(decision, Decision::Known(_)) {
+            // It is not here, or not any more: that it is new can't be said.
+            self.expired.lock().check(request.id.client)?;
+        }
         let order = match decision {
             Decision::Known(outcome) => return Ok(Next::Reply(outcome)),
             Decision::Sealed(seal) => return Ok(Next::Sealed(seal)),
@@ -340,6 +344,10 @@ impl Chunkserver {
             let recorded = self.store.outcome(handle, request).map_err(|error| self.wire(&error))?;
             state.replica(handle)?.outcome(version, request, recorded.map(|outcome| outcome.offset))
         })?;
+        if outcome.is_none() {
+            // That it never happened can't be said of a request whose id may have been forgotten.
+            self.expired.lock().check(request.client)?;
+        }
         // Neither is told before it is committed (guards retry_acked_at_once, seal_told_early).
         let serial = outcome.map(|outcome| outcome.serial).or(seal).unwrap_or_default();
         self.when_committed(&chunk, version, serial).await?;

@@ -40,7 +40,7 @@ impl File {
         let length = u64::from(u32::try_from(record.len()).unwrap_or(u32::MAX));
         let payload = Payload::new(0, record);
         let durability = self.core.options.durability;
-        let request = self.core.sessions.data_request();
+        let request = self.core.sessions.data_request().await?;
         let mut index = self.last_chunk().await?;
         loop {
             let mut tail = Tail::new(index);
@@ -92,6 +92,8 @@ impl File {
         let mut backoff = self.core.backoff();
         let mut failed: Option<Arc<Lease>> = None;
         loop {
+            // Chunks forget the ids of an expired session: an answer of "never" would prove nothing then.
+            self.core.sessions.check_open(request.client)?;
             let patience = backoff.remaining();
             let lease = match &failed {
                 None => self.core.lease(&self.opened, index, patience).await,

@@ -134,6 +134,8 @@ impl Tail {
             let step = step_after(&error, lease.primary.server);
             match step {
                 Step::NextChunk => return Err(error),
+                // Says itself that the outcome can't be told.
+                Step::Fail if matches!(error, Error::SessionExpired { .. }) => return Err(error),
                 // An earlier attempt may have got through: that it surely failed would be a lie.
                 Step::Fail if unsettled => return Err(backoff.gave_up(&error)),
                 Step::Fail => return Err(error),
@@ -183,6 +185,10 @@ impl Unit {
     /// One attempt at one primary.
     async fn send(&mut self, core: &Core, lease: &Lease, patience: Duration) -> Result<pb::WriteReplyMeta> {
         let request = self.request;
+        if self.action != Action::Sync {
+            // Never sent, nor sent again, under an id that chunks may have forgotten: that could do it twice.
+            core.sessions.check_open(request.client)?;
+        }
         if self.acknowledged {
             // Sent again only for a new version: most likely its content has it.
             let outcome =

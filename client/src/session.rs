@@ -1,13 +1,14 @@
 //! The client's session at the masters: names its mutations, so that a repeat is harmless (trap T30).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use gfs_proto::id::{ClientId, ClusterId, RequestId};
 use gfs_proto::leader::{Master, MasterChannel};
 use gfs_proto::size::ChunkBytes;
+use gfs_proto::time::Moment;
 use gfs_proto::{Environment, Error, Result, pb};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -32,13 +33,25 @@ const REOPEN_MAX: u32 = 3;
 struct Window {
     /// `None` before the first session and after one has expired.
     client: Option<ClientId>,
+    /// Until then the session is surely not forgotten, on our own clock: chunks forget the ids of its mutations some
+    /// time after, and a repeat would be a mutation of its own (decision 0012).
+    open_until: Moment,
     next: u64,
     outstanding: BTreeSet<u64>,
 }
 
 impl Window {
-    fn open(&mut self, client: ClientId) {
-        *self = Self { client: Some(client), next: 1, outstanding: BTreeSet::new() };
+    fn open(&mut self, client: ClientId, open_until: Moment) {
+        *self = Self { client: Some(client), open_until, next: 1, outstanding: BTreeSet::new() };
+    }
+    fn renewed(&mut self, client: ClientId, open_until: Moment) {
+        if self.client == Some(client) {
+            self.open_until = self.open_until.max(open_until);
+        }
+    }
+    /// The session, if it is surely open.
+    fn surely_open(&self, now: Moment) -> Option<ClientId> {
+        self.client.filter(|_| now < self.open_until)
     }
     fn begin(&mut self) -> Option<RequestId> {
         let client = self.client?;
@@ -77,8 +90,6 @@ pub(crate) struct Sessions {
     changes: Semaphore,
     /// Counts the data mutations of this client, over all its sessions.
     data_requests: AtomicU64,
-    /// The first session: its id stays unique also when it has expired.
-    data_client: OnceLock<ClientId>,
 }
 
 /// What a master tells at the opening of a session.
@@ -125,7 +136,6 @@ impl Sessions {
             opening: tokio::sync::Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
             data_requests: AtomicU64::new(1),
-            data_client: OnceLock::new(),
         };
         let opened = sessions.open_new().await?;
         Ok((Arc::new(sessions), opened))
@@ -134,10 +144,38 @@ impl Sessions {
     /// The name of a data mutation, which no other mutation ever has.
     ///
     /// Differs from the names of mutations at the masters: those form a window that has to move on, these may be
-    /// as many as the chunks take.
-    pub(crate) fn data_request(&self) -> RequestId {
-        let client = self.data_client.get().copied().unwrap_or_default();
-        RequestId { client, sequence: DATA | self.data_requests.fetch_add(1, Ordering::Relaxed) }
+    /// as many as the chunks take. Opens a new session unless the last one is surely open.
+    ///
+    /// # Errors
+    /// No session could be opened.
+    pub(crate) async fn data_request(&self) -> Result<RequestId> {
+        let client = self.surely_open().await?;
+        Ok(RequestId { client, sequence: DATA | self.data_requests.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    async fn surely_open(&self) -> Result<ClientId> {
+        loop {
+            let open = || self.window.lock().surely_open(self.environment.clock.moment());
+            if let Some(client) = open() {
+                return Ok(client);
+            }
+            let _one_at_a_time = self.opening.lock().await;
+            // Another call may have opened one while this one waited.
+            if let Some(client) = open() {
+                return Ok(client);
+            }
+            self.open_new().await?;
+        }
+    }
+
+    /// Has to be asked before each attempt of a data mutation: the last attempts of a session are made while it is
+    /// surely open, so that chunks know when they may forget its ids (decision 0012).
+    ///
+    /// # Errors
+    /// [`Error::SessionExpired`].
+    pub(crate) fn check_open(&self, client: ClientId) -> Result<()> {
+        let open = self.window.lock().surely_open(self.environment.clock.moment());
+        if open == Some(client) { Ok(()) } else { Err(Error::SessionExpired { client }) }
     }
 
     /// A request id that no other mutation has; opens a new session if the last one has expired.
@@ -161,6 +199,7 @@ impl Sessions {
     }
 
     async fn open_new(&self) -> Result<Opened> {
+        let asked_at = self.environment.clock.moment();
         // The same nonce on every repeat: a lost reply does not leave a session behind.
         let nonce = bytes::Bytes::copy_from_slice(&self.environment.random.bits128());
         let reply = self
@@ -174,10 +213,10 @@ impl Sessions {
             .ok_or_else(|| Error::internal("the master's cluster id can't be read"))?;
         let chunk_bytes = ChunkBytes::parse(reply.chunk_bytes.into()).map_err(Error::internal)?;
         let client = ClientId::from_raw(reply.client);
-        self.window.lock().open(client);
-        self.data_client.get_or_init(|| client);
+        let life = Duration::from_millis(reply.expires_in_ms);
+        self.window.lock().open(client, asked_at.plus(life));
         tracing::debug!(client = reply.client, "session opened");
-        Ok(Opened { cluster, chunk_bytes, life: Duration::from_millis(reply.expires_in_ms) })
+        Ok(Opened { cluster, chunk_bytes, life })
     }
 
     /// Makes one change at the master, exactly once. `call` gets the same request id at every repeat.
@@ -246,6 +285,7 @@ impl Sessions {
             let Some(client) = window.client else { return };
             pb::RenewSessionRequest { client: client.raw(), first_unacked: window.first_unacked() }
         };
+        let asked_at = self.environment.clock.moment();
         let renewed = self
             .masters
             .call(RENEWAL_PATIENCE, |mut master: Master| async move {
@@ -253,7 +293,10 @@ impl Sessions {
             })
             .await;
         match renewed {
-            Ok(_) => {}
+            Ok(reply) => {
+                let until = asked_at.plus(Duration::from_millis(reply.expires_in_ms));
+                self.window.lock().renewed(ClientId::from_raw(request.client), until);
+            }
             Err(Error::SessionExpired { client }) => {
                 tracing::debug!(%client, "session expired");
                 self.window.lock().expire(client);
@@ -279,11 +322,31 @@ fn is_settled(error: &Error) -> bool {
 mod tests {
     use super::*;
 
+    fn at(seconds: u64) -> Moment {
+        Moment::from_start(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_session_is_surely_open_only_until_its_last_renewal_would_have_it_end() {
+        let (old, new) = (ClientId::from_raw(1), ClientId::from_raw(2));
+        let mut window = Window::default();
+        assert_eq!(window.surely_open(at(0)), None);
+        window.open(old, at(60));
+        assert_eq!((window.surely_open(at(59)), window.surely_open(at(60))), (Some(old), None));
+        window.renewed(old, at(90));
+        // Answers may overtake each other.
+        window.renewed(old, at(80));
+        assert_eq!((window.surely_open(at(89)), window.surely_open(at(90))), (Some(old), None));
+        window.open(new, at(100));
+        window.renewed(old, at(500));
+        assert_eq!(window.surely_open(at(100)), None, "a late answer is about another session");
+    }
+
     #[test]
     fn what_is_below_the_first_unacked_is_answered_for_good() {
         let mut window = Window::default();
         assert!(window.begin().is_none(), "there is no session yet");
-        window.open(ClientId::from_raw(9));
+        window.open(ClientId::from_raw(9), at(60));
         let requests: Vec<_> = (0..4).map(|_| window.begin().unwrap()).collect();
         assert_eq!(requests[3], RequestId { client: ClientId::from_raw(9), sequence: 4 });
         assert_eq!(window.first_unacked(), 1);
@@ -299,11 +362,11 @@ mod tests {
     #[test]
     fn a_request_of_an_old_session_does_not_touch_the_new_one() {
         let mut window = Window::default();
-        window.open(ClientId::from_raw(1));
+        window.open(ClientId::from_raw(1), at(60));
         let old = window.begin().unwrap();
         window.expire(ClientId::from_raw(1));
         assert!(window.begin().is_none());
-        window.open(ClientId::from_raw(2));
+        window.open(ClientId::from_raw(2), at(60));
         let new = window.begin().unwrap();
         window.end(old);
         assert_eq!((old.sequence, new.sequence, window.first_unacked()), (1, 1, 1));

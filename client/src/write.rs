@@ -241,7 +241,7 @@ impl Stream {
             Durability::Synced => pb::Durability::Deferred,
         };
         let end = job.within + payload.length();
-        let request = self.core.sessions.data_request();
+        let request = self.core.sessions.data_request().await?;
         let mut unit = Unit::new(request, Action::Write(job.within), payload, durability);
         unit.pushed = pushed;
         tail.commit(&self.core, &self.file, unit).await?;
@@ -263,7 +263,7 @@ impl Stream {
 }
 
 async fn commit_sync(core: &Core, file: &Opened, tail: &mut Tail) -> Result<()> {
-    let request = core.sessions.data_request();
+    let request = core.sessions.data_request().await?;
     let unit = Unit::new(request, Action::Sync, Payload::default(), pb::Durability::Synced);
     tail.commit(core, file, unit).await.map(drop)
 }
@@ -282,7 +282,7 @@ pub(crate) async fn write_at(file: &File, offset: u64, data: Bytes) -> Result<()
         return writer.finish().await.map(drop);
     }
     let durability = file.core.options.durability;
-    let request = file.core.sessions.data_request();
+    let request = file.core.sessions.data_request().await?;
     let unit = Unit::new(request, Action::Write(within), Payload::new(within, data), durability.into());
     Tail::new(index).commit(&file.core, &file.opened, unit).await?;
     file.opened.see_length(end);

@@ -287,6 +287,13 @@ impl Replica {
 
     // ---- mutations, at the primary ----
 
+    /// The store has forgotten requests of expired sessions, and keeps so many.
+    pub(crate) fn forgot(&mut self, request_count: usize) {
+        if let Role::Active(primary) = &mut self.role {
+            primary.forgot(request_count);
+        }
+    }
+
     /// Decides about a client's request; changes nothing. `recorded` is the offset that the store has for its id.
     pub(crate) fn decide(
         &self,

@@ -132,6 +132,11 @@ impl Primary {
         self.sealed
     }
 
+    /// So many request ids are in the chunk now that some were forgotten.
+    pub(super) fn forgot(&mut self, request_count: usize) {
+        self.request_count = request_count;
+    }
+
     /// What is known of a request. `recorded` is the offset that the store has for it.
     pub(crate) fn outcome(&self, id: RequestId, recorded: Option<u32>) -> Option<Outcome> {
         // Guard ids_not_content: the store's ids came with the content, whichever primary ordered them.

@@ -1,6 +1,7 @@
 //! One chunk in memory: what is known of it, and what of that is not on the disk yet.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -60,6 +61,26 @@ impl Chunk {
     }
     pub(crate) fn summary(&self) -> ReplicaState {
         self.state.lock().summary(self.handle)
+    }
+    /// Adds the clients after `after` whose requests are here; `all` keeps the lowest `limit`.
+    pub(crate) fn clients(&self, after: ClientId, limit: usize, all: &mut BTreeSet<ClientId>) {
+        let state = self.state.lock();
+        let last = |client| RequestId { client, sequence: u64::MAX };
+        let mut after = last(after);
+        // From client to client, not from request to request: there are far fewer.
+        while let Some((next, _)) =
+            state.meta.content.requests.range((Bound::Excluded(after), Bound::Unbounded)).next()
+        {
+            let client = next.client;
+            if all.len() >= limit && all.last().is_some_and(|highest| client > *highest) {
+                return;
+            }
+            all.insert(client);
+            if all.len() > limit {
+                all.pop_last();
+            }
+            after = last(client);
+        }
     }
     /// Forgets requests of these clients; tells whether there were any.
     pub(crate) fn forget(&self, clients: &[ClientId]) -> bool {

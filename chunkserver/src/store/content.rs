@@ -6,8 +6,9 @@ use bytes::{Buf, Bytes};
 use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial};
 use gfs_proto::pb;
 
-/// Most request outcomes that one chunk keeps: beyond it mutations are refused until sessions expire.
-pub const REQUESTS_MAX: usize = 64 * 1024;
+/// Most request outcomes that one chunk keeps. The primary stops at less than half of it: a member that forgets expired
+/// requests later than the primary must still have room for those that the primary lets in after it (decision 0012).
+pub const REQUESTS_MAX: usize = 128 * 1024;
 
 /// What is known of a replica, in a few words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

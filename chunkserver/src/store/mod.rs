@@ -26,7 +26,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -344,11 +344,31 @@ impl Store {
         read::mark_corrupt(disk, &chunk, &mut chunk.state.lock());
         Ok(())
     }
-    /// Forgets the requests of sessions that have expired everywhere.
+    /// Number of request outcomes that a replica keeps.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchChunk`].
+    pub fn request_count(&self, handle: ChunkHandle) -> Result<usize> {
+        let (_, chunk) = self.find(handle)?;
+        Ok(chunk.state.lock().meta.content.requests.len())
+    }
+    /// Up to `limit` clients of which requests are kept, the lowest ids after `after`.
+    pub fn clients(&self, after: ClientId, limit: usize) -> BTreeSet<ClientId> {
+        let mut clients = BTreeSet::new();
+        for disk in &self.inner.disks {
+            let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
+            for chunk in chunks {
+                chunk.clients(after, limit, &mut clients);
+            }
+        }
+        clients
+    }
+    /// Forgets the requests of sessions that have expired everywhere; the chunks that had any.
     ///
     /// # Errors
     /// The disks'.
-    pub fn forget_requests(&self, clients: &[ClientId]) -> Result<()> {
+    pub fn forget_requests(&self, clients: &[ClientId]) -> Result<BTreeSet<ChunkHandle>> {
+        let mut changed = BTreeSet::new();
         for some in clients.chunks(FORGET_CLIENTS_MAX) {
             for disk in &self.inner.disks {
                 let mut permit = disk.log.reserve(8 * some.len() + disk::SMALL_RECORD_BYTES)?;
@@ -356,13 +376,14 @@ impl Store {
                 // The memory first: a table that is written meanwhile has either forgotten or is older than the record.
                 chunks.iter().filter(|chunk| chunk.forget(some)).for_each(|chunk| {
                     disk.dirty.lock().insert(chunk.handle, chunk.clone());
+                    changed.insert(chunk.handle);
                 });
                 let record = Record::Forget { clients: some.to_vec() }.encode();
                 let then = Then::lazily();
                 disk.log.append(&mut permit, record, then);
             }
         }
-        Ok(())
+        Ok(changed)
     }
     /// Reads a whole replica and returns the blocks that do not match; marks it if there are any.
     ///

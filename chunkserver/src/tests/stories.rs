@@ -284,3 +284,88 @@ async fn garbage_on_the_port_is_refused_and_the_server_lives() {
     let probe = pb::ProbeRequest { head: Cluster::head(1) };
     cluster.control(1).await.probe(probe).await.unwrap();
 }
+
+/// What a member keeps of a chunk's requests, as its primary would collect it.
+async fn request_ids(cluster: &Cluster, server: u64, version: u64) -> Vec<(u64, u64)> {
+    let request =
+        pb::CollectRequest { cluster: super::CLUSTER.to_string(), server, handle: CHUNK.raw(), version };
+    let content = cluster.control(server).await.collect(request).await.unwrap().into_inner().content.unwrap();
+    content.requests.iter().filter_map(|one| one.request).map(|id| (id.client, id.sequence)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_of_an_expired_session_are_forgotten_and_members_that_differ_in_them_agree_again() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.master.0.lock().keep_ms = 1000;
+    cluster.grant(1, &[1, 2], &[]).await.unwrap();
+    let old = cluster.mutation(1);
+    let other_client = |mutation: &Mutation, client| Mutation {
+        request: RequestId { client: ClientId::from_raw(client), ..mutation.request },
+        ..mutation.clone()
+    };
+    let open = other_client(&old, 2);
+    cluster.append(1, &old, b"old").await.unwrap();
+    cluster.append(1, &open, b"open").await.unwrap();
+
+    // The session of client 1 ends: what it did can still be told for a while, new requests of it are refused.
+    cluster.master.0.lock().expired.push(1);
+    let late = cluster.mutation(1);
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let mut taken = 0;
+    let refused = loop {
+        let request =
+            Mutation { request: RequestId { sequence: 1000 + taken, ..late.request }, ..late.clone() };
+        match cluster.append(1, &request, b"late").await {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never refused");
+        tokio::time::sleep(PAUSE).await;
+    };
+    assert_eq!(refused, Error::SessionExpired { client: ClientId::from_raw(1) });
+    let version = ChunkVersion::from_raw(1);
+    let outcome = cluster.links.outcome(cluster.peer(1), CHUNK, version, late.request, PATIENCE).await;
+    assert_eq!(outcome, Err(refused));
+
+    // Then its ids go, at each member in its own time; the other client's stay.
+    for server in [1, 2] {
+        while request_ids(&cluster, server, 1).await != [(2, open.request.sequence)] {
+            assert!(tokio::time::Instant::now() < deadline, "s{server} never forgot");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    assert_eq!(cluster.append(1, &open, b"open").await.unwrap().offset, 3, "a repeat finds its outcome");
+
+    // One member has forgotten what the other has not: they reconcile, and write on.
+    let third = other_client(&cluster.mutation(1), 3);
+    cluster.append(1, &third, b"third").await.unwrap();
+    cluster.kill(1).await;
+    {
+        let mut said = cluster.master.0.lock();
+        said.keep_ms = 0;
+        said.expired.push(3);
+    }
+    while request_ids(&cluster, 1, 1).await != [(2, open.request.sequence)] {
+        assert!(tokio::time::Instant::now() < deadline, "never forgot the third");
+        tokio::time::sleep(PAUSE).await;
+    }
+    cluster.master.0.lock().keep_ms = 3_600_000;
+    cluster.restart(1).await;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let grant = loop {
+        match cluster.grant(2, &[2, 1, 3], &[1, 2]).await {
+            Err(_) if tokio::time::Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            other => break other,
+        }
+    };
+    grant.unwrap();
+    let next = other_client(&cluster.mutation(2), 2);
+    cluster.append(2, &next, b"next").await.unwrap();
+    let expected = cluster.read(2, 2).await;
+    assert!(expected.ends_with(b"thirdnext"));
+    for server in [1, 3] {
+        assert_eq!(cluster.read(server, 2).await, expected, "s{server}");
+    }
+}
+
+const PAUSE: Duration = Duration::from_millis(20);

@@ -263,3 +263,39 @@ async fn replicated_writes_are_synced_by_a_flush_of_the_file() {
     file.flush().await.unwrap();
     assert_eq!(fake.with(|cluster| cluster.calls(" write ").len()), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn data_of_an_expired_session_is_written_under_the_next_one() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.append(Bytes::from_static(b"a")).await.unwrap();
+    fake.with(|cluster| cluster.expired.insert(1));
+    // A renewal finds it out.
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    file.append(Bytes::from_static(b"b")).await.unwrap();
+    let clients: Vec<u64> =
+        fake.with(|cluster| cluster.chunks[&1].requests.keys().map(|id| id.client.raw()).collect());
+    assert_eq!(clients, [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_is_not_sent_again_once_its_session_may_have_ended() {
+    let fake = Fake::start();
+    let client = fake.client(Options { patience: Duration::from_secs(3600), ..Options::default() }).await;
+    let file = client.create("/a", 0).await.unwrap();
+    let started = tokio::time::Instant::now();
+    let last = std::sync::Arc::new(parking_lot::Mutex::new(started));
+    let seen = last.clone();
+    // Cut off from everything, and the first attempt may have got through.
+    fake.judge(move |call, _| {
+        if call.contains(" append ") {
+            *seen.lock() = tokio::time::Instant::now();
+            return Verdict::LoseReply;
+        }
+        if call.contains("renew") { Verdict::Refuse(Error::unavailable("cut off")) } else { Verdict::Go }
+    });
+    let error = file.append(Bytes::from_static(b"a")).await.unwrap_err();
+    assert!(matches!(error, Error::SessionExpired { .. }), "{error}");
+    assert!(*last.lock() - started < Duration::from_secs(600), "sent after the end of the session");
+    assert!(started.elapsed() >= Duration::from_secs(599), "given up too early");
+}

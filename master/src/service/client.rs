@@ -53,7 +53,7 @@ impl pb::master_server::Master for Service {
         let settings = read::settings(&self.node.view()).map_err(Error::from)?;
         Ok(Response::new(pb::OpenSessionReply {
             client: client.raw(),
-            expires_in_ms: self.until(expires_at),
+            expires_in_ms: self.until(expires_at).min(settings.session_ms),
             cluster: self.node.cluster().to_string(),
             chunk_bytes: settings.chunk_bytes.raw(),
             rev,
@@ -69,7 +69,11 @@ impl pb::master_server::Master for Service {
         let command = Command::RenewSession { client: ClientId::from_raw(request.client) };
         match self.propose(None, request.first_unacked, command).await? {
             (rev, Applied::SessionRenewed { expires_at }) => {
-                Ok(Response::new(pb::RenewSessionReply { expires_in_ms: self.until(expires_at), rev }))
+                // Never more than a session's life, also when the clock of a former leader was ahead of ours: chunks
+                // forget request ids by that (decision 0012).
+                let life_ms = read::settings(&self.node.view()).map_err(Error::from)?.session_ms;
+                let expires_in_ms = self.until(expires_at).min(life_ms);
+                Ok(Response::new(pb::RenewSessionReply { expires_in_ms, rev }))
             }
             (_, other) => Err(convert::unexpected(&other).into()),
         }

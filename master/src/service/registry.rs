@@ -1,18 +1,25 @@
 //! What chunkservers say to every master: who they are, what they hold, that they live (GFS §2.6.2).
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, ServerId, Uuid};
+use std::time::Duration;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Epoch, ServerId, Uuid};
 use gfs_proto::{Error, Result, pb};
 use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
 use crate::cluster::Registration;
 use crate::leader::EXTEND_BELOW;
-use crate::state::{Applied, Command, read};
+use crate::raft::ReadView;
+use crate::state::{Applied, Command, Rejected, read};
 
 /// Longest address or rack name.
 const TEXT_BYTES_MAX: usize = 256;
 /// Most leases or failures that one heartbeat may name; the rest comes with the next.
 const NAMED_MAX: usize = 1024;
+/// Most clients that one question about expired sessions may name.
+const CLIENTS_MAX: usize = 8192;
+/// A request of a session that its client took for open may be under way for so long (decision 0012).
+const REQUEST_TRAVEL_MAX: Duration = Duration::from_secs(60);
 
 #[tonic::async_trait]
 impl pb::registry_server::Registry for Service {
@@ -67,6 +74,33 @@ impl pb::registry_server::Registry for Service {
             tracing::trace!(%server, %error, "heartbeat not answered as leader");
         }
         Ok(Response::new(reply))
+    }
+
+    async fn expired_clients(
+        &self,
+        request: Request<pb::ExpiredClientsRequest>,
+    ) -> Result<Response<pb::ExpiredClientsReply>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        if request.clients.len() > CLIENTS_MAX {
+            return Err(Error::bad_argument("too many clients at once").into());
+        }
+        // A read index begun after the question came: every session whose requests the server has seen was opened
+        // before, so that one that is not in the table has ended.
+        let lookup = |view: &ReadView| {
+            let mut expired = Vec::new();
+            for client in &request.clients {
+                match read::session(view, ClientId::from_raw(*client)) {
+                    Err(Rejected::SessionExpired { .. }) => expired.push(*client),
+                    other => other.map(drop)?,
+                }
+            }
+            Ok((expired, read::settings(view)?.session_ms))
+        };
+        let ((expired, session_ms), _) = self.look_up(None, lookup).await?;
+        let keep = Duration::from_millis(session_ms) + REQUEST_TRAVEL_MAX;
+        let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+        Ok(Response::new(pb::ExpiredClientsReply { expired, keep_ms }))
     }
 }
 

@@ -260,3 +260,21 @@ async fn a_chunk_is_added_on_registered_servers_and_only_its_members_are_validat
     assert!(matches!(error, Error::WrongCluster { .. }));
     stage.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_an_open_session_has_expired_and_one_with_it_has_not() {
+    let stage = Stage::new().await;
+    let client = stage.session().await;
+    let mut registry = RegistryClient::new(stage.channel());
+    let request = pb::ExpiredClientsRequest { clients: vec![1, client, 2], ..Default::default() };
+    let reply = registry.expired_clients(request).await.unwrap().into_inner();
+    assert_eq!(reply.expired, [1, 2]);
+    let mut master = MasterClient::new(stage.channel());
+    let renew = pb::RenewSessionRequest { client, first_unacked: 1 };
+    let life_ms = master.renew_session(renew).await.unwrap().into_inner().expires_in_ms;
+    assert!(reply.keep_ms > life_ms, "{} against {life_ms}: the client may not know yet", reply.keep_ms);
+    let too_many = pb::ExpiredClientsRequest { clients: vec![1; 10_000], ..Default::default() };
+    let error = Error::from(registry.expired_clients(too_many).await.unwrap_err());
+    assert!(matches!(error, Error::BadArgument { .. }), "{error}");
+    stage.end().await;
+}
