@@ -10,6 +10,7 @@ mod write;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use parking_lot::{Mutex, RwLock};
@@ -47,7 +48,27 @@ const QUEUE_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct LogStore {
     shared: Arc<Shared>,
-    queue: mpsc::Sender<Command>,
+    writer: Writer,
+}
+
+/// The writer thread, by its queue. Ends with the store, after everything queued is written: a database
+/// that is still in use when the process exits aborts it.
+#[derive(Debug)]
+struct Writer {
+    /// Taken when the store is dropped.
+    queue: Option<mpsc::Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the log's writer panicked");
+        }
+    }
 }
 
 /// What the writer thread, the readers and the store have in common.
@@ -118,10 +139,11 @@ impl LogStore {
             poison: Arc::new(Poison::new()),
         });
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let writer = shared.clone();
-        // Ends when the store is dropped, after everything queued is written.
-        std::thread::Builder::new().name("log-writer".into()).spawn(move || write::run(&writer, commands))?;
-        Ok(Self { shared, queue })
+        let writes = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || write::run(&writes, commands))?;
+        Ok(Self { shared, writer: Writer { queue: Some(queue), thread: Some(thread) } })
     }
 
     /// What outlives the store while readers do.
@@ -130,7 +152,11 @@ impl LogStore {
     }
 
     async fn send(&self, command: Command) -> io::Result<()> {
-        self.queue.send(command).await.map_err(|_| self.shared.poison.set("the log's writer is gone"))
+        let sent = match &self.writer.queue {
+            Some(queue) => queue.send(command).await.is_ok(),
+            None => false,
+        };
+        if sent { Ok(()) } else { Err(self.shared.poison.set("the log's writer is gone")) }
     }
 }
 
