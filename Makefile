@@ -3,13 +3,14 @@ CARGO ?= cargo
 # Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
 BUILD = $(CARGO) build --locked
 
-.PHONY: help setup build demo test verify fix bench model
+.PHONY: help setup build demo test verify fix jepsen bench model
 
 help:
 	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
 	@echo "make test     all tests"
 	@echo "make verify   formatting and lints, changes nothing"
 	@echo "make fix      formats, and applies what the lints can mend"
+	@echo "make jepsen   clients under kills, pauses and restarts, judged (3 minutes)"
 	@echo "make bench    the benchmarks, each beside the bare limit"
 	@echo "make model    explores the chunk protocol exhaustively: half an hour and 6 GiB"
 
@@ -37,6 +38,11 @@ verify: setup
 fix:
 	$(CARGO) clippy --locked --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
+
+# Each workload without faults, under servers lost and masters lost, and under everything.
+jepsen: build
+	$(CARGO) run --locked --quiet --package gfs-jepsen -- matrix --time 7s \
+		--nemesis none,kill+pause,leader+leader-pause+master,kill+pause+leader+leader-pause+master+restart
 
 bench: build
 	$(CARGO) run --locked --quiet --package gfs-bench

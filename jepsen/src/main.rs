@@ -44,7 +44,7 @@ enum Command {
         /// How long the clients of each run work.
         #[arg(long, default_value = "8s", value_parser = parse_time)]
         time: Duration,
-        /// Only these faults: one run each instead of all.
+        /// Only these mixes of faults, each joined by +: one run each.
         #[arg(long, value_delimiter = ',')]
         nemesis: Vec<String>,
         /// Seed of all choices; drawn if not given.
@@ -86,6 +86,11 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         "m" => Ok(Duration::from_secs(number * 60)),
         other => Err(format!("no unit of time: {other:?}")),
     }
+}
+
+/// The faults of a mix.
+fn split(mix: &str) -> Vec<String> {
+    mix.split('+').filter(|name| *name != "none").map(str::to_owned).collect()
 }
 
 /// A seed that differs from run to run.
@@ -156,7 +161,7 @@ async fn run_matrix(time: Duration, nemesis: &[String], seed: u64) -> Result<boo
             .chain([all.clone()])
             .collect()
     } else {
-        nemesis.iter().map(|name| name.split('+').map(str::to_owned).collect()).collect()
+        nemesis.iter().map(|mix| split(mix)).collect()
     };
     let (mut passed, mut failed) = (0, 0);
     for workload in WORKLOADS {

@@ -176,6 +176,11 @@ impl Granter {
         // A member that gets no answer of its primary, or does not know who that is, can't answer readers.
         let is_other = |server: &ServerId| chunk.members.contains(server) && *server != reporter;
         let doubted = primary.or_else(|| accused.iter().copied().find(is_other));
+        if accused.contains(&reporter) && primary != Some(reporter) {
+            // It has restarted and lost its role: nothing but a grant tells it its primary again, however active
+            // that is. Else an idle chunk has a replica that counts and never serves.
+            return self.settle(reign, handle, BTreeSet::new()).await;
+        }
         if primary.is_none_or(|primary| accused.contains(&primary)) || accused.contains(&reporter) {
             let failed = match doubted {
                 Some(server) => match self.is_active(reign, (handle, version), server).await {
