@@ -35,6 +35,9 @@ pub(crate) struct Core {
     /// Spreads this client's choices among equal servers.
     pub(crate) seed: u64,
     cluster: ClusterId,
+    /// Names the records of this client (`record.rs`).
+    pub(crate) producer: u64,
+    pub(crate) records: AtomicU64,
     /// The newest state of the log that any reply came from: no lookup may go behind it (trap T51).
     floor: AtomicU64,
     /// Ends the background work with the last clone.
@@ -141,6 +144,8 @@ impl Client {
             chunk_bytes: opened.chunk_bytes,
             seed: environment.random.bits64(),
             cluster: opened.cluster,
+            producer: environment.random.bits64(),
+            records: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             _stop: stop.drop_guard(),
         };

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use gfs_proto::id::{ChunkIndex, EntryId, ServerId};
-use gfs_proto::link::Range;
+use gfs_proto::id::{ChunkIndex, EntryId};
 use gfs_proto::{Error, Result};
 
 use crate::client::Core;
@@ -44,6 +43,11 @@ impl File {
         &self.path
     }
 
+    /// The chunk size of its cluster.
+    pub fn chunk_bytes(&self) -> gfs_proto::size::ChunkBytes {
+        self.core.chunk_bytes
+    }
+
     /// Its exact length in bytes now: what is acknowledged, up to the end of the last chunk that is not empty.
     ///
     /// # Errors
@@ -66,25 +70,6 @@ impl File {
             end = end.min(self.len().await?);
         }
         read::collect(&self.core, &self.opened, offset..end.max(offset)).await
-    }
-
-    /// Reads from one server's replica, to compare replicas: within one chunk, at most a frame's payload.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if the server has no replica; what that server says; nobody else is asked.
-    pub async fn read_from(&self, server: ServerId, offset: u64, length: u32) -> Result<Bytes> {
-        let (index, within) = self.position(offset)?;
-        let located = self.core.locate(&self.opened, index, self.core.patience()).await?;
-        let chunk = located.chunks.into_iter().find(|chunk| chunk.index == index);
-        let Some((chunk, replica)) = chunk.and_then(|chunk| {
-            let replica = chunk.replicas.iter().find(|replica| replica.id == server)?.peer();
-            Some((chunk, replica))
-        }) else {
-            return Err(Error::NotFound { what: format!("a replica of chunk {index} on {server}") });
-        };
-        let length = length.min(self.core.chunk_bytes.raw() - within);
-        let range = Range { handle: chunk.handle, version: chunk.version, offset: within, length };
-        Ok(self.core.links.read(&replica, &range, true, self.core.patience()).await?.bytes)
     }
 
     /// Writes at `offset`; the file grows as needed, and what is skipped reads as zeros.

@@ -38,6 +38,7 @@ mod mutate;
 mod options;
 mod read;
 pub mod record;
+mod replica;
 mod session;
 mod transfer;
 mod write;
@@ -52,6 +53,7 @@ pub use entry::{Chunk, Entry, EntryKind, Server};
 pub use file::File;
 pub use options::{Durability, Options};
 pub use read::Reader;
+pub use replica::{Comparison, ReplicaBytes, ReplicaSums};
 pub use transfer::{PutOptions, TransferError};
 pub use write::Writer;
 

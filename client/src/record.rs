@@ -10,9 +10,14 @@
 //! (zeros) and damage, and over a record whose id it has yielded already. Record append stores an id once, so that a repeat can only
 //! come from a producer that appended the same record anew.
 
+mod reader;
+
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
+
+pub use reader::RecordReader;
 
 /// First four bytes of a record.
 const MAGIC: [u8; 4] = *b"GFSR";
@@ -30,6 +35,12 @@ pub struct RecordId {
     pub producer: u64,
     /// Counts the producer's records.
     pub sequence: u64,
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}:{}", self.producer, self.sequence)
+    }
 }
 
 /// One record as read from a file.
@@ -106,6 +117,11 @@ impl Scanner {
     /// Where the bytes go on that are to be fed next.
     pub fn wanted_position(&self) -> u64 {
         self.position + self.buffer.len() as u64
+    }
+
+    /// Everything before it has been yielded or passed over: where a new scanner may go on.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// Bytes passed over so far that were neither record nor padding.
