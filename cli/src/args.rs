@@ -341,12 +341,27 @@ pub(crate) struct Get {
     pub(crate) settings: ClientSettings,
 }
 
+const CAT_HELP: &str = "\
+Examples:
+  gfs cat --records --json /log              payload, position and id of each record
+  gfs cat --replica s2 /log                  the bytes as server s2 has them (`gfs chunks` names the servers)";
+
 /// `gfs cat`
 #[derive(Args, Debug)]
+#[command(after_help = CAT_HELP)]
 pub(crate) struct Cat {
     /// Files to write out, one after the other
     #[arg(required = true)]
     pub(crate) paths: Vec<String>,
+    /// The payloads of records that `append --records` or a program stored, each once, without padding and damage
+    #[arg(long, conflicts_with = "replica")]
+    pub(crate) records: bool,
+    /// Position to begin at: 0, or the end of a record
+    #[arg(long, value_name = "POSITION", default_value_t = 0, requires = "records")]
+    pub(crate) from: u64,
+    /// Read from this server's replicas only: its id or address
+    #[arg(long, value_name = "SERVER")]
+    pub(crate) replica: Option<String>,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }
@@ -356,7 +371,17 @@ The record lands whole, at an offset that the system chooses (GFS §3.3). It may
 
 Examples:
   echo 'a line' | gfs append /log
-  gfs append /log record.bin";
+  gfs append /log record.bin
+  seq 100 | gfs append --records /numbers    a record per line; `gfs cat --records` prints them";
+
+/// How the input is cut into records.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Split {
+    /// Each line is one
+    Lines,
+    /// All of it is one
+    Whole,
+}
 
 /// `gfs append`
 #[derive(Args, Debug)]
@@ -367,6 +392,9 @@ pub(crate) struct Append {
     /// A local file with the record, or - for the standard input
     #[arg(default_value = "-")]
     pub(crate) record: String,
+    /// Store with length, id and checksum, so that `cat --records` finds each record once: a record per line
+    #[arg(long, value_name = "SPLIT", num_args = 0..=1, require_equals = true, default_missing_value = "lines")]
+    pub(crate) records: Option<Split>,
     /// When the record counts as stored
     #[arg(long, value_name = "WHEN", default_value = "synced")]
     pub(crate) durability: Durability,
@@ -420,6 +448,10 @@ pub(crate) struct Rm {
 pub(crate) struct Chunks {
     /// The file
     pub(crate) path: String,
+    /// Read all live replicas of each chunk and compare them block by block; exits with 6 if one is damaged or they
+    /// differ, with 5 if one could not be read
+    #[arg(long)]
+    pub(crate) verify: bool,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }

@@ -5,6 +5,7 @@ mod command_line;
 mod faults;
 mod files;
 mod healing;
+mod records;
 mod refusals;
 mod restarts;
 mod tidy;
