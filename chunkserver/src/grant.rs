@@ -84,6 +84,33 @@ impl Chunkserver {
         Ok(pb::ExcludeReply { epoch })
     }
 
+    /// Copies a replica locally, for a file that is about to be written (GFS §3.4). The copy serves nobody before the
+    /// leader answers for it as for any other replica. Blocks on the disk.
+    pub(crate) fn copy_replica(&self, request: &pb::CopyReplicaRequest) -> Result<u32> {
+        let us = self.ordered(request.head.clone())?;
+        let source = (ChunkHandle::from_raw(request.handle), ChunkVersion::from_raw(request.version));
+        let (copy, version) =
+            (ChunkHandle::from_raw(request.copy), ChunkVersion::from_raw(request.copy_version));
+        // Whoever copies the same again waits here, and finds it done.
+        self.with_chunk(copy, |state| {
+            if let Some(replica) = &state.replica
+                && replica.held().version > version
+            {
+                let here = replica.held().version;
+                return Err(Error::VersionMismatch { handle: copy, asked: version, here });
+            }
+            let made = held(&self.store.copy(source, (copy, version)).map_err(|error| self.wire(&error))?);
+            if state.replica.is_none() {
+                let born = self.journal.lock().note(copy, Change::Changed);
+                let standing = Standing { born, void_until: Some(self.now()), ..Standing::default() };
+                state.replica = Some(Replica::restored(us, copy, made, false, standing));
+            }
+            state.changed();
+            tracing::debug!(handle = %source.0, %copy, length = made.end.length, "replica copied");
+            Ok(made.end.length)
+        })
+    }
+
     /// Removes a replica that the committed state calls garbage, unless it has been granted anew since.
     pub(crate) fn delete_replica(&self, request: &pb::DeleteReplicaRequest) -> Result<bool> {
         self.ordered(request.head.clone())?;

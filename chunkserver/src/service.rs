@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use gfs_proto::pb;
 use gfs_proto::pb::chunkserver_server::Chunkserver as Service;
+use gfs_proto::{Error, pb};
 use tonic::{Request, Response, Status};
 
 use crate::server::Chunkserver;
@@ -40,6 +40,13 @@ impl Service for Control {
     ) -> Reply<pb::DeleteReplicaReply> {
         let deleted = self.0.delete_replica(&request.into_inner())?;
         Ok(Response::new(pb::DeleteReplicaReply { deleted }))
+    }
+
+    async fn copy_replica(&self, request: Request<pb::CopyReplicaRequest>) -> Reply<pb::CopyReplicaReply> {
+        let server = self.0.clone();
+        let copied = tokio::task::spawn_blocking(move || server.copy_replica(&request.into_inner()));
+        let length = copied.await.map_err(Error::internal)??;
+        Ok(Response::new(pb::CopyReplicaReply { length }))
     }
 
     async fn probe(&self, request: Request<pb::ProbeRequest>) -> Reply<pb::ProbeReply> {

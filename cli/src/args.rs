@@ -102,6 +102,8 @@ pub(crate) enum Command {
     Stat(Stat),
     /// Rename a file or directory
     Mv(Mv),
+    /// Copy a file or a small tree in a moment, sharing its data until one side is written
+    Snapshot(Snapshot),
     /// Remove files or trees (to the trash)
     Rm(Rm),
     /// Show the chunks of a file: handles, versions, replicas
@@ -423,6 +425,18 @@ pub(crate) struct Mv {
     /// Replace a file that exists (it goes to the trash in the same step)
     #[arg(short, long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) settings: ClientSettings,
+}
+
+/// `gfs snapshot`
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  gfs snapshot /photos /photos-before-cleanup")]
+pub(crate) struct Snapshot {
+    /// What to copy: a file, or a tree of up to 4096 files, directories and chunks
+    pub(crate) source: String,
+    /// The path of the copy; nothing may have it
+    pub(crate) target: String,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }

@@ -127,7 +127,9 @@ impl Cache {
     pub(crate) fn drop_lease(&self, file: EntryId, wrong: &Lease) {
         let mut inner = self.inner.lock();
         let key = (file, wrong.index);
-        if inner.leases.entries.get(&key).is_some_and(|(_, held)| held.version <= wrong.version) {
+        // Copy on write gives the place another chunk, whose versions begin anew.
+        let is_wrong = |held: &Lease| held.handle == wrong.handle && held.version <= wrong.version;
+        if inner.leases.entries.get(&key).is_some_and(|(_, held)| is_wrong(held)) {
             inner.leases.entries.remove(&key);
         }
     }

@@ -236,6 +236,26 @@ impl Client {
         Ok(())
     }
 
+    /// Makes a copy of a file or a small tree in a moment: both share all chunks until one of them is written (GFS §3.4).
+    /// What was acknowledged before is in it, what is begun later is not; the new name must be free.
+    ///
+    /// # Errors
+    /// What the master says: [`gfs_proto::Error::TooLarge`] if the tree has too many entries.
+    pub async fn snapshot(&self, source: &str, target: &str) -> Result<Entry> {
+        let (source, target) = (parsed(source)?, parsed(target)?);
+        let reply = self
+            .core
+            .sessions
+            .change(self.core.patience(), |mut master, request| {
+                let (source, target) = (source.to_string(), target.to_string());
+                let message = pb::SnapshotRequest { request: Some(request), source, target };
+                async move { master.snapshot(message).await }
+            })
+            .await?;
+        self.core.seen(reply.rev);
+        Entry::parse(reply.entry)
+    }
+
     /// Renames a file or directory; the new name must be free.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::frame::Payload;
-use gfs_proto::id::{ChunkIndex, ChunkVersion, DataId, RequestId};
+use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, DataId, RequestId};
 use gfs_proto::link::{Mutation, Source};
 use gfs_proto::retry::Backoff;
 use gfs_proto::size::BLOCK_BYTES;
@@ -36,8 +36,16 @@ pub(crate) enum Action {
 /// Data in the buffers of the members of one version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Pushed {
+    pub(crate) handle: ChunkHandle,
     pub(crate) version: ChunkVersion,
     pub(crate) data: DataId,
+}
+
+impl Pushed {
+    /// Whether the members of this lease have it.
+    fn fits(self, lease: &Lease) -> bool {
+        (self.handle, self.version) == (lease.handle, lease.version)
+    }
 }
 
 /// One mutation on its way.
@@ -75,6 +83,8 @@ impl Unit {
 #[derive(Debug)]
 pub(crate) struct Tail {
     pub(crate) index: ChunkIndex,
+    /// Of which chunk: copy on write gives the place another one, whose versions begin anew.
+    handle: ChunkHandle,
     version: ChunkVersion,
     units: Vec<Unit>,
     /// So many of them are acknowledged at `version`.
@@ -83,7 +93,13 @@ pub(crate) struct Tail {
 
 impl Tail {
     pub(crate) fn new(index: ChunkIndex) -> Self {
-        Self { index, version: ChunkVersion::NONE, units: Vec::new(), confirmed: 0 }
+        Self {
+            index,
+            handle: ChunkHandle::default(),
+            version: ChunkVersion::NONE,
+            units: Vec::new(),
+            confirmed: 0,
+        }
     }
     /// Whether nothing waits for a promise.
     pub(crate) fn is_settled(&self) -> bool {
@@ -167,8 +183,8 @@ impl Tail {
         lease: &Arc<Lease>,
         backoff: &Backoff,
     ) -> Result<pb::WriteReplyMeta> {
-        if self.version != lease.version {
-            self.version = lease.version;
+        if (self.handle, self.version) != (lease.handle, lease.version) {
+            (self.handle, self.version) = (lease.handle, lease.version);
             self.confirmed = 0;
         }
         let mut reply = pb::WriteReplyMeta::default();
@@ -200,7 +216,7 @@ impl Unit {
         let source = if self.payload.length() <= INLINE_BYTES_MAX {
             Source::Inline(self.payload.clone())
         } else {
-            let pushed = match self.pushed.filter(|pushed| pushed.version == lease.version) {
+            let pushed = match self.pushed.filter(|pushed| pushed.fits(lease)) {
                 Some(pushed) => pushed,
                 None => *self.pushed.insert(push(core, lease, &self.payload, patience).await?),
             };
@@ -228,7 +244,7 @@ pub(crate) async fn push(
 ) -> Result<Pushed> {
     let data = DataId::from_bytes(core.environment.random.bits128());
     core.links.push(&core.chain(lease), lease.handle, data, payload, patience).await?;
-    Ok(Pushed { version: lease.version, data })
+    Ok(Pushed { handle: lease.handle, version: lease.version, data })
 }
 
 /// Pushes data before it is its turn to be written; what goes wrong is dealt with when it is.

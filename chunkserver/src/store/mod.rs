@@ -6,6 +6,7 @@ mod apply;
 mod block;
 mod chunk;
 mod content;
+mod copy;
 mod disk;
 mod error;
 pub mod files;
@@ -278,6 +279,18 @@ impl Store {
         let (disk, chunk) = self.find(handle)?;
         disk.check()?;
         adopt::adopt(disk, &chunk, version, content)
+    }
+    /// Copies a replica that nobody mutates under a new handle, durably; the same again is harmless.
+    ///
+    /// # Errors
+    /// [`Error::VersionMismatch`], [`Error::NotAdopted`] and [`Error::Corrupt`] if the source is not good at that version;
+    /// [`Error::DiskFull`] and the disks'.
+    pub fn copy(
+        &self,
+        source: (ChunkHandle, ChunkVersion),
+        copy: (ChunkHandle, ChunkVersion),
+    ) -> Result<ReplicaState> {
+        copy::copy(self, source, copy)
     }
     /// Removes a replica, durably, if its stored version is at most this; tells whether it did.
     ///

@@ -13,6 +13,7 @@ use super::files::{Files, RealFiles};
 use super::*;
 use gfs_proto::random::SeededRandom;
 
+mod copy;
 mod crash;
 mod damage;
 mod life;

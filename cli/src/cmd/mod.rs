@@ -13,6 +13,7 @@ mod mv;
 mod put;
 mod rm;
 mod server;
+mod snapshot;
 mod stat;
 mod transfer;
 
@@ -43,6 +44,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             append::run(&Session::with(&top, &args.settings, args.durability).await?, &args).await
         }
         Command::Stat(args) => stat::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Snapshot(args) => snapshot::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Mv(args) => mv::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Rm(args) => rm::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Chunks(args) => chunks::run(&Session::of(&top, &args.settings).await?, &args).await,

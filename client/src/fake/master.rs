@@ -157,6 +157,9 @@ impl Master for FakeMaster {
         })
         .await
     }
+    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<pb::EntryReply>, Status> {
+        Err(Status::unimplemented("no snapshots here"))
+    }
     async fn rename(&self, request: Request<pb::RenameRequest>) -> Result<Response<pb::RevReply>, Status> {
         let pb::RenameRequest { request, source, target, replace } = request.into_inner();
         self.change("rename", request, |cluster| {

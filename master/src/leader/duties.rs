@@ -261,7 +261,8 @@ impl Duties {
                     };
                     let chunk = cluster.standing(*id, chunk.as_ref(), now);
                     let suspect = sweep::Suspect { handle: *handle, chunk };
-                    if sweep::is_garbage(&suspect, next_handle) {
+                    // A copy that is being made is not in the state yet.
+                    if sweep::is_garbage(&suspect, next_handle) && !self.granter.copies.is_reserved(*handle) {
                         garbage.push((*id, *handle, held.version));
                     }
                 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::seams::{Log, Orders, Soft};
+use super::snapshot::Copies;
 use crate::cluster::Reign;
 use crate::plan::grant::{Reach, Situation, choose};
 use crate::plan::repair;
@@ -52,7 +53,7 @@ impl Wish {
     }
 }
 
-type Outcome = Option<Result<()>>;
+pub(super) type Outcome = Option<Result<()>>;
 
 /// Drives grants.
 pub(crate) struct Granter {
@@ -68,6 +69,8 @@ pub(crate) struct Granter {
     settled: Mutex<BTreeMap<ChunkHandle, (ChunkVersion, ServerId)>>,
     /// Who is getting a copy, by the chunk of the grant; never held across an await.
     joiners: Mutex<BTreeMap<ChunkHandle, Vec<ServerId>>>,
+    /// Copies on write under way.
+    pub(crate) copies: Copies,
     tasks: TaskTracker,
 }
 
@@ -103,8 +106,8 @@ impl Granter {
         cluster: ClusterId,
     ) -> Arc<Self> {
         let (flights, settled, joiners) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let tasks = TaskTracker::new();
-        Arc::new(Self { log, orders, soft, clock, cluster, flights, settled, joiners, tasks })
+        let (copies, tasks) = (Copies::default(), TaskTracker::new());
+        Arc::new(Self { log, orders, soft, clock, cluster, flights, settled, joiners, copies, tasks })
     }
 
     /// How many grants are under way.
@@ -182,7 +185,8 @@ impl Granter {
         self.tasks.wait().await;
     }
 
-    async fn drive(&self, reign: &Reign, handle: ChunkHandle, wish: &Wish) -> Result<()> {
+    async fn drive(self: &Arc<Self>, reign: &Reign, handle: ChunkHandle, wish: &Wish) -> Result<()> {
+        self.end_origin(reign, handle, wish.writer).await?;
         let mut avoid = wish.avoid.clone();
         let mut last = Error::NoReplica { handle };
         for attempt in 0..ATTEMPTS_MAX {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gfs_proto::Error;
 use gfs_proto::Result;
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, ServerId};
 use gfs_proto::pb;
 
 use super::grant::{Granter, LEASE, Wish};
@@ -58,6 +58,32 @@ impl Granter {
         match tokio::time::timeout(GRANT_PATIENCE, self.find_lease_slowly(reign, handle, hint)).await {
             Ok(leased) => leased,
             // The grant goes on; the caller finds it when it comes back.
+            Err(_) => Err(Error::GrantPending { handle }),
+        }
+    }
+
+    /// The lease of a file's chunk; if the chunk is shared, of a copy of its own (GFS §3.4).
+    ///
+    /// # Errors
+    /// As [`Granter::find_lease`]; [`Error::GrantPending`] also while a snapshot of the file is being made.
+    pub(crate) async fn find_lease_of(
+        self: &Arc<Self>,
+        reign: &Reign,
+        (file, index): (EntryId, ChunkIndex),
+        handle: ChunkHandle,
+        hint: Option<Hint>,
+    ) -> Result<Leased> {
+        if self.copies.is_held(file) {
+            return Err(Error::GrantPending { handle });
+        }
+        let finding = async {
+            let own = self.own_chunk(reign, (file, index), handle).await?;
+            let hint = hint.filter(|_| own == handle);
+            self.find_lease_slowly(reign, own, hint).await
+        };
+        match tokio::time::timeout(GRANT_PATIENCE, finding).await {
+            Ok(leased) => leased,
+            // Copy and grant go on; the caller finds them when it comes back.
             Err(_) => Err(Error::GrantPending { handle }),
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod grant;
 mod lease;
 mod orders;
 mod seams;
+mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,6 +124,7 @@ impl Leader {
             let started = self.environment.clock.moment();
             let reign = Reign { term: now.term, started, over: stop.child_token() };
             tracing::info!(term = %reign.term, "leading");
+            self.granter.copies.begin();
             tasks.spawn(self.duties.clone().run(self.node.clone(), reign.clone()));
             self.reign.send_replace(Some(reign));
         }

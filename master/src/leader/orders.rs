@@ -104,6 +104,15 @@ impl Orders for GrpcOrders {
             client.exclude(request).await
         }))
     }
+    fn copy_replica(&self, target: Target, request: pb::CopyReplicaRequest) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.call(target, RECONCILE_TIMEOUT, async move |mut client: ChunkserverClient<Channel>| {
+                client.copy_replica(request).await
+            })
+            .await
+            .map(drop)
+        })
+    }
     fn delete(&self, target: Target, request: pb::DeleteReplicaRequest) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async move {
             self.call(target, ORDER_TIMEOUT, async move |mut client: ChunkserverClient<Channel>| {

@@ -72,6 +72,8 @@ pub(crate) trait Orders: Send + Sync {
     /// Stop serving a chunk: the epoch in which it was taken note of.
     fn exclude(&self, target: Target, request: pb::ExcludeRequest)
     -> BoxFuture<'_, Result<pb::ExcludeReply>>;
+    /// Copies a replica locally, for a copy on write.
+    fn copy_replica(&self, target: Target, request: pb::CopyReplicaRequest) -> BoxFuture<'_, Result<()>>;
     /// Removes garbage: whether it is gone.
     fn delete(&self, target: Target, request: pb::DeleteReplicaRequest) -> BoxFuture<'_, Result<bool>>;
     /// Is it there?

@@ -164,6 +164,14 @@ impl Orders for Servers {
             Ok(pb::ExcludeReply { epoch })
         })
     }
+    fn copy_replica(&self, target: Target, request: pb::CopyReplicaRequest) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.reach(&target).await?;
+            let pb::CopyReplicaRequest { handle, version, copy, copy_version, .. } = request;
+            self.told(format!("{}: copy c{handle} v{version} to c{copy} v{copy_version}", target.server));
+            Ok(())
+        })
+    }
     fn delete(&self, target: Target, request: pb::DeleteReplicaRequest) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async move {
             self.reach(&target).await?;
@@ -210,7 +218,7 @@ pub(super) struct Stage {
     pub(super) clock: Arc<StageClock>,
     pub(super) granter: Arc<Granter>,
     pub(super) reign: Reign,
-    file: EntryId,
+    pub(super) file: EntryId,
 }
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);

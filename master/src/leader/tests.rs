@@ -1,5 +1,7 @@
 //! One claim per test: what the grant driver orders, in which order, and when it waits.
 
+mod snapshot;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

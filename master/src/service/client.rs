@@ -108,6 +108,22 @@ impl pb::master_server::Master for Service {
         Ok(Response::new(pb::RevReply { rev }))
     }
 
+    async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Answer<pb::EntryReply> {
+        let request = request.into_inner();
+        let (source, target) = (convert::path(&request.source)?, convert::path(&request.target)?);
+        let reign = self.leader.reign()?;
+        let command = Command::Snapshot { source: source.clone(), target };
+        let first = self.mutate(request.request, command.clone()).await;
+        if !matches!(first, Err(Error::GrantPending { .. })) {
+            return Ok(Response::new(convert::entry_reply(first?)?));
+        }
+        // Somebody may be writing there: no longer, from here to the end of this call.
+        let hold = self.leader.granter().still(&reign, &source).await?;
+        let made = self.mutate(request.request, command).await;
+        drop(hold);
+        Ok(Response::new(convert::entry_reply(made?)?))
+    }
+
     async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::EntryReply> {
         let request = request.into_inner();
         let (entry, rev) = if request.id == 0 {
@@ -137,6 +153,9 @@ impl pb::master_server::Master for Service {
         let request = request.into_inner();
         let reign = self.leader.reign()?;
         let file = EntryId::from_raw(request.file);
+        if self.leader.granter().copies.is_held(file) {
+            return Err(Error::Busy { what: "the file".into() }.into());
+        }
         let goal = read::file_by_id(&self.node.view(), file).map_err(Error::from)?.replication;
         let (members, primary) = self.place(goal)?;
         let expected_count = request.expected_count;
@@ -145,7 +164,7 @@ impl pb::master_server::Master for Service {
         let Applied::ChunkAdded { index, handle, added } = applied else {
             return Err(convert::unexpected(&applied).into());
         };
-        let leased = self.leader.granter().find_lease(&reign, handle, None).await?;
+        let leased = self.leader.granter().find_lease_of(&reign, (file, index), handle, None).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
         Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev, added }))
     }
@@ -166,8 +185,16 @@ impl pb::master_server::Master for Service {
         let handle = handle.ok_or_else(|| Error::NotFound { what: what() })?;
         let server = Some(ServerId::from_raw(request.failed_server)).filter(|server| server.raw() != 0);
         let version = ChunkVersion::from_raw(request.failed_version);
-        let hint = (version != ChunkVersion::NONE).then_some(Hint { version, server });
-        let leased = self.leader.granter().find_lease(&reign, handle, hint).await?;
+        let is_of_it = request.handle == 0 || request.handle == handle.raw();
+        let hint = (version != ChunkVersion::NONE && is_of_it).then_some(Hint { version, server });
+        let granter = self.leader.granter();
+        let leased = match request.file {
+            0 => granter.find_lease(&reign, handle, hint).await?,
+            file => {
+                let spot = (EntryId::from_raw(file), ChunkIndex::from_raw(request.index));
+                granter.find_lease_of(&reign, spot, handle, hint).await?
+            }
+        };
         let lease = Some(convert::lease(self.leader.granter(), &leased));
         Ok(Response::new(pb::FindLeaseReply { lease, rev }))
     }

@@ -57,6 +57,14 @@ impl Chunkserver for Yes {
     ) -> Result<Response<pb::DeleteReplicaReply>, Status> {
         Ok(Response::new(pb::DeleteReplicaReply { deleted: true }))
     }
+    async fn copy_replica(
+        &self,
+        request: Request<pb::CopyReplicaRequest>,
+    ) -> Result<Response<pb::CopyReplicaReply>, Status> {
+        let request = request.into_inner();
+        self.told.lock().push(format!("copy v{}", request.version));
+        Ok(Response::new(pb::CopyReplicaReply::default()))
+    }
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeReply>, Status> {
         Ok(Response::new(pb::ProbeReply { epoch: 1 }))
     }

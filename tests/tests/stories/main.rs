@@ -8,6 +8,7 @@ mod healing;
 mod records;
 mod refusals;
 mod restarts;
+mod snapshots;
 mod tidy;
 
 use std::process::Output;
