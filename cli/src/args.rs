@@ -1,11 +1,15 @@
 //! The command line: every flag, its help and its examples. Parsed by clap; meaning is given in `config.rs`.
 
+mod moving;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::units::{parse_bytes, parse_duration};
+
+pub(crate) use moving::{Mv, Snapshot};
 
 const ABOUT: &str = "A distributed file system in the shape of the GFS paper: one binary for every role.";
 
@@ -410,33 +414,6 @@ pub(crate) struct Stat {
     /// What to show
     #[arg(required = true)]
     pub(crate) paths: Vec<String>,
-    #[command(flatten)]
-    pub(crate) settings: ClientSettings,
-}
-
-/// `gfs mv`
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  gfs mv /photos /archive/photos-2024")]
-pub(crate) struct Mv {
-    /// What to rename
-    pub(crate) source: String,
-    /// Its new path; if that is a directory, it moves into it
-    pub(crate) target: String,
-    /// Replace a file that exists (it goes to the trash in the same step)
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) settings: ClientSettings,
-}
-
-/// `gfs snapshot`
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  gfs snapshot /photos /photos-before-cleanup")]
-pub(crate) struct Snapshot {
-    /// What to copy: a file, or a tree of up to 4096 files, directories and chunks
-    pub(crate) source: String,
-    /// The path of the copy; nothing may have it
-    pub(crate) target: String,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }

@@ -14,6 +14,10 @@ async fn both_sides_of_a_snapshot_go_their_own_way() {
     // An open writer, with a lease and a cached location, that goes on after the snapshot.
     let log = client.create("/tree/log", 0).await.unwrap();
     log.append((&b"one"[..]).into()).await.unwrap();
+    // A reader of another client that has looked the chunk up, and goes on with what it knows.
+    let reader = cluster.client().await.unwrap();
+    let cached = reader.open("/tree/log").await.unwrap();
+    assert_eq!(cached.read_at(0, 3).await.unwrap(), &b"one"[..]);
 
     let answer = printed(&cluster.run_gfs(&["--json", "snapshot", "/tree", "/snap"]).unwrap());
     assert!(answer.contains("/snap"), "{answer}");
@@ -26,6 +30,7 @@ async fn both_sides_of_a_snapshot_go_their_own_way() {
     log.append((&b"two"[..]).into()).await.unwrap();
     other.append((&b"three"[..]).into()).await.unwrap();
     log.write_at(0, (&b"O"[..]).into()).await.unwrap();
+    assert_eq!(cached.read_at(0, 6).await.unwrap(), &b"Onetwo"[..], "an old location shows no past (T15)");
     let text = async |path: &str| {
         let file = client.open(path).await.unwrap();
         let length = file.len().await.unwrap();
