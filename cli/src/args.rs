@@ -59,7 +59,7 @@ pub(crate) struct TopSettings {
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
-    /// How long to try before giving up, e.g. 30s
+    /// How long to go on without progress, e.g. 30s
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }
@@ -76,7 +76,7 @@ pub(crate) struct ClientSettings {
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
-    /// How long to try before giving up [default: 30s]
+    /// How long to go on without progress [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }

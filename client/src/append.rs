@@ -63,7 +63,7 @@ impl File {
         let offset = self.core.chunk_bytes.start_of(index).raw() + u64::from(within);
         self.opened.see_length(offset + length);
         if self.core.options.durability == Durability::Replicated {
-            self.opened.unsynced.lock().insert(index);
+            self.opened.unsynced.lock().wrote(index);
         }
         offset
     }

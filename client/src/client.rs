@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use gfs_proto::id::{ClusterId, EntryId};
+use gfs_proto::id::ClusterId;
 use gfs_proto::leader::{Master, MasterChannel};
 use gfs_proto::link::Links;
 use gfs_proto::path::FilePath;
@@ -61,13 +61,35 @@ impl Core {
         Backoff::new(&self.environment, self.options.patience)
     }
 
-    /// How fresh every lookup must be: linearizable, and never behind what this client has seen.
+    /// How fresh every lookup must be: as the options say, and never behind what this client has seen.
     pub(crate) fn freshness(&self) -> Option<pb::Freshness> {
-        Some(pb::Freshness { max_staleness_ms: 0, min_rev: self.floor.load(Ordering::Relaxed) })
+        let max_staleness_ms = u64::try_from(self.options.max_staleness.as_millis()).unwrap_or(u64::MAX);
+        Some(pb::Freshness { max_staleness_ms, min_rev: self.floor.load(Ordering::Relaxed) })
     }
     /// Takes note of the log index of a reply.
     pub(crate) fn seen(&self, rev: u64) {
         self.floor.fetch_max(rev, Ordering::Relaxed);
+    }
+
+    /// Asks something that changes nothing and carries [`Core::freshness`]: the leader, or anybody who is fresh enough.
+    pub(crate) async fn fresh_lookup<T, F>(
+        &self,
+        patience: Duration,
+        call: impl Fn(Master) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
+    {
+        if self.options.max_staleness.is_zero() {
+            return self.lookup(patience, call).await;
+        }
+        self.masters
+            .ask_any(patience, |master: Master| {
+                let answer = call(master);
+                async move { Ok(answer.await?.into_inner()) }
+            })
+            .await
     }
 
     /// Asks the leader something that changes nothing.
@@ -296,18 +318,11 @@ impl Client {
     pub async fn stat(&self, path: &str) -> Result<Entry> {
         self.stat_request(parsed(path)?.to_string(), 0).await
     }
-    /// The file or directory with this id, whatever its path is now.
-    ///
-    /// # Errors
-    /// What the master says.
-    pub async fn stat_id(&self, id: EntryId) -> Result<Entry> {
-        self.stat_request(String::new(), id.raw()).await
-    }
     async fn stat_request(&self, path: String, id: u64) -> Result<Entry> {
         let request = pb::StatRequest { path, freshness: self.core.freshness(), id };
         let reply = self
             .core
-            .lookup(self.core.patience(), |mut master| {
+            .fresh_lookup(self.core.patience(), |mut master| {
                 let request = request.clone();
                 async move { master.stat(request).await }
             })
@@ -355,7 +370,7 @@ impl Client {
         };
         let reply = self
             .core
-            .lookup(self.core.patience(), |mut master| {
+            .fresh_lookup(self.core.patience(), |mut master| {
                 let request = request.clone();
                 async move { master.list(request).await }
             })

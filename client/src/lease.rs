@@ -1,6 +1,5 @@
 //! Finds chunks and their leases, and judges what to do when a mutation fails (GFS §3.1).
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use parking_lot::Mutex;
 use crate::cache::{Lease, Location};
 use crate::client::Core;
 use crate::entry::{Chunk, Server};
+use crate::write::Unsynced;
 
 /// Chunks that are asked for at once: those that follow are likely to be wanted too (GFS §2.4).
 const LOCATE_COUNT: u32 = 16;
@@ -27,7 +27,7 @@ pub(crate) struct Opened {
     /// The file has at least so many acknowledged bytes.
     pub(crate) length_seen: AtomicU64,
     /// Chunks that were written without being synced.
-    pub(crate) unsynced: Mutex<BTreeSet<ChunkIndex>>,
+    pub(crate) unsynced: Mutex<Unsynced>,
     /// One question for a lease at a time, so that overlapping writes share the answer.
     leasing: tokio::sync::Mutex<()>,
 }
@@ -71,7 +71,8 @@ impl Core {
             count: LOCATE_COUNT,
             freshness: self.freshness(),
         };
-        let reply = self.lookup(patience, |mut master| async move { master.locate(request).await }).await?;
+        let reply =
+            self.fresh_lookup(patience, |mut master| async move { master.locate(request).await }).await?;
         self.seen(reply.rev);
         file.see_chunks(reply.chunk_count);
         let chunks: Vec<Chunk> = reply.chunks.into_iter().map(Chunk::from).collect();
@@ -334,7 +335,8 @@ mod tests {
     #[test]
     fn every_order_of_replicas_comes_up_and_for_one_chunk_it_stays() {
         let servers = [server(1, "a:1", ""), server(2, "b:1", ""), server(3, "c:1", "")];
-        let orders: BTreeSet<Vec<u64>> = (0..200).map(|seed| ids(&spread(&servers, seed))).collect();
+        let orders: std::collections::BTreeSet<Vec<u64>> =
+            (0..200).map(|seed| ids(&spread(&servers, seed))).collect();
         assert_eq!(orders.len(), 6);
         let mut turned = servers.clone();
         turned.rotate_left(1);

@@ -146,7 +146,15 @@ impl Tail {
             if self.confirmed > confirmed {
                 (backoff, failures) = (core.backoff(), 0);
             }
-            unsettled |= matches!(error, Error::Unavailable { .. } | Error::MemberFailed { .. });
+            // Also what a new grant has overtaken may be in the content that all its members adopted.
+            unsettled |= matches!(
+                error,
+                Error::Unavailable { .. }
+                    | Error::MemberFailed { .. }
+                    | Error::NotPrimary { .. }
+                    | Error::NoSuchChunk { .. }
+                    | Error::Internal { .. }
+            );
             let step = step_after(&error, lease.primary.server);
             match step {
                 Step::NextChunk => return Err(error),

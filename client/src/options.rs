@@ -41,6 +41,10 @@ pub struct Options {
     pub window: usize,
     /// Address of this host as chunkservers have it (without port): its replicas are read first.
     pub host: Option<String>,
+    /// How old the answer of a lookup (stat, list, locations) may be. Zero: never old, every lookup goes to the
+    /// leader. Otherwise any master or shadow answers that is at most this far behind, also while there is no
+    /// leader; what this client has seen once it never sees undone (design P8).
+    pub max_staleness: Duration,
 }
 
 impl Default for Options {
@@ -50,6 +54,7 @@ impl Default for Options {
             durability: Durability::default(),
             window: WINDOW_DEFAULT,
             host: None,
+            max_staleness: Duration::ZERO,
         }
     }
 }

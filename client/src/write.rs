@@ -1,5 +1,6 @@
 //! Writing: data is pushed along a chain, then the primary orders it (GFS §3.1, §3.2).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -249,7 +250,7 @@ impl Stream {
             self.file.see_length(self.core.chunk_bytes.start_of(job.index).raw() + u64::from(end));
         }
         if durability == pb::Durability::Replicated {
-            self.file.unsynced.lock().insert(job.index);
+            self.file.unsynced.lock().wrote(job.index);
         }
         Ok(())
     }
@@ -287,18 +288,40 @@ pub(crate) async fn write_at(file: &File, offset: u64, data: Bytes) -> Result<()
     Tail::new(index).commit(&file.core, &file.opened, unit).await?;
     file.opened.see_length(end);
     if durability == Durability::Replicated {
-        file.opened.unsynced.lock().insert(index);
+        file.opened.unsynced.lock().wrote(index);
     }
     Ok(())
 }
 
-/// Syncs every chunk that was written without it.
-pub(crate) async fn sync_all(file: &File) -> Result<()> {
-    loop {
-        let next = file.opened.unsynced.lock().first().copied();
-        let Some(index) = next else { return Ok(()) };
-        commit_sync(&file.core, &file.opened, &mut Tail::new(index)).await?;
-        // Written again meanwhile: acknowledged before the sync began or by a call that this flush need not cover.
-        file.opened.unsynced.lock().remove(&index);
+/// The chunks of a file that were written without being synced.
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced {
+    writes: u64,
+    /// The number of the last such write of each chunk.
+    last: BTreeMap<ChunkIndex, u64>,
+}
+
+impl Unsynced {
+    /// Takes note of an acknowledged write.
+    pub(crate) fn wrote(&mut self, index: ChunkIndex) {
+        self.writes += 1;
+        self.last.insert(index, self.writes);
     }
+    /// A sync that began after this write is acknowledged; a later write stays to be synced.
+    fn synced(&mut self, index: ChunkIndex, write: u64) {
+        if self.last.get(&index) == Some(&write) {
+            self.last.remove(&index);
+        }
+    }
+}
+
+/// Syncs every chunk that was written without it before this call.
+pub(crate) async fn sync_all(file: &File) -> Result<()> {
+    let written: Vec<(ChunkIndex, u64)> =
+        file.opened.unsynced.lock().last.iter().map(|(index, write)| (*index, *write)).collect();
+    for (index, write) in written {
+        commit_sync(&file.core, &file.opened, &mut Tail::new(index)).await?;
+        file.opened.unsynced.lock().synced(index, write);
+    }
+    Ok(())
 }

@@ -16,6 +16,8 @@ use crate::{Environment, pb};
 
 /// How long one master may take to answer one call before another one is asked.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one of several masters may take to answer a lookup that any of them can.
+const TURN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Most masters that are remembered.
 const MASTERS_MAX: usize = 64;
 
@@ -36,6 +38,8 @@ struct Shared {
     order: Vec<String>,
     leader: Option<String>,
     next: usize,
+    /// Counts what [`MasterChannel::ask_any`] asked.
+    turn: usize,
 }
 
 impl std::fmt::Debug for MasterChannel {
@@ -53,7 +57,8 @@ impl MasterChannel {
         if masters.is_empty() {
             return Err(Error::bad_argument("no master is given (--masters HOST:PORT,.. or GFS_MASTERS)"));
         }
-        let mut shared = Shared { masters: BTreeMap::new(), order: Vec::new(), leader: None, next: 0 };
+        let mut shared =
+            Shared { masters: BTreeMap::new(), order: Vec::new(), leader: None, next: 0, turn: 0 };
         for address in masters {
             shared.add(&environment.net, address)?;
         }
@@ -120,6 +125,28 @@ impl MasterChannel {
                 hurried = 0;
             }
         }
+    }
+
+    /// Asks the masters and shadows in turn, each at most once, for something that need not be the newest, and
+    /// the leader if none of them can answer. `call` must change nothing.
+    ///
+    /// # Errors
+    /// As [`MasterChannel::call`].
+    pub async fn ask_any<T, F>(&self, patience: Duration, mut call: impl FnMut(Master) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        let started = self.environment.clock.moment();
+        for _ in 0..self.addresses().len() {
+            let (address, master) = self.shared.lock().pick_next();
+            match tokio::time::timeout(patience.min(TURN_TIMEOUT), call(master)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) if error.retry() == Retry::Never => return Err(error),
+                Ok(Err(error)) => tracing::debug!(%address, %error, "asking another master"),
+                Err(_) => tracing::debug!(%address, "no answer, asking another master"),
+            }
+        }
+        self.call(patience.saturating_sub(self.environment.clock.moment().since(started)), call).await
     }
 
     /// Chooses whom to ask next after `address` failed; true if there is a hint to follow at once.
@@ -199,6 +226,13 @@ impl Shared {
         self.masters.insert(address.to_owned(), master);
         self.order.push(address.to_owned());
         Ok(())
+    }
+
+    /// Another one each time, so that the lookups of many clients are spread over all.
+    fn pick_next(&mut self) -> (String, Master) {
+        self.turn = self.turn.wrapping_add(1);
+        let address = &self.order[self.turn % self.order.len()];
+        (address.clone(), self.masters[address].clone())
     }
 
     fn pick(&self) -> (String, Master) {

@@ -65,8 +65,9 @@ impl Progress {
 
     /// Learns that everything up to a serial is committed.
     pub(crate) fn learn(&mut self, committed: Serial) {
-        // A position below `settled` says nothing about what lies between.
-        if committed < self.settled.serial {
+        // A position below `settled` says nothing about what lies between. Committed is what every member has
+        // applied: a replica that has less has lost something, and knows nothing (guard restart_is_clean).
+        if committed < self.settled.serial || committed > self.applied_position().serial {
             return;
         }
         self.known = true;

@@ -1,13 +1,9 @@
 //! The fence: when this server may serve reads, chunk by chunk, by its own monotonic clock (design section 5).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, Term};
-use gfs_proto::time::Moment;
-
-/// How long a leader's answer lets this server serve, from the *sending* of the heartbeat.
-pub(crate) const VALIDITY: Duration = Duration::from_secs(3);
+use gfs_proto::time::{Moment, VALIDITY};
 
 /// Counts what has been noted for reports: a chunk noted at one number is in every report up to it or a later one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -76,7 +76,8 @@ impl Opening<'_> {
                 replay = Some(self.replay(all, &header, &mut chunks)?);
             }
         }
-        let powered = header.as_ref().is_none_or(|header| header.boot_id == self.boot_id);
+        // A clean close has lost nothing, whatever happened to the power after it.
+        let powered = header.as_ref().is_none_or(|header| header.clean || header.boot_id == self.boot_id);
         let names = self.files.list(&chunk_directory(self.directory)).map_err(|error| self.failed(&error))?;
         let generation = self
             .settle(&mut chunks, replay.as_mut(), &names, powered)
@@ -343,7 +344,9 @@ impl Replayed {
         self.meta.partial |= self.promised && (!powered || lost > 0);
         self.meta.promised = false;
         let content = &self.meta.content;
-        self.meta.commit_mark = self.meta.commit_mark.map(|mark| mark.min(content.serial));
+        // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells.
+        let complete = powered && lost == 0;
+        self.meta.commit_mark = self.meta.commit_mark.filter(|mark| complete && *mark <= content.serial);
         let length = u64::from(content.length);
         match file {
             Some(file) => {

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkVersion, ServerId, Term};
-use gfs_proto::time::Moment;
+use gfs_proto::time::{Moment, VALIDITY};
 use tokio_util::sync::CancellationToken;
 
 use super::Server;
 use crate::state::Chunk;
 
-/// How long a server may serve what an answer validated, counted from sending the heartbeat, on its clock.
-const VALIDITY: Duration = Duration::from_secs(3);
 /// How long the leader waits after its last answer, on its own clock.
 // Guard slow_clock: a tenth more, for a clock that runs slower than ours.
 pub(crate) const FENCE: Duration = VALIDITY.saturating_add(Duration::from_millis(300));

@@ -81,8 +81,20 @@ pub(super) enum Setback {
     Members(Vec<(ServerId, Error)>),
     /// The chunk has moved on: look again.
     Overtaken(Error),
+    /// The primary restarted after it had stored the version: as a member it is as good as before, but only a
+    /// new version makes it a primary.
+    Restarted(Error),
     /// Nothing more can be done by this driver.
     End(Error),
+}
+
+/// What the earlier attempts of one driver have taught it.
+#[derive(Default)]
+struct Past {
+    /// Who is not to be a member.
+    avoid: BTreeSet<ServerId>,
+    /// A pending grant that is not to be resumed.
+    spent: Option<ChunkVersion>,
 }
 
 impl From<Error> for Setback {
@@ -187,12 +199,13 @@ impl Granter {
 
     async fn drive(self: &Arc<Self>, reign: &Reign, handle: ChunkHandle, wish: &Wish) -> Result<()> {
         self.end_origin(reign, handle, wish.writer).await?;
-        let mut avoid = wish.avoid.clone();
+        let mut past = Past { avoid: wish.avoid.clone(), spent: None };
         let mut last = Error::NoReplica { handle };
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(PAUSE * u32::try_from(attempt).unwrap_or(u32::MAX)).await;
             let chunk = read::chunk(&*self.log.view(), handle)?;
-            let setback = match self.attempt(reign, chunk, wish, &avoid).await {
+            let pending = chunk.pending.as_ref().map(|pending| pending.version);
+            let setback = match self.attempt(reign, chunk, wish, &past).await {
                 Ok(()) => return Ok(()),
                 Err(setback) => setback,
             };
@@ -200,10 +213,11 @@ impl Granter {
                 Setback::Members(failed) => {
                     for (server, error) in failed {
                         tracing::debug!(%handle, %server, %error, "member failed in a grant");
-                        avoid.insert(server);
+                        past.avoid.insert(server);
                         last = error;
                     }
                 }
+                Setback::Restarted(error) => (past.spent, last) = (pending, error),
                 Setback::Overtaken(error) => last = error,
                 Setback::End(error) => return Err(error),
             }
@@ -211,15 +225,10 @@ impl Granter {
         Err(last)
     }
 
-    async fn attempt(
-        &self,
-        reign: &Reign,
-        chunk: Chunk,
-        wish: &Wish,
-        avoid: &BTreeSet<ServerId>,
-    ) -> Result<(), Setback> {
+    async fn attempt(&self, reign: &Reign, chunk: Chunk, wish: &Wish, past: &Past) -> Result<(), Setback> {
         let handle = chunk.handle;
-        if !self.can_resume(&chunk, wish, avoid) {
+        let avoid = &past.avoid;
+        if !self.can_resume(&chunk, wish, past) {
             match self.prepare(&chunk, wish, avoid).await {
                 // Too few servers to write; what the survivors hold is settled all the same, so that it can be read.
                 Err(Setback::End(error @ Error::NotEnoughServers { .. }))
@@ -240,13 +249,16 @@ impl Granter {
     }
 
     /// Whether the pending grant, if there is one, will do. A new leader finds it in the log and goes on with it.
-    fn can_resume(&self, chunk: &Chunk, wish: &Wish, avoid: &BTreeSet<ServerId>) -> bool {
+    fn can_resume(&self, chunk: &Chunk, wish: &Wish, past: &Past) -> bool {
         chunk.pending.as_ref().is_some_and(|pending| {
             let usable = |cluster: &crate::cluster::Cluster, now| {
                 let mut members = pending.members.iter();
-                members.all(|server| !avoid.contains(server) && cluster.is_alive(*server, now))
+                members.all(|server| !past.avoid.contains(server) && cluster.is_alive(*server, now))
             };
-            (pending.writer || !wish.writer) && self.soft.with(|cluster, _, now| usable(cluster, now))
+            let is_new = past.spent != Some(pending.version);
+            is_new
+                && (pending.writer || !wish.writer)
+                && self.soft.with(|cluster, _, now| usable(cluster, now))
         })
     }
 
@@ -341,11 +353,27 @@ impl Granter {
         self.activate(reign, handle, &pending).await
     }
 
-    /// Step 2, at all members at once.
+    /// Step 2. A joiner drops what it holds, so it hears of the version only when every base member has stored it
+    /// and said that it is whole (trap T21): else the last good copy might be the one that is dropped.
     async fn store_everywhere(&self, reign: &Reign, chunk: &Chunk, pending: &Pending) -> Result<(), Setback> {
+        let is_base = |server: &ServerId| pending.fresh || pending.base.contains(server);
+        let (base, joiners): (Vec<ServerId>, Vec<ServerId>) =
+            pending.members.iter().partition(|at| is_base(at));
+        self.store_at(reign, chunk, pending, &base).await?;
+        self.store_at(reign, chunk, pending, &joiners).await
+    }
+
+    /// Step 2 at some members, at once.
+    async fn store_at(
+        &self,
+        reign: &Reign,
+        chunk: &Chunk,
+        pending: &Pending,
+        servers: &[ServerId],
+    ) -> Result<(), Setback> {
         let members: Vec<pb::Replica> = pending.members.iter().map(|server| self.replica(*server)).collect();
         let chunk_bytes = read::settings(&*self.log.view())?.chunk_bytes.raw();
-        let replies = futures::future::join_all(pending.members.iter().map(|server| {
+        let replies = futures::future::join_all(servers.iter().map(|server| {
             let request = pb::StoreVersionRequest {
                 head: Some(self.head(reign, *server)),
                 handle: chunk.handle.raw(),
@@ -361,7 +389,7 @@ impl Granter {
         }))
         .await;
         let mut failed = Vec::new();
-        for (server, reply) in pending.members.iter().zip(replies) {
+        for (server, reply) in servers.iter().zip(replies) {
             match reply {
                 Ok(reply) if reply.version > pending.version.raw() => {
                     return Err(Setback::Overtaken(Error::NoReplica { handle: chunk.handle }));
@@ -395,6 +423,8 @@ impl Granter {
             Err(Error::MemberFailed { server, handle }) if pending.members.contains(&server) => {
                 Err(Setback::Members(vec![(server, Error::MemberFailed { server, handle })]))
             }
+            // Guard late_activation: a restart ended its role, and this version gives it no other.
+            Err(error @ Error::NotPrimary { .. }) => Err(Setback::Restarted(error)),
             Err(error) => {
                 Err(Setback::Members(vec![(pending.primary, self.blamed(pending.primary, error)?)]))
             }

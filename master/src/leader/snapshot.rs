@@ -241,7 +241,8 @@ impl Granter {
                 Err(error) => tracing::debug!(%server, %copy, %error, "not copied here"),
             }
         }
-        if members.is_empty() {
+        // What is on more than one disk must not come to be on one (decision 0009).
+        if members.len() < shared.members.len().min(2) {
             return Err(Error::NoReplica { handle: shared.handle });
         }
         let (old, version) = (shared.handle, shared.version);

@@ -94,8 +94,8 @@ impl Default for Timers {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(450),
-            election_max: Duration::from_millis(800),
+            election_min: Duration::from_millis(400),
+            election_max: Duration::from_millis(700),
         }
     }
 }

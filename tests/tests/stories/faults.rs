@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use gfs_client::{Client, PutOptions};
+use gfs_client::{Client, Options, PutOptions};
 use gfs_proto::pb;
 use gfs_tests::{Cluster, Role, Shape, digest_of, digest_of_file, eventually, write_noise};
 
@@ -112,7 +112,12 @@ async fn a_shadow_answers_lookups_when_no_leader_does() {
     })
     .await
     .unwrap();
+    // The SDK asks anybody who is fresh enough, and goes on without a leader.
+    let options = Options { max_staleness: Duration::from_secs(3600), ..Options::default() };
+    let lenient = Client::connect(&[cluster.address_of("shadow-1").unwrap()], options).await.unwrap();
+    lenient.stat("/seen/file").await.unwrap();
     cluster.kill("master-1").unwrap();
+    assert_eq!(lenient.stat("/seen/file").await.unwrap().name, "file");
     let entry = shadow.stat(stat).await.unwrap().into_inner();
     assert!(entry.rev >= rev, "a shadow must not answer from before what was asked for");
     assert_eq!(shadow.locate(locate).await.unwrap().into_inner().chunks[0].replicas.len(), 3);
