@@ -48,11 +48,6 @@ impl Backoff {
         Ok(())
     }
 
-    /// Starts over with the shortest pause, because something has moved on; the deadline stays.
-    pub fn progressed(&mut self) {
-        self.pause = RETRY_PAUSE_MIN;
-    }
-
     /// The error of a caller that can't wait any longer.
     pub fn gave_up(&self, last: &Error) -> Error {
         let waited = self.environment.clock.moment().since(self.started);
