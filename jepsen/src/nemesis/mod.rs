@@ -1,4 +1,8 @@
 //! The faults. One is a function that breaks something, waits and mends it, and one line in [`FAULTS`].
+//!
+//! A family of faults is a file beside this one: more functions of [`Ring`].
+
+mod process;
 
 use std::time::Duration;
 
@@ -29,10 +33,6 @@ pub const FAULTS: &[Fault] = &[
     Fault { name: "restart", strike: |ring| ring.restart_everything().boxed_local() },
 ];
 
-/// How long a killed server stays away: shorter and longer than it takes others to notice.
-const AWAY_MS: std::ops::Range<u64> = 100..5000;
-/// How long a server is paused: shorter and longer than a validation of a replica (3 s) and an election.
-const PAUSE_MS: std::ops::Range<u64> = 300..7000;
 /// Time between two faults.
 const QUIET_MS: std::ops::Range<u64> = 500..4000;
 
@@ -63,61 +63,10 @@ impl Ring<'_> {
     fn any(&mut self, role: Role) -> Result<String> {
         self.cluster.names(role).choose(&mut self.dice).cloned().context("there is no such server")
     }
-
-    async fn kill(&mut self, role: Role) -> Result<()> {
-        let name = self.any(role)?;
-        self.kill_named(&name).await
-    }
-
-    async fn kill_leader(&mut self) -> Result<()> {
-        let name = self.cluster.leader().await?;
-        self.kill_named(&name).await
-    }
-
-    async fn kill_named(&mut self, name: &str) -> Result<()> {
-        self.recorder.nemesis(&format!("kill -9 {name}"))?;
-        self.cluster.kill(name)?;
-        self.wait(AWAY_MS).await;
-        self.recorder.nemesis(&format!("start {name}"))?;
-        self.cluster.restart(name)
-    }
-
-    async fn pause(&mut self, role: Role) -> Result<()> {
-        let name = self.any(role)?;
-        self.pause_named(&name).await
-    }
-
-    async fn pause_leader(&mut self) -> Result<()> {
-        let name = self.cluster.leader().await?;
-        self.pause_named(&name).await
-    }
-
-    async fn pause_named(&mut self, name: &str) -> Result<()> {
-        self.recorder.nemesis(&format!("pause {name}"))?;
-        self.cluster.pause(name)?;
-        self.wait(PAUSE_MS).await;
-        self.recorder.nemesis(&format!("resume {name}"))?;
-        self.cluster.resume(name)
-    }
-
-    async fn restart_everything(&mut self) -> Result<()> {
-        self.recorder.nemesis("kill -9 everything")?;
-        self.cluster.kill_all()?;
-        self.wait(0..1000).await;
-        self.recorder.nemesis("start everything")?;
-        self.cluster.restart_all()
-    }
 }
 
-/// Mends whatever a fault has left: every server runs.
+/// Mends whatever a fault has left: one line a family, processes last.
 pub(crate) fn heal(cluster: &mut Cluster, recorder: &Recorder) -> Result<()> {
     recorder.nemesis("heal")?;
-    for role in [Role::Master, Role::Chunkserver] {
-        for name in cluster.names(role) {
-            if cluster.process_id(&name).is_some() {
-                cluster.resume(&name)?;
-            }
-        }
-    }
-    cluster.restart_all()
+    process::heal(cluster)
 }
