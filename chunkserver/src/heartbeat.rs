@@ -1,5 +1,5 @@
 //! What this server says to every master and shadow: who it is, what it holds, that it lives (GFS §2.6.2). And what it
-//! takes from the answers: which chunks it may serve (design section 5).
+//! takes from the answers: which chunks it may serve (docs/protocol.md, Fence).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

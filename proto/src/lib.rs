@@ -31,7 +31,7 @@ pub mod pb {
     tonic::include_proto!("gfs.v1");
 }
 
-/// The doors to the outside world that a process is given at its start (design section 10).
+/// The doors to the outside world that a process is given at its start.
 ///
 /// The fourth door, the store, belongs to the servers: RocksDB in `master/`, files in `chunkserver/`.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 /// How long a replica may serve a chunk, counted on the chunkserver's clock from the sending of the heartbeat that
-/// validated it; a leader that waits for a fence counts with the same number (design section 5).
+/// validated it; a leader that waits for a fence counts with the same number (docs/protocol.md, Fence).
 pub const VALIDITY: Duration = Duration::from_secs(3);
 
 /// Wall time in milliseconds since 1970; may jump. For people and for dates in the log.

@@ -1,4 +1,4 @@
-//! One chunk's replica: what it holds, the role it plays, what it may do and tell (design section 5, protocol.md).
+//! One chunk's replica: what it holds, the role it plays, what it may do and tell (docs/protocol.md).
 //!
 //! Pure: knows no disk, network, clock or dice. The shell (`crate::chunk`) asks here first, does what the answer
 //! says, and reports back, all under the chunk's lock. A guard that protocol.md names is named where it stands.

@@ -1,4 +1,4 @@
-//! The fence: when this server may serve reads, chunk by chunk, by its own monotonic clock (design section 5).
+//! The fence: when this server may serve reads, chunk by chunk, by its own monotonic clock (docs/protocol.md, Fence).
 
 use std::collections::BTreeSet;
 

@@ -24,7 +24,7 @@ use super::log::{Firmness, Permit, Then};
 use super::read;
 use super::ticket::{Completion, Ticket};
 
-/// Largest synced mutation whose data rides in the log; a larger one is cheaper written once (dataplane.md 5).
+/// Largest synced mutation whose data rides in the log; a larger one is cheaper written once (decision 0011).
 const LOGGED_BYTES_MAX: usize = 64 * 1024;
 /// Ranges of this size are sent on to the disk as soon as they are full, so that the sync at the end finds little to do.
 const WRITEBACK_BYTES: u32 = 8 << 20;

@@ -1,4 +1,4 @@
-//! The leader's background work (design section 8): each tick one bounded step, planned by `plan/`, carried out
+//! The leader's background work: each tick one bounded step, planned by `plan/`, carried out
 //! through the log and the grant driver. What a tick leaves undone the next one finds again.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
-//! What the leader should do next: pure functions of the replicated state, the soft state and the time
-//! (design section 8). Ties are broken by a hash, so the same input gives the same plan.
+//! What the leader should do next: pure functions of the replicated state, the soft state and the time.
+//! Ties are broken by a hash, so the same input gives the same plan.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub(crate) mod grant;
