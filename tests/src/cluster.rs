@@ -1,11 +1,10 @@
-//! A cluster of real processes on free ports of the loopback, in a directory that goes away with it.
+//! A cluster of real processes, on this host or each on one of its own, in a directory that goes away with it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,15 +13,12 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::binary::gfs_binary;
+use crate::hosts::{Hosts, Loopback};
 use crate::process::Process;
 use crate::wait::eventually;
 
 /// How long a cluster may take to come up, or to find itself again after a server was lost.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Ports below those from which the system takes the local ports of connections.
-const PORTS: std::ops::Range<u16> = 10_000..32_000;
-/// Ports of one test process: their ranges differ, so that tests can run side by side.
-const PORTS_PER_PROCESS: u16 = 100;
 
 /// What a cluster consists of.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +67,10 @@ impl Role {
             Self::Chunkserver => "chunkserver",
         }
     }
+
+    fn name(self, index: usize) -> String {
+        format!("{}-{}", self.prefix(), index + 1)
+    }
 }
 
 /// A running cluster. Servers have the names `master-1`, `shadow-1`, `chunkserver-1` and so on.
@@ -80,17 +80,26 @@ pub struct Cluster {
     servers: BTreeMap<String, Process>,
     directory: Option<TempDir>,
     shape: Shape,
+    hosts: Arc<dyn Hosts>,
     /// Parts of ERROR lines that a story means to see.
     expected_errors: Vec<&'static str>,
 }
 
 impl Cluster {
-    /// Starts all servers and waits until the cluster is up.
+    /// Starts all servers on the loopback and waits until the cluster is up.
     ///
     /// # Errors
     /// It does not come up.
     pub async fn start(shape: Shape) -> Result<Self> {
-        let mut cluster = Self::prepare(shape)?;
+        Self::start_on(shape, Arc::new(Loopback)).await
+    }
+
+    /// Starts all servers, each on its host, and waits until the cluster is up. This thread must reach every host.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_on(shape: Shape, hosts: Arc<dyn Hosts>) -> Result<Self> {
+        let mut cluster = Self::prepare_on(shape, hosts)?;
         for server in cluster.servers.values_mut() {
             server.start()?;
         }
@@ -98,29 +107,44 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A cluster of which no server runs yet.
+    /// A cluster on the loopback of which no server runs yet.
     ///
     /// # Errors
     /// No directory or no free port.
     pub fn prepare(shape: Shape) -> Result<Self> {
+        Self::prepare_on(shape, Arc::new(Loopback))
+    }
+
+    /// A cluster of which no server runs yet.
+    ///
+    /// # Errors
+    /// No directory or no address.
+    pub fn prepare_on(shape: Shape, hosts: Arc<dyn Hosts>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("gfs-test-").tempdir()?;
         std::fs::create_dir(directory.path().join("logs"))?;
-        let mut cluster =
-            Self { servers: BTreeMap::new(), directory: Some(directory), shape, expected_errors: Vec::new() };
+        let mut cluster = Self {
+            servers: BTreeMap::new(),
+            directory: Some(directory),
+            shape,
+            hosts: hosts.clone(),
+            expected_errors: Vec::new(),
+        };
         let mut masters = Vec::new();
-        for _ in 0..shape.masters {
-            masters.push(free_address()?);
+        for index in 0..shape.masters {
+            masters.push(hosts.address(&Role::Master.name(index))?);
         }
         for (index, address) in masters.iter().enumerate() {
             cluster.add_master(Role::Master, index, address.clone(), &masters);
         }
         for index in 0..shape.shadows {
-            cluster.add_master(Role::Shadow, index, free_address()?, &masters);
+            let address = hosts.address(&Role::Shadow.name(index))?;
+            cluster.add_master(Role::Shadow, index, address, &masters);
         }
         for index in 0..shape.chunkservers {
-            let name = format!("chunkserver-{}", index + 1);
+            let name = Role::Chunkserver.name(index);
+            let address = hosts.address(&name)?;
             let arguments = ["--masters".into(), masters.join(",").into()];
-            cluster.add(name, "chunkserver", free_address()?, arguments);
+            cluster.add(name, "chunkserver", address, arguments);
         }
         Ok(cluster)
     }
@@ -142,7 +166,7 @@ impl Cluster {
         if role == Role::Shadow {
             arguments.push("--shadow".into());
         }
-        self.add(format!("{}-{}", role.prefix(), index + 1), "master", address, arguments);
+        self.add(role.name(index), "master", address, arguments);
     }
 
     fn add(
@@ -156,7 +180,8 @@ impl Cluster {
         arguments.extend(["--listen".into(), OsString::from(&address)]);
         arguments.extend(more);
         let log = self.directory().join("logs").join(format!("{name}.log"));
-        self.servers.insert(name, Process::new(address, arguments, log));
+        let process = Process::new(&name, address, arguments, log, self.hosts.clone());
+        self.servers.insert(name, process);
     }
 
     /// Where everything of this cluster lies.
@@ -387,21 +412,4 @@ impl Drop for Cluster {
         let errors = self.unexpected_errors();
         assert!(errors.is_empty(), "unexpected errors in the logs:\n{}", errors.join("\n"));
     }
-}
-
-/// An address that nobody uses now.
-fn free_address() -> Result<String> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let ranges = u32::from((PORTS.end - PORTS.start) / PORTS_PER_PROCESS);
-    let range = u16::try_from(std::process::id() % ranges)?;
-    for _ in 0..PORTS.len() {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let offset =
-            (u32::from(range) * u32::from(PORTS_PER_PROCESS) + u32::from(step)) % u32::try_from(PORTS.len())?;
-        let address = format!("127.0.0.1:{}", u32::from(PORTS.start) + offset);
-        if TcpListener::bind(&address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no port is free")
 }

@@ -2,6 +2,7 @@
 
 mod binary;
 mod cluster;
+mod hosts;
 mod process;
 mod stage;
 mod tree;
@@ -9,6 +10,7 @@ mod wait;
 
 pub use binary::gfs_binary;
 pub use cluster::{Cluster, Role, Shape};
+pub use hosts::{Hosts, Loopback};
 pub use stage::Stage;
 pub use tree::{Digest, Tree, digest_of, digest_of_file, write_noise};
 pub use wait::eventually;

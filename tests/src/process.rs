@@ -4,42 +4,51 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binary::gfs_binary;
+use crate::hosts::Hosts;
 
 /// A server: how it is started, and its process while it runs.
 #[derive(Debug)]
 pub(crate) struct Process {
+    name: String,
     pub(crate) address: String,
     arguments: Vec<OsString>,
     log: PathBuf,
+    hosts: Arc<dyn Hosts>,
     child: Option<Child>,
 }
 
 impl Process {
     /// A server that is not started yet.
-    pub(crate) fn new(address: String, arguments: Vec<OsString>, log: PathBuf) -> Self {
-        Self { address, arguments, log, child: None }
+    pub(crate) fn new(
+        name: &str,
+        address: String,
+        arguments: Vec<OsString>,
+        log: PathBuf,
+        hosts: Arc<dyn Hosts>,
+    ) -> Self {
+        Self { name: name.to_owned(), address, arguments, log, hosts, child: None }
     }
 
     /// Starts it. It is killed when the thread that started it ends, whatever becomes of the test.
     pub(crate) fn start(&mut self) -> Result<()> {
         anyhow::ensure!(self.child.is_none(), "it runs already");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = Command::new(gfs_binary()?)
+        let mut command = Command::new(gfs_binary()?);
+        command
             .args(&self.arguments)
             .env("GFS_PARENT_PID", std::process::id().to_string())
             .env_remove("GFS_MASTERS")
             .env_remove("GFS_CONFIG")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("gfs can't be started")?;
-        self.child = Some(child);
+            .stderr(log);
+        self.child = Some(self.hosts.spawn(&self.name, &mut command)?);
         Ok(())
     }
 
