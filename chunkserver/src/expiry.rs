@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ClientId};
 use gfs_proto::time::Moment;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -82,6 +82,7 @@ struct Round {
 }
 
 async fn round(server: &Arc<Chunkserver>, after: ClientId) -> Result<Round> {
+    fault::try_reach("expiry::before_round").await?;
     let leader = server.leader.lock().clone();
     let mut leader = leader.ok_or_else(|| Error::unavailable("no leader is known"))?;
     let store = server.store.clone();

@@ -2,7 +2,7 @@
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::size::ChunkBytes;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 
 use crate::chunk::held;
 use crate::replica::{Grant, Replica, Standing, Store as How};
@@ -40,6 +40,7 @@ impl Chunkserver {
             Ok(stored.partial || stored.corrupt)
         })?;
         self.failures.lock().retain(|chunk, failure| *chunk != handle || failure.version >= version);
+        fault::at("replica::version_stored");
         tracing::debug!(%handle, %version, partial, "version stored");
         let epoch = self.fence.lock().epoch().raw();
         Ok(pb::StoreVersionReply { version: version.raw(), partial, epoch })
@@ -51,6 +52,7 @@ impl Chunkserver {
         let handle = ChunkHandle::from_raw(request.handle);
         let version = ChunkVersion::from_raw(request.version);
         let chunk = self.chunk(handle)?;
+        fault::at("replica::before_activate");
         chunk.with(|state| {
             let replica = state.replica(handle)?;
             if replica.primary().is_some() && replica.held().version == version {
@@ -80,6 +82,7 @@ impl Chunkserver {
                 Ok::<_, Error>(())
             })?;
         }
+        fault::at("replica::excluded");
         let epoch = self.fence.lock().epoch().raw();
         Ok(pb::ExcludeReply { epoch })
     }

@@ -10,7 +10,7 @@ use gfs_proto::id::{ChunkHandle, ClusterId, Epoch, ServerId, Term};
 use gfs_proto::net;
 use gfs_proto::pb::registry_client::RegistryClient;
 use gfs_proto::size::MESSAGE_BYTES_MAX;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -241,6 +241,7 @@ impl Master {
             epoch: epoch.raw(),
             boot: self.person.boot.to_vec().into(),
         };
+        fault::try_reach("heartbeat::before_register").await?;
         let reply = match within(REGISTER_TIMEOUT, self.client.clone().register(request)).await {
             Ok(reply) => reply,
             Err(Error::NotLeader { leader: Some(leader) }) => {
@@ -254,6 +255,7 @@ impl Master {
         if reply.server == 0 {
             return Err(Error::unavailable("this master has no id for this server yet"));
         }
+        fault::try_reach("heartbeat::registered").await?;
         server.registered(cluster, ServerId::from_raw(reply.server))?;
         self.learn(Masters::Some(reply.masters));
         self.told.lock().begin(epoch);
@@ -283,9 +285,11 @@ impl Master {
         let request = server.heartbeat(epoch, sequence, reported)?;
         // Guard from_receipt: what the answer allows, it allows from this moment on.
         let sent = now;
+        fault::try_reach("heartbeat::before_send").await?;
         let reply = within(HEARTBEAT_TIMEOUT, self.client.clone().heartbeat(request)).await;
         self.leads.store(reply.as_ref().is_ok_and(|reply| reply.leader), Ordering::Relaxed);
         let reply = reply?;
+        fault::try_reach("heartbeat::answered").await?;
         if reply.leader {
             *server.leader.lock() = Some(self.client.clone());
         }
@@ -389,7 +393,9 @@ impl Master {
         request.server = server.raw();
         request.epoch = epoch.raw();
         request.sequence = sequence;
+        fault::try_reach("report::before_send").await?;
         let reply = within(REPORT_TIMEOUT, self.client.clone().report(request)).await;
+        fault::reach("report::answered").await;
         let mut told = self.told.lock();
         if told.epoch != Some(epoch) {
             return Err(Error::unavailable("a new epoch began"));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 use gfs_proto::link::Peer;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 
 use crate::chunk::{Chunk, State};
 use crate::data::ReadRequest;
@@ -30,13 +30,17 @@ enum Looked {
 impl Chunkserver {
     /// A client's read.
     pub(crate) async fn read_chunk(&self, request: &ReadRequest) -> Result<ReadPlan> {
+        fault::try_reach("replica::read_received").await?;
         let chunk = self.chunk(request.handle)?;
         let end = self.now().plus(request.patience);
         // The version at which the primary was asked just now.
         let mut asked = None;
         for _ in 0..LOOKS_MAX {
             match chunk.with(|state| self.look(&chunk, state, request, asked.take()))? {
-                Looked::Plan(plan) => return Ok(plan),
+                Looked::Plan(plan) => {
+                    fault::reach("replica::before_read_served").await;
+                    return Ok(plan);
+                }
                 Looked::Ask(primary, version) => {
                     let answer = self.links.committed(&primary, chunk.handle, version, ASK_TIMEOUT).await;
                     let answer = answer.map_err(|error| {
@@ -124,6 +128,7 @@ impl Chunkserver {
     /// Bytes for an adoption: of the primary's plan, or of a base member whose content will be the plan.
     /// Both are frozen between the version's store and its activation.
     pub(crate) fn fetch_chunk(&self, request: &ReadRequest) -> Result<ReadPlan> {
+        fault::at("replica::fetch");
         let chunk = self.chunk(request.handle)?;
         chunk.with(|state| {
             let replica = state.replica(chunk.handle)?;

@@ -9,7 +9,7 @@ use futures::stream::{StreamExt, TryStreamExt};
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::link::{Peer, Range};
 use gfs_proto::net::blocking;
-use gfs_proto::{Error, Result, Retry, pb};
+use gfs_proto::{Error, Result, Retry, fault, pb};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -92,6 +92,7 @@ impl Chunkserver {
             Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
             Step::Go(()) => {
                 let (source, content) = self.agree(chunk, grant, us).await?;
+                fault::try_reach("reconcile::agreed").await?;
                 let from = (source.server != us).then_some(&source);
                 let taken = self.take_over(chunk, version, content.clone(), from).await;
                 if let Err(Error::Corrupt { handle, .. }) = taken {
@@ -111,9 +112,11 @@ impl Chunkserver {
             primary: grant.primary().map(Into::into),
             ..Default::default()
         };
+        fault::try_reach("reconcile::before_adopts").await?;
         let adoptions = others.map(|member| self.have_adopted(chunk.handle, member, &request));
         // Guard adopt_in_place: a member's reply means that it holds all of it, durably.
         let adopted = try_join_all(adoptions).await;
+        fault::reach("reconcile::adopted").await;
         chunk.quick(|state| {
             if state.replica(chunk.handle)?.held().corrupt {
                 // What the members could not fetch is damaged here.
@@ -239,6 +242,7 @@ impl Chunkserver {
     /// Grant step 3, at a member.
     pub(crate) fn collect(&self, request: &pb::CollectRequest) -> Result<pb::CollectReply> {
         self.meant(&request.cluster, request.server)?;
+        fault::at("reconcile::collect");
         let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
         let (held, content) = self.collect_own(&chunk, ChunkVersion::from_raw(request.version))?;
         Ok(pb::CollectReply {
@@ -287,6 +291,7 @@ impl Chunkserver {
         })?;
         let Some((mut adoption, same)) = begun else { return Ok(()) };
         let fetched = self.fetch_missing(chunk.handle, version, &mut adoption, source).await;
+        fault::reach("reconcile::fetched").await;
         chunk.with(|state| {
             state.adopting = false;
             fetched?;

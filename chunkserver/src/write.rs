@@ -7,7 +7,7 @@ use futures::future::{Shared, join, join_all};
 use gfs_proto::frame::{Head, Kind as FrameKind, Payload};
 use gfs_proto::id::{ChunkHandle, ChunkVersion, Serial, ServerId};
 use gfs_proto::link::Peer;
-use gfs_proto::{Error, Result, Retry, pb};
+use gfs_proto::{Error, Result, Retry, fault, pb};
 use tokio::time::timeout;
 
 use crate::chunk::{Chunk, State};
@@ -50,6 +50,7 @@ impl Chunkserver {
         request: WriteRequest,
         payload: Result<Payload>,
     ) -> Result<pb::WriteReplyMeta> {
+        fault::try_reach("replica::mutation_received").await?;
         let chunk = self.chunk(request.handle)?;
         let next = chunk.with(|state| self.order(&chunk, state, &request, payload))?;
         match next {
@@ -61,8 +62,10 @@ impl Chunkserver {
             Next::Send(sent) => {
                 let committed = self.replicate(&chunk, &request, &sent).await?;
                 if sent.order.kind == Kind::Seal {
+                    fault::reach("replica::sealed").await;
                     return Err(Error::Sealed { handle: request.handle });
                 }
+                fault::try_reach("replica::before_client_ack").await?;
                 Ok(reply(sent.order.offset, committed))
             }
             Next::Sealed(seal) => {
@@ -214,10 +217,11 @@ impl Chunkserver {
         let attempts = async {
             let mut repeats = 0;
             loop {
+                fault::reach("replica::before_forward").await;
                 let call =
                     self.links.apply(member, head.clone(), &meta, Some(&sent.payload), FORWARD_TIMEOUT);
                 match call.await {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => return fault::try_reach("replica::forward_acked").await,
                     // Its buffer has thrown the data away (T42): it goes along this time.
                     Err(Error::DataUnknown { .. }) if !meta.data_id.is_empty() => {
                         meta.data_id = Vec::new().into();
@@ -270,6 +274,7 @@ impl Chunkserver {
 
     /// An ordered mutation of the primary: answers when it is as durable here as it wants to be.
     pub(crate) async fn apply_ordered(&self, request: ApplyRequest, payload: Result<Payload>) -> Result<()> {
+        fault::try_reach("replica::apply_received").await?;
         let chunk = self.chunk(request.handle)?;
         let mut payload = Some(payload);
         let in_time = async {
@@ -288,10 +293,10 @@ impl Chunkserver {
                 chunk.handle, request.serial
             )))
         })?;
-        match ticket {
-            Some(ticket) => ticket.await.map_err(|error| self.wire(&error)),
-            None => Ok(()),
+        if let Some(ticket) = ticket {
+            ticket.await.map_err(|error| self.wire(&error))?;
         }
+        fault::try_reach("replica::before_apply_ack").await
     }
 
     /// Applies a mutation if it is its turn, else says what to wait for. The chunk's lock is held.
@@ -351,6 +356,7 @@ impl Chunkserver {
         // Neither is told before it is committed (guards retry_acked_at_once, seal_told_early).
         let serial = outcome.map(|outcome| outcome.serial).or(seal).unwrap_or_default();
         self.when_committed(&chunk, version, serial).await?;
+        fault::try_reach("replica::before_outcome").await?;
         Ok(pb::OutcomeReplyMeta { offset: outcome.map(|outcome| outcome.offset), sealed: seal.is_some() })
     }
 }

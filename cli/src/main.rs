@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, verbosity: Verbosity) -> Result<()> {
     telemetry::start(verbosity)?;
+    gfs_proto::fault::start()?;
     if verbosity == Verbosity::Server {
         parent::follow()?;
     }

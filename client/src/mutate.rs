@@ -11,7 +11,7 @@ use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, DataId, RequestId};
 use gfs_proto::link::{Mutation, Source};
 use gfs_proto::retry::Backoff;
 use gfs_proto::size::BLOCK_BYTES;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 
 use crate::cache::Lease;
 use crate::client::Core;
@@ -233,11 +233,13 @@ impl Unit {
         let mutation =
             Mutation { handle: lease.handle, version: lease.version, request, durability: self.durability };
         let (links, primary) = (&core.links, &lease.primary);
+        fault::try_reach("client::before_mutation").await?;
         let reply = match self.action {
             Action::Write(offset) => links.write(primary, &mutation, offset, &source, patience).await?,
             Action::Append => links.append(primary, &mutation, &source, patience).await?,
             Action::Sync => links.sync(primary, &mutation, patience).await?,
         };
+        fault::try_reach("client::mutation_answered").await?;
         self.acknowledged = true;
         Ok(reply)
     }
@@ -251,6 +253,7 @@ pub(crate) async fn push(
     patience: Duration,
 ) -> Result<Pushed> {
     let data = DataId::from_bytes(core.environment.random.bits128());
+    fault::try_reach("client::before_push").await?;
     core.links.push(&core.chain(lease), lease.handle, data, payload, patience).await?;
     Ok(Pushed { handle: lease.handle, version: lease.version, data })
 }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use crate::error::{Error, Result, Retry};
+use crate::fault;
 use crate::net::{self, Net};
 use crate::pb::master_client::MasterClient;
 use crate::retry::Backoff;
@@ -100,7 +101,13 @@ impl MasterChannel {
         loop {
             let (address, master) = self.shared.lock().pick();
             let budget = backoff.remaining().min(REQUEST_TIMEOUT);
-            let outcome = tokio::time::timeout(budget, call(master))
+            let asked = call(master);
+            let asked = async {
+                fault::try_reach("client::request_sent").await?;
+                let value = asked.await?;
+                fault::try_reach("client::reply_received").await.map(|()| value)
+            };
+            let outcome = tokio::time::timeout(budget, asked)
                 .await
                 .unwrap_or_else(|_| Err(Error::unavailable(format!("{address} did not answer"))));
             let error = match outcome {

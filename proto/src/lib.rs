@@ -2,6 +2,7 @@
 //! Knows no server and no disk. Every other crate stands on this one.
 
 pub mod error;
+pub mod fault;
 pub mod frame;
 pub mod id;
 pub mod leader;

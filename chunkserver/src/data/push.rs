@@ -8,7 +8,7 @@ use gfs_proto::frame::{self, Frame, Head, Kind, Payload};
 use gfs_proto::id::{ChunkHandle, DataId};
 use gfs_proto::link::{Forward, Links, Peer};
 use gfs_proto::size::{REPLICATION_MAX, block_pieces};
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use tokio::io::AsyncRead;
 
 use super::buffer::Reservation;
@@ -118,6 +118,7 @@ impl Push {
         let meta = pb::PushMeta { data_id: self.data.bytes().to_vec().into(), chain: rest.to_vec() };
         let head = Head { request: 0, ..self.frame.head.clone() };
         let frame = Frame { crcs: self.frame.crcs.clone(), ..Frame::new(head, &meta) };
+        fault::try_reach("data::before_push_forward").await?;
         match links.forward(&peer, frame).await {
             Ok(forward) => Ok(Some((peer, Some(forward)))),
             Err(error) => Err(self.member_failed(&peer, error)),
@@ -147,6 +148,7 @@ impl Received {
                 Err(error) => return Err(push.member_failed(&peer, error)),
             },
         };
+        fault::try_reach("data::before_push_kept").await?;
         let Frame { head, crcs, .. } = push.frame;
         reservation.fill(push.data, Payload { offset: head.offset, bytes, crcs });
         Ok(())

@@ -14,7 +14,7 @@ use gfs_proto::id::{DataId, RequestId, Serial};
 use gfs_proto::link::{GREETING_TIMEOUT, IDLE_CLOSE, Links};
 use gfs_proto::net::{Connection, ReadHalf};
 use gfs_proto::size::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
-use gfs_proto::{Environment, Error, Result, pb};
+use gfs_proto::{Environment, Error, Result, fault, pb};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -248,6 +248,7 @@ impl<H: Handler> Data<H> {
         } else {
             self.handler.read(request.clone()).await?
         };
+        fault::try_reach("data::before_read_answer").await?;
         Ok(Answer::data(frame.head.request, &request, plan).holding(held))
     }
 

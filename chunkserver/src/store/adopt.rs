@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 use gfs_proto::size::BLOCK_BYTES;
 
@@ -52,6 +53,7 @@ pub(crate) fn adopt(
     content: Content,
 ) -> Result<Adoption> {
     check_content(chunk.handle, &content, disk.options.chunk_bytes_max.raw())?;
+    fault::at("store::adopt::begin");
     let mut state = chunk.state.lock();
     let (handle, here) = (chunk.handle, state.meta.version);
     if state.removed {
@@ -177,7 +179,9 @@ impl Adoption {
         let content = std::mem::take(&mut self.content);
         let bytes = 4 * content.block_crcs.len() + 24 * content.requests.len() + SMALL_RECORD_BYTES;
         if let Some(aside) = &self.aside {
-            aside.file.sync_all().map_err(|error| disk.fail("syncing a chunk", &error))?;
+            fault::try_at("store::adopt::before_sync")
+                .and_then(|()| aside.file.sync_all())
+                .map_err(|error| disk.fail("syncing a chunk", &error))?;
             disk.sync_names(aside.name_change)?;
         }
         let mut permit = disk.log.reserve(bytes)?;
@@ -195,6 +199,7 @@ impl Adoption {
             state = disk.sync_file(&chunk, chunk.state.lock())?;
             self.check(&state)?;
         }
+        fault::at("store::adopt::before_record");
         state.meta.adopt(self.version, generation, content);
         state.unsynced = false;
         // Guard partial_forgotten: `partial` is cleared by this record and not before.
@@ -205,6 +210,7 @@ impl Adoption {
         drop(state);
         self.committed = true;
         disk.log.wait_durable(sequence)?;
+        fault::at("store::adopt::committed");
         if let Some(old) = old {
             disk.remove_file(&old)?;
         }

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use gfs_proto::size::BLOCK_BYTES;
 
 use super::block;
@@ -55,6 +56,7 @@ pub(crate) fn apply(disk: &Arc<Disk>, chunk: &Arc<Chunk>, mutation: &Mutation) -
         }
         disk.check()?;
         check(chunk, &state, mutation, limit)?;
+        fault::at("store::apply::begin");
         if now == Way::Overwrite && state.unsynced {
             state = prove(disk, chunk, state, &mut permit)?;
             // The lock was let go.
@@ -186,6 +188,7 @@ fn extend(
         (change.first_block, change.crcs) =
             block::extended(&state.meta.content.block_crcs, length, hole, &mutation.data);
         disk.write_file(chunk, state, change.offset, &mutation.data)?;
+        fault::at("store::apply::file_written");
         start_writeback(disk, chunk, state, change.chunk_length);
     }
     let completion = Completion::new();
@@ -259,6 +262,7 @@ fn overwrite(
     let then = Then { data: mutation.data.clone(), firmness: Firmness::Durable, done: Some(done) };
     let sequence = commit(disk, chunk, state, permit, (change, then));
     state.overlays.push_back(Overlay { sequence, offset, data: mutation.data.clone() });
+    fault::at("store::apply::overwritten");
     Ok(ticket)
 }
 

@@ -1,5 +1,6 @@
 //! A local copy of a whole replica under another handle: the copy of copy on write (GFS §3.4).
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 
 use super::Store;
@@ -21,6 +22,7 @@ pub(crate) fn copy(
     if made.adopted == copy_version {
         return Ok(made);
     }
+    fault::at("store::copy::begin");
     let content = store.content(handle)?;
     let mut adoption = store.adopt(copy, copy_version, content.clone())?;
     // Writing may show that more is missing than was thought; each round leaves less.
@@ -37,6 +39,7 @@ pub(crate) fn copy(
     if source.serial != content.serial || source.length != content.length || source.sealed != content.sealed {
         return Err(Error::BadContent { handle, what: "it changed while it was copied" });
     }
+    fault::at("store::copy::before_commit");
     adoption.commit()
 }
 

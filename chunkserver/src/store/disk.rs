@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -164,6 +165,7 @@ impl Disk {
 
     /// Removes a file that nothing names any more.
     pub(crate) fn remove_file(&self, path: &std::path::Path) -> Result<()> {
+        fault::at("store::file::before_remove");
         match self.open_files.remove(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(self.fail("removing a chunk", &error))
@@ -185,7 +187,10 @@ impl Disk {
         let (writes, generation, name_change) = (state.writes, state.meta.generation, state.name_change);
         let file = self.file(chunk, &mut state).map_err(|error| self.fail("opening a chunk", &error))?;
         drop(state);
-        file.sync_data().map_err(|error| self.fail("syncing a chunk", &error))?;
+        fault::try_at("store::file::before_sync")
+            .and_then(|()| file.sync_data())
+            .map_err(|error| self.fail("syncing a chunk", &error))?;
+        fault::at("store::file::synced");
         self.sync_names(name_change)?;
         let mut state = chunk.state.lock();
         if state.meta.generation == generation {
@@ -201,8 +206,8 @@ impl Disk {
             return Ok(());
         }
         let now = self.name_changes.load(Ordering::SeqCst);
-        self.files
-            .sync_directory(&chunk_directory(&self.directory))
+        fault::try_at("store::names::before_sync")
+            .and_then(|()| self.files.sync_directory(&chunk_directory(&self.directory)))
             .map_err(|error| self.fail("syncing a directory", &error))?;
         *synced = now;
         Ok(())
@@ -219,7 +224,7 @@ impl Disk {
         if data.is_empty() {
             return Ok(());
         }
-        let file = self.file(chunk, state);
+        let file = fault::try_at("store::file::before_write").and_then(|()| self.file(chunk, state));
         state.writes += 1;
         match file.and_then(|file| file.write_at(data, offset.into())) {
             Ok(()) => Ok(()),
@@ -267,7 +272,8 @@ impl Disk {
     /// Unlike a new write, this one is promised already: it must not fail for want of space.
     fn write_overlay(&self, chunk: &Chunk, state: &mut State, offset: u32, data: &Bytes) -> Result<()> {
         state.writes += 1;
-        self.file(chunk, state)
+        fault::try_at("store::settle::before_write")
+            .and_then(|()| self.file(chunk, state))
             .and_then(|file| file.write_at(data, offset.into()))
             .map_err(|error| self.fail("writing a logged change to its chunk", &error))
     }

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::Path;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ClusterId, ServerId, Uuid};
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,7 @@ impl IdentityFile {
         let head = format!("{TITLE} {FORMAT} {:08x}\n", crc32fast::hash(body.as_bytes()));
         file.write_at((head + &body).as_bytes(), 0)?;
         file.sync_all()?;
+        fault::try_at("store::identity::before_rename")?;
         files.rename(&temporary, &directory.join(NAME))?;
         files.sync_directory(directory)
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use parking_lot::{Condvar, Mutex};
 
 use super::error::{Error, Result};
@@ -431,6 +432,7 @@ impl Writer {
     }
 
     fn finish(&self, batch: Vec<Entry>, result: &Result<()>) {
+        fault::at("store::log::before_answer");
         let synced = batch.iter().any(|entry| entry.firmness == Firmness::Durable);
         {
             let mut queue = self.shared.queue.lock();

@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, Serial};
 use gfs_proto::size::BLOCK_BYTES;
 
@@ -76,6 +77,7 @@ impl Opening<'_> {
                 replay = Some(self.replay(all, &header, &mut chunks)?);
             }
         }
+        fault::try_at("store::recover::replayed").map_err(|error| self.failed(&error))?;
         // A clean close has lost nothing, whatever happened to the power after it.
         let powered = header.as_ref().is_none_or(|header| header.clean || header.boot_id == self.boot_id);
         let names = self.files.list(&chunk_directory(self.directory)).map_err(|error| self.failed(&error))?;
@@ -96,6 +98,7 @@ impl Opening<'_> {
             clean: false,
             boot_id: self.boot_id.clone(),
         };
+        fault::try_at("store::recover::before_table").map_err(|error| self.failed(&error))?;
         let full_bytes = self.write(header, &chunks).map_err(|error| self.failed(&error))?;
         let segments = self.keep_segments(found).map_err(|error| self.failed(&error))?;
         let (life, boot_id) = (self.life, self.boot_id.clone());

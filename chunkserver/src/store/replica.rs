@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 
 use super::chunk::{Chunk, State};
@@ -58,6 +59,7 @@ pub(crate) fn make(
         let sequence = disk.record((&chunk, &mut state), &mut permit, &record, durably());
         (sequence, state.summary(handle))
     };
+    fault::at("store::replica::made");
     disk.log.wait_durable(sequence)?;
     Ok(Some(summary))
 }
@@ -94,6 +96,7 @@ impl Emptied {
     fn finish(self, disk: &Arc<Disk>, handle: ChunkHandle) -> Result<()> {
         self.waiters.iter().for_each(|waiter| waiter.finish(Err(Error::AdoptionOvertaken { handle })));
         disk.log.wait_durable(self.sequence)?;
+        fault::at("store::emptied::before_file");
         self.old.map_or(Ok(()), |old| disk.remove_file(&old))
     }
 }
@@ -151,12 +154,14 @@ pub(crate) fn store_version(
     state.adoption += 1;
     match membership {
         Membership::Base => {
+            fault::at("store::version::before_record");
             state.meta.version = version;
             let record = Record::Version { handle, version };
             let sequence = disk.record((chunk, &mut state), &mut permit, &record, durably());
             let summary = state.summary(handle);
             drop(state);
             disk.log.wait_durable(sequence)?;
+            fault::at("store::version::stored");
             Ok(summary)
         }
         Membership::Joiner => {
@@ -193,6 +198,7 @@ pub(crate) fn delete(disk: &Arc<Disk>, chunk: &Arc<Chunk>, version_max: ChunkVer
     }
     let old = state.created.then(|| disk.path_of(handle, state.meta.generation));
     let waiters = std::mem::take(&mut state.sync_waiters);
+    fault::at("store::delete::before_record");
     state.removed = true;
     state.overlays.clear();
     let record = Record::Delete { handle };

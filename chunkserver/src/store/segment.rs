@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gfs_proto::fault;
+
 use super::error::{Error, Result};
 use super::files::{File, Files, Open};
 use super::format::{ALIGN, HEAD_BYTES, PartHead, parse_part, part_bytes};
@@ -22,6 +24,7 @@ pub(crate) struct Segment {
 impl Segment {
     /// Makes a segment full of zeros, durably.
     pub(crate) fn create(files: &dyn Files, path: PathBuf, bytes: u32) -> io::Result<Self> {
+        fault::try_at("store::segment::before_create")?;
         let file = files.open(&path, Open::Create)?;
         let zeros = vec![0; FILL_BYTES.min(bytes as usize)];
         let mut at = 0;
@@ -43,12 +46,14 @@ impl Segment {
         Ok((Self { path, file }, bytes))
     }
     pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file
-            .write_at(bytes, offset)
+        fault::try_at("store::log::before_write")
+            .and_then(|()| self.file.write_at(bytes, offset))
             .map_err(|error| Error::failed(&self.path, "writing the log", &error))
     }
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|error| Error::failed(&self.path, "syncing the log", &error))
+        fault::try_at("store::log::before_sync")
+            .and_then(|()| self.file.sync_data())
+            .map_err(|error| Error::failed(&self.path, "syncing the log", &error))
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
 
 use super::chunk::Chunk;
@@ -88,9 +89,12 @@ impl<'a> TableWriter<'a> {
         self.flush()?;
         let header = TableHeader { entries: self.entries, ..header };
         self.file.write_at(&header.encode(), 0)?;
+        fault::try_at("store::table::before_sync")?;
         self.file.sync_all()?;
+        fault::try_at("store::table::before_rename")?;
         let path = self.directory.join(table_name(header.number));
         self.files.rename(&self.directory.join(TEMPORARY), &path)?;
+        fault::try_at("store::table::renamed")?;
         self.files.sync_directory(self.directory)?;
         if header.full {
             remove_before(self.files, self.directory, header.number)?;

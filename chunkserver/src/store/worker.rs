@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use gfs_proto::fault;
 use parking_lot::{Condvar, Mutex};
 
 use super::chunk::Chunk;
@@ -212,6 +213,7 @@ fn make_room(disk: &Arc<Disk>) -> Result<()> {
             return Ok(());
         }
     }
+    fault::at("store::room::before_checkpoint");
     table::checkpoint(disk, table::Closing::No)
 }
 
@@ -223,6 +225,7 @@ fn write_marks(disk: &Arc<Disk>) {
         if state.removed {
             continue;
         }
+        fault::at("store::marks::before_record");
         let record = Record::Mark {
             handle: chunk.handle,
             adopted: state.meta.adopted,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::task::every;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 
 use super::grant::{Granter, LEASE, Wish};
@@ -132,6 +132,7 @@ impl Duties {
         if extensions.is_empty() {
             return Ok(());
         }
+        fault::try_reach("leader::before_extend").await?;
         let expires_at = self.granter.clock.wall().plus(LEASE);
         let leases = extensions.into_iter().collect();
         self.log.propose(Command::ExtendLeases { leases, expires_at }).await?.map(drop).map_err(Error::from)
@@ -284,6 +285,7 @@ impl Duties {
             // A grant that it joins meanwhile gives it a higher version, which this order does not reach.
             version_max: version.raw(),
         };
+        fault::try_reach("leader::before_delete").await?;
         match self.orders.delete(self.granter.soft.target(server), request).await {
             Ok(true) => {
                 tracing::info!(%handle, %server, %version, "garbage deleted");
@@ -305,9 +307,11 @@ impl Duties {
             (due(read::next_session_end(&*view)?), due(read::next_trash_date(&*view)?))
         };
         if sessions {
+            fault::try_reach("leader::before_expire").await?;
             self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
         }
         if trash {
+            fault::try_reach("leader::before_collect").await?;
             self.log.propose(Command::CollectTrash { limit: EXPIRY_BATCH }).await??;
         }
         Ok(())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ServerId};
-use gfs_proto::pb;
 use gfs_proto::time::Moment;
+use gfs_proto::{fault, pb};
 
 use super::grant::Granter;
 use crate::cluster::{Reign, fence_end};
@@ -49,6 +49,7 @@ impl Granter {
                 handle: handle.raw(),
                 version: pending.version.raw(),
             };
+            fault::reach("grant::before_exclude").await;
             // Guard named_once: asked again until it is acknowledged; the answers to heartbeats deny it as well.
             let exclusion = self.orders.exclude(self.soft.target(server), request);
             if let Ok(Ok(reply)) = tokio::time::timeout(left, exclusion).await

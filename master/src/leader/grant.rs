@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, ServerId};
 use gfs_proto::time::Clock;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -314,8 +314,10 @@ impl Granter {
             writer: wish.writer,
             fresh,
         };
+        fault::try_reach("grant::before_prepare").await?;
         match self.log.propose(command).await? {
             Ok(applied) => {
+                fault::try_reach("grant::prepared").await?;
                 tracing::debug!(handle = %chunk.handle, %applied, "grant prepared");
                 Ok(())
             }
@@ -342,12 +344,14 @@ impl Granter {
             return Err(Setback::Overtaken(Error::NoReplica { handle }));
         };
         self.store_everywhere(reign, &chunk, &pending).await?;
+        fault::try_reach("grant::stored").await?;
         if !pending.fresh {
             let fences = async {
                 self.fence_out(reign, &chunk, &pending, denied_since).await;
                 Ok(())
             };
             futures::try_join!(self.reconcile(reign, handle, &pending), fences)?;
+            fault::try_reach("grant::reconciled").await?;
         }
         self.confirm(handle, &pending).await?;
         self.activate(reign, handle, &pending).await
@@ -433,6 +437,7 @@ impl Granter {
 
     /// Step 5.
     async fn confirm(&self, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+        fault::try_reach("grant::before_confirm").await?;
         let lease_expires_at = self.clock.wall().plus(LEASE);
         // Guard confirm_not_cas: the state refuses it unless this version is still the pending one.
         let command = Command::ConfirmGrant { handle, version: pending.version, lease_expires_at };
@@ -444,6 +449,7 @@ impl Granter {
             }
             Err(rejected) => return Err(Setback::End(rejected.into())),
         }
+        fault::try_reach("grant::confirmed").await?;
         self.soft.with(|cluster, view, now| {
             cluster.adopted(handle, pending.version, &pending.members);
             cluster.examine_in(handle, view, now);
@@ -465,6 +471,7 @@ impl Granter {
                 _ => Err(Setback::Members(vec![(primary, blamed)])),
             };
         }
+        fault::try_reach("grant::activated").await?;
         if !pending.writer {
             let mut settled = self.settled.lock();
             if settled.len() >= SETTLED_MAX {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId};
 use gfs_proto::path::FilePath;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -202,6 +202,7 @@ impl Granter {
         let Applied::Reserved { handle: copy } = reserved else { return Err(Error::internal(reserved)) };
         // Before any server hears of it: what the sweep sees from now on is no garbage.
         self.copies.reserved.lock().insert(copy);
+        fault::try_reach("leader::copy_reserved").await?;
         let proposed = self.copy_to(reign, spot, &shared, copy).await;
         // Without an answer nobody knows whether the state will have it: then it stays.
         if !matches!(proposed, Err(Error::Unavailable { .. })) {
@@ -246,6 +247,7 @@ impl Granter {
             return Err(Error::NoReplica { handle: shared.handle });
         }
         let (old, version) = (shared.handle, shared.version);
+        fault::try_reach("leader::copied").await?;
         let command = Command::CopyChunk { file, index, old, version, copy, members: members.clone() };
         self.log.propose(command).await??;
         self.soft.with(|cluster, view, now| {

@@ -1,5 +1,7 @@
 //! Fail points at every boundary of persisting: a test names one, and the process dies there.
 
+use gfs_proto::fault;
+
 /// Where a process may die.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Point {
@@ -17,13 +19,33 @@ pub(crate) enum Point {
     InstallAfterPointer,
 }
 
-/// Dies here if a test asks for it.
-#[cfg(not(test))]
-pub(crate) fn point(_point: Point) {}
+impl Point {
+    /// Its name among all fail points.
+    fn name(self) -> &'static str {
+        match self {
+            Self::LogBeforeWrite => "raft::log::before_write",
+            Self::LogBeforeSync => "raft::log::before_sync",
+            Self::LogBeforeCallback => "raft::log::before_callback",
+            Self::CheckpointBeforeRename => "raft::checkpoint::before_rename",
+            Self::InstallBeforePointer => "raft::install::before_pointer",
+            Self::InstallAfterPointer => "raft::install::after_pointer",
+        }
+    }
+}
+
+/// Dies here if a test asks for it; in a build with faults it may fail or stand still as well.
+///
+/// # Errors
+/// If it was told to fail.
+pub(crate) fn point(point: Point) -> std::io::Result<()> {
+    #[cfg(test)]
+    die(point);
+    fault::try_at(point.name())
+}
 
 /// Dies here if `GFS_RAFT_FAIL_POINT` is `Point:n` and this is the n-th time.
 #[cfg(test)]
-pub(crate) fn point(point: Point) {
+fn die(point: Point) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 

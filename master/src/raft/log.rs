@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use gfs_proto::fault;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
@@ -219,9 +220,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.shared.poison.check()?;
+        fault::try_at("raft::log::before_vote")?;
         let (done, durable) = oneshot::channel();
         self.send(Command::Vote { vote: *vote, done }).await?;
-        durable.await.map_err(|_| self.shared.poison.set("the log's writer is gone"))?
+        let saved = durable.await.map_err(|_| self.shared.poison.set("the log's writer is gone"))?;
+        saved.and_then(|()| fault::try_at("raft::log::vote_saved"))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
@@ -239,6 +242,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         self.shared.poison.check()?;
+        fault::try_at("raft::log::before_append")?;
         let entries: Vec<Entry> = entries.into_iter().collect();
         let rows = entries
             .iter()
@@ -250,12 +254,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         self.shared.poison.check()?;
+        fault::try_at("raft::log::before_truncate")?;
         let Some((from, until)) = self.shared.tail.write().truncate_after(last) else { return Ok(()) };
         self.send(Command::Delete { from, until }).await
     }
 
     async fn purge(&mut self, id: LogId) -> Result<(), io::Error> {
         self.shared.poison.check()?;
+        fault::try_at("raft::log::before_purge")?;
         let Some(from) = self.shared.tail.write().purge(id) else { return Ok(()) };
         self.send(Command::Purge { from, id }).await
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use gfs_proto::fault;
 use gfs_proto::id::LogIndex;
 use gfs_proto::net::blocking;
 use openraft::EntryPayload;
@@ -94,6 +95,7 @@ impl Machine {
         self.store.write(&writes, last, membership)?;
         touched.into_iter().for_each(|touched| self.feeds.tell(touched));
         self.feeds.applied.send_replace(index_of(Some(last)));
+        fault::at("raft::apply::before_answer");
         for (responder, reply) in answers {
             if let Some(responder) = responder {
                 responder.send(reply);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ClusterId, LogIndex, MasterId, Term, Uuid};
 use gfs_proto::size::MESSAGE_BYTES_MAX;
-use gfs_proto::{Environment, Error, Result, pb};
+use gfs_proto::{Environment, Error, Result, fault, pb};
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
@@ -106,6 +106,7 @@ pub(super) async fn propose(
         let (size, limit) = (bytes.len() as u64, PROPOSAL_BYTES_MAX as u64);
         return Err(Error::TooLarge { what: "a command".into(), size, limit });
     }
+    fault::try_reach("raft::propose::before").await?;
     let write = raft.client_write(Operation(bytes.into()));
     let written = tokio::time::timeout(PROPOSE_TIMEOUT, write)
         .await
@@ -118,6 +119,7 @@ pub(super) async fn propose(
         RaftError::APIError(error) => Error::unavailable(error),
         RaftError::Fatal(error) => Error::unavailable(error),
     })?;
+    fault::try_reach("raft::propose::committed").await?;
     let reply = answer.data.state.ok_or_else(|| Error::internal("an entry without an answer"))?;
     Ok((reply.decided_at, reply.result))
 }
@@ -238,6 +240,7 @@ impl Node {
         let round = move || {
             let raft = raft.clone();
             async move {
+                fault::try_reach("raft::read_index::before").await?;
                 // Never by lease: that is unsafe across a fast restart of a follower (openraft).
                 let confirmed = raft.get_read_linearizer(ReadPolicy::ReadIndex);
                 let confirmed = tokio::time::timeout(READ_TIMEOUT, confirmed)
@@ -250,6 +253,7 @@ impl Node {
                     RaftError::APIError(error) => Error::unavailable(error),
                     RaftError::Fatal(error) => Error::unavailable(error),
                 })?;
+                fault::try_reach("raft::read_index::confirmed").await?;
                 let id = confirmed.read_log_id();
                 let term = Term::from_raw(id.committed_leader_id().term);
                 Ok(ReadIndex { term, leader, index: LogIndex::from_raw(id.index()) })

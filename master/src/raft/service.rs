@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use gfs_proto::id::ClusterId;
-use gfs_proto::{Error, pb};
+use gfs_proto::{Error, fault, pb};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -84,15 +84,19 @@ impl RaftService {
 impl pb::raft_server::Raft for RaftService {
     async fn append(&self, request: Request<pb::RaftMessage>) -> Result<Response<pb::RaftMessage>, Status> {
         let message = request.into_inner();
+        fault::try_reach("raft::rpc::append_received").await?;
         let append = self.open::<AppendBody>(&message)?.into_request().map_err(malformed)?;
         let response = self.raft.append_entries(append).await.map_err(stopped)?;
+        fault::try_reach("raft::rpc::before_append_reply").await?;
         Ok(self.answer(message.source, &AppendReply::from(response)))
     }
 
     async fn vote(&self, request: Request<pb::RaftMessage>) -> Result<Response<pb::RaftMessage>, Status> {
         let message = request.into_inner();
         let vote = self.open::<VoteBody>(&message)?.into_request().map_err(malformed)?;
+        fault::try_reach("raft::rpc::vote_received").await?;
         let response = self.raft.vote(vote).await.map_err(stopped)?;
+        fault::try_reach("raft::rpc::before_vote_reply").await?;
         Ok(self.answer(message.source, &VoteReply::from(response)))
     }
 
@@ -133,6 +137,7 @@ impl pb::raft_server::Raft for RaftService {
         let snapshot = Receiver::new(dir).receive(&mut stream, meta.clone()).await?;
         let snapshot = openraft::storage::Snapshot { meta, snapshot };
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        fault::try_reach("raft::rpc::before_install_reply").await?;
         Ok(self.answer(start.source, &SnapshotReply::from(response)))
     }
 }

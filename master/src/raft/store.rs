@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use gfs_proto::fault;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Options, WriteBatch};
 
@@ -234,7 +235,9 @@ impl StateStore {
         if let Some(membership) = &membership {
             batch.put_cf(raft, KEY_MEMBERSHIP, codec::to_disk(&StoredMembershipRow::from(membership)));
         }
+        self.poison.watch_result(fault::try_at("raft::state::before_write"))?;
         self.poison.watch_result(live.db.write_without_wal(batch))?;
+        fault::at("raft::state::written");
         let mut applied = self.applied.write();
         applied.0 = Some(last);
         if let Some(membership) = membership {
@@ -253,6 +256,7 @@ impl StateStore {
     /// What the disk says.
     pub(crate) fn build_checkpoint(&self) -> io::Result<CheckpointHandle> {
         let _building = self.building.lock();
+        fault::try_at("raft::checkpoint::before_build")?;
         let path = self.dir.join(format!("building-{}", self.next_serial()));
         let live = self.live();
         // Flushes first: the state on the disk is then at least as new as the checkpoint.
@@ -260,7 +264,7 @@ impl StateStore {
         checkpoint.create_checkpoint(&path).map_err(io::Error::other)?;
         let previous = self.checkpoint();
         let built = checkpoint::seal(&path, previous.as_ref())?;
-        fail::point(Point::CheckpointBeforeRename);
+        fail::point(Point::CheckpointBeforeRename)?;
         self.adopt(&path, &built)
     }
 
@@ -269,6 +273,7 @@ impl StateStore {
         let index = super::log::next_index(meta.last_log_id);
         let name = self.dir.join(format!("checkpoint-{index}-{}", self.next_serial()));
         fs::rename(path, &name)?;
+        fault::try_at("raft::checkpoint::renamed")?;
         sync_dir(&self.dir)?;
         let handle = checkpoint::open(&name)?;
         if let Some(old) = self.checkpoint.lock().replace(handle.clone()) {
@@ -297,6 +302,7 @@ impl StateStore {
         // RocksDB changes a directory that it opens, so the live one is another than the checkpoint.
         let name = format!("live-{}", self.next_serial());
         let path = self.dir.join(&name);
+        fault::try_at("raft::install::before_copy")?;
         handle.copy_to(&path)?;
         let db = open_db(&path, &self.cache)?;
         let applied = load_applied(&db)?;
@@ -307,9 +313,9 @@ impl StateStore {
         handle.copy_to(&own)?;
         checkpoint::write_manifest(&own, handle.meta(), handle.files())?;
         sync_dir(&self.dir)?;
-        fail::point(Point::InstallBeforePointer);
+        fail::point(Point::InstallBeforePointer)?;
         replace_file(&self.dir.join(CURRENT), name.as_bytes())?;
-        fail::point(Point::InstallAfterPointer);
+        fail::point(Point::InstallAfterPointer)?;
         let home = LiveDir { path, replaced: AtomicBool::new(false) };
         let old = std::mem::replace(&mut *self.live.write(), Arc::new(Live { db, home }));
         *self.applied.write() = applied;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gfs_proto::net::blocking;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use pb::raft_client::RaftClient;
 use pb::snapshot_frame::Part;
 use tokio::sync::mpsc;
@@ -73,6 +73,7 @@ async fn produce(
     start: pb::RaftMessage,
     checkpoint: &CheckpointHandle,
 ) -> Result<()> {
+    fault::try_reach("raft::transfer::before_send").await?;
     push(frames, Part::Start(start)).await?;
     for file in checkpoint.files() {
         push(frames, Part::File(pb::SnapshotFile { name: file.name.clone(), length: file.length })).await?;
@@ -145,6 +146,7 @@ impl Receiver {
         while let Some(frame) = next(stream).await? {
             let part = frame.part.ok_or_else(|| bad("empty frame"))?;
             if blocking(|| self.take(part))? {
+                fault::try_reach("raft::transfer::received").await?;
                 self.finished = true;
                 let files = std::mem::take(&mut self.files);
                 let handle = CheckpointHandle::new(self.path.clone(), meta, files);

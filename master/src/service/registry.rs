@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Epoch, ServerId, Uuid};
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
@@ -30,6 +30,7 @@ impl pb::registry_server::Registry for Service {
         let request = request.into_inner();
         self.check_cluster(&request.cluster)?;
         let server = self.registered(&request).await?;
+        fault::try_reach("registry::registered").await?;
         let epoch = Epoch::from_raw(request.epoch);
         let registration = Registration { address: request.address, rack: request.rack, epoch };
         self.leader.soft().with(|cluster, _, now| cluster.register(server, registration, now));
@@ -49,6 +50,7 @@ impl pb::registry_server::Registry for Service {
         let report = convert::report(&request)?;
         let server = ServerId::from_raw(request.server);
         let taken = self.leader.soft().with(|cluster, view, now| cluster.report(server, &report, view, now));
+        fault::try_reach("registry::before_report_reply").await?;
         Ok(Response::new(pb::ReportReply { term: self.term(), full_report_wanted: !taken }))
     }
 
@@ -60,6 +62,7 @@ impl pb::registry_server::Registry for Service {
         self.check_cluster(&request.cluster)?;
         let (server, epoch) = (ServerId::from_raw(request.server), Epoch::from_raw(request.epoch));
         let space = convert::space(&request);
+        fault::try_reach("registry::heartbeat_received").await?;
         let known = self.leader.soft().with(|cluster, _, now| cluster.heartbeat(server, epoch, space, now));
         let mut reply = pb::HeartbeatReply {
             term: self.term(),
@@ -73,6 +76,7 @@ impl pb::registry_server::Registry for Service {
         if known && let Err(error) = self.answer_as_leader(&request, &mut reply).await {
             tracing::trace!(%server, %error, "heartbeat not answered as leader");
         }
+        fault::try_reach("registry::before_heartbeat_reply").await?;
         Ok(Response::new(reply))
     }
 

@@ -1,6 +1,9 @@
 //! The house rules that no lint knows (STYLE.md).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use gfs_proto::fault::{MUTANTS, POINTS};
 
 /// Longest file, in lines.
 const LINES_MAX: usize = 500;
@@ -168,4 +171,63 @@ fn decisions_that_are_named_are_there() {
             .map(|number| format!("names {number}"))
     });
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The code of what can run with faults, without the list of them.
+fn faulty_sources() -> Vec<(String, String)> {
+    let files =
+        ["proto/src", "client/src", "chunkserver/src", "master/src", "cli/src"].into_iter().flat_map(sources);
+    files.filter(|(name, _)| !name.starts_with("proto/src/fault") && !is_test(name)).collect()
+}
+
+/// Every word in quotes behind `start`.
+fn quoted<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    text.split(start).skip(1).filter_map(|rest| rest.split('"').next()).collect()
+}
+
+#[test]
+fn fail_points_are_listed_and_each_stands_at_one_place() {
+    assert!(POINTS.len() >= 40, "{} fail points", POINTS.len());
+    let files = faulty_sources();
+    let mut called: BTreeMap<&str, bool> = BTreeMap::new();
+    for (_, text) in &files {
+        called.extend(quoted(text, "fault::at(\"").into_iter().map(|name| (name, false)));
+        called.extend(quoted(text, "fault::reach(\"").into_iter().map(|name| (name, false)));
+        called.extend(quoted(text, "fault::try_at(\"").into_iter().map(|name| (name, true)));
+        called.extend(quoted(text, "fault::try_reach(\"").into_iter().map(|name| (name, true)));
+        // The points of `master/src/raft/fail.rs` have names by a table.
+        called.extend(quoted(text, "=> \"raft::").into_iter().filter_map(|rest| {
+            POINTS
+                .iter()
+                .find(|point| point.name.strip_prefix("raft::") == Some(rest))
+                .map(|point| (point.name, true))
+        }));
+    }
+    let listed: BTreeMap<&str, bool> = POINTS.iter().map(|point| (point.name, point.fails)).collect();
+    assert_eq!(listed.len(), POINTS.len(), "a name is listed twice");
+    assert_eq!(called, listed, "the list in proto/src/fault/list.rs is not that of the code");
+    for point in POINTS {
+        let name = format!("\"{}\"", point.name);
+        let places = files.iter().map(|(_, text)| text.matches(&name).count()).sum::<usize>();
+        assert_eq!(places, 1, "{name} is used {places} times");
+    }
+}
+
+#[test]
+fn mutants_are_listed_and_named_where_they_stand() {
+    let texts: String = ["proto/src", "client/src", "chunkserver/src", "master/src"]
+        .into_iter()
+        .flat_map(sources)
+        .filter(|(name, _)| !name.starts_with("proto/src/fault"))
+        .map(|(_, text)| text)
+        .collect();
+    let called: BTreeSet<&str> = quoted(&texts, "fault::mutant(\"").into_iter().collect();
+    assert_eq!(
+        called,
+        MUTANTS.iter().copied().collect(),
+        "the list in proto/src/fault/list.rs is not that of the code"
+    );
+    for name in MUTANTS {
+        assert!(texts.contains(&format!("// Mutant {name}: ")), "nothing says what mutant {name} does");
+    }
 }

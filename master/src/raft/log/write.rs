@@ -117,13 +117,13 @@ impl Batch {
             let row = codec::to_disk(&LogIdRow::from(id));
             self.writes.put_cf(cf(&shared.db, META)?, KEY_COMMITTED, row);
         }
-        fail::point(Point::LogBeforeWrite);
+        fail::point(Point::LogBeforeWrite)?;
         shared.db.write(std::mem::take(&mut self.writes)).map_err(io::Error::other)?;
-        fail::point(Point::LogBeforeSync);
+        fail::point(Point::LogBeforeSync)?;
         if !self.waiters.is_empty() {
             shared.db.flush_wal(true).map_err(io::Error::other)?;
         }
-        fail::point(Point::LogBeforeCallback);
+        fail::point(Point::LogBeforeCallback)?;
         *committed = now;
         Ok(())
     }

@@ -1,0 +1,37 @@
+//! Faults on purpose: fail points, and mutants (seeded bugs that our checks must find; docs/mutants.md).
+//!
+//! A fail point stands at a boundary of persisting or acknowledging and has a name. In a build with the feature `faults` it
+//! counts how often it is passed, and can be told to crash the process, to fail, or to stand still for a while:
+//!
+//! ```text
+//! GFS_FAILPOINTS='store::log::before_sync=crash@3; grant::prepared=sleep(500)*1'
+//! action := crash | error | sleep(MILLISECONDS), then @N: from the N-th pass on, then *N: at most N times
+//! GFS_FAILPOINTS_FILE=path   the same text, looked at again and again; the counts go to path.PID
+//! GFS_MUTANT=name            the one seeded bug of this process
+//! GFS_TUNED='checkpoint_every=200'   constants that a short run has to be smaller
+//! ```
+//! Without the feature nothing of this is left in the program (docs/decisions/0016).
+
+#[cfg(not(feature = "faults"))]
+mod absent;
+mod list;
+#[cfg(feature = "faults")]
+mod live;
+
+#[cfg(not(feature = "faults"))]
+pub use absent::{arm, at, clear, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+pub use list::{MUTANTS, POINTS, Point};
+#[cfg(feature = "faults")]
+pub use live::{arm, at, clear, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+
+/// Whether this build has fail points and mutants at all.
+pub const BUILT: bool = cfg!(feature = "faults");
+
+/// How often a fail point was passed, and how often it struck.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Count {
+    /// Passes, those that struck included.
+    pub passed: u64,
+    /// Crashes, errors and pauses.
+    pub struck: u64,
+}
