@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -104,6 +104,7 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
         recorder: Recorder::create(&history)?,
         seed: plan.seed,
         stop: AtomicBool::new(false),
+        begun: AtomicU64::new(0),
     });
     (workload.prepare)(scene.clone()).await?;
     let outcome = drive(plan, workload, &faults, &scene, &mut cluster).await;
@@ -112,7 +113,7 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
     }
-    let needed = workload.acknowledged_per_second_min * plan.time_ms / 1000;
+    let needed = workload.minimum.all_per_second * plan.time_ms / 1000;
     if verdict.ok < needed {
         verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
     }

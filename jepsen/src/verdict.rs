@@ -73,6 +73,15 @@ impl Verdict {
         self.doubts.push(what.into());
     }
 
+    /// What could not be told is told now: doubts become notes. Findings stay.
+    pub(crate) fn settle(&mut self, how: &str) {
+        if self.validity == Validity::Unknown {
+            self.validity = Validity::Good;
+        }
+        let settled = std::mem::take(&mut self.doubts);
+        self.notes.extend(settled.into_iter().map(|doubt| format!("settled: {doubt}: {how}")));
+    }
+
     pub(crate) fn note(&mut self, what: impl Into<String>) {
         self.notes.push(what.into());
     }

@@ -1,8 +1,12 @@
 //! The checkers: pure functions from a history to a verdict.
 
 pub(crate) mod append;
+pub(crate) mod bank;
 pub(crate) mod cells;
 pub(crate) mod namespace;
+mod second;
+pub(crate) mod tree;
+mod wgl;
 
 use crate::history::Operation;
 use crate::outcome::Outcome;

@@ -1,325 +1,296 @@
-//! Judges namespace operations (design P1): replays them in the order of the log index of each reply, which must
+//! Judges namespace operations (design P1, P8): replays them in the order of the log index of each reply, which must
 //! respect real time.
 //!
-//! A refusal carries no log index: some state between its call and its return has to explain it. Mutations of
-//! unknown outcome are asked for again under their request ids after the faults, so that hardly any are left; of
-//! those, either is allowed: they are tried where the replay can't go on without them.
+//! A refusal carries no log index: some state between its call and its return has to explain it, and refusals that
+//! follow one another can't go back in the log. A lookup that need not be the newest answers from the state of its
+//! index all the same, never behind what its session has seen, never older than it allows. Mutations of unknown
+//! outcome are asked for again under their request ids, so that hardly any are left; of those, either is allowed:
+//! they are tried where the replay can't go on without them, and `second` judges what is then in doubt.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
-use super::count;
+use super::tree::{Call, Reply, Tree};
+use super::{count, second};
 use crate::history::{Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
 use crate::verdict::Verdict;
 
-/// What is asked. Paths begin with a slash.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Call {
-    Mkdir { path: String },
-    Create { path: String },
-    Delete { path: String, recursive: bool },
-    Rename { source: String, target: String, replace: bool },
-    Stat { path: String },
-    List { path: String },
+/// An operation and what its client knows.
+pub(crate) type Op = Operation<Call, Reply>;
+
+/// Until when the last state lasts.
+const END: u64 = u64::MAX;
+
+/// Something that was answered, with the index of the log.
+struct Decided<'a> {
+    rev: u64,
+    operation: &'a Op,
+    reply: &'a Reply,
 }
-
-impl Call {
-    fn changes(&self) -> bool {
-        !matches!(self, Self::Stat { .. } | Self::List { .. })
-    }
-}
-
-/// What is answered, and the index of the log at which it was decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Reply {
-    pub(crate) rev: u64,
-    /// The entry made or found, or those listed, by name.
-    pub(crate) entries: Vec<Entry>,
-}
-
-/// A file or directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) id: u64,
-    pub(crate) directory: bool,
-}
-
-/// Every path with its id and whether it is a directory.
-#[derive(Clone, Debug, Default)]
-struct Tree(BTreeMap<String, (u64, bool)>);
-
-/// Why an operation does not fit.
-struct Refused;
-
-impl Tree {
-    fn find(&self, path: &str) -> Result<(u64, bool), Refused> {
-        if path == "/" { Ok((0, true)) } else { self.0.get(path).copied().ok_or(Refused) }
-    }
-    fn parent(path: &str) -> &str {
-        match path.rfind('/') {
-            Some(0) | None => "/",
-            Some(at) => &path[..at],
-        }
-    }
-    fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = (&'a String, &'a (u64, bool))> {
-        let prefix = if path == "/" { path.to_owned() } else { format!("{path}/") };
-        let end = prefix.clone();
-        self.0.range(prefix..).take_while(move |(name, _)| name.starts_with(&end))
-    }
-    fn children(&self, path: &str) -> Vec<Entry> {
-        let start = if path == "/" { 1 } else { path.len() + 1 };
-        self.below(path)
-            .filter(|(name, _)| !name[start..].contains('/'))
-            .map(|(name, (id, directory))| Entry {
-                name: name[start..].to_owned(),
-                id: *id,
-                directory: *directory,
-            })
-            .collect()
-    }
-    fn add(&mut self, path: &str, id: u64, directory: bool) -> Result<(), Refused> {
-        let (_, is_directory) = self.find(Self::parent(path))?;
-        if !is_directory || self.0.contains_key(path) {
-            return Err(Refused);
-        }
-        self.0.insert(path.to_owned(), (id, directory));
-        Ok(())
-    }
-    fn take(&mut self, path: &str) -> Vec<(String, (u64, bool))> {
-        let mut paths: Vec<String> = self.below(path).map(|(name, _)| name.clone()).collect();
-        paths.push(path.to_owned());
-        paths.into_iter().filter_map(|path| self.0.remove_entry(&path)).collect()
-    }
-    fn rename(&mut self, source: &str, target: &str, replace: bool) -> Result<(), Refused> {
-        let (_, source_directory) = self.find(source)?;
-        let (_, parent_directory) = self.find(Self::parent(target))?;
-        // As rename(2): to itself is nothing, below itself is refused.
-        if source == target {
-            return Ok(());
-        }
-        let inside = target.strip_prefix(source).is_some_and(|rest| rest.starts_with('/'));
-        if !parent_directory || inside {
-            return Err(Refused);
-        }
-        if let Some((_, target_directory)) = self.0.get(target) {
-            // A file makes way for a file, an empty directory for a directory.
-            if !replace || *target_directory != source_directory || self.below(target).next().is_some() {
-                return Err(Refused);
-            }
-            self.0.remove(target);
-        }
-        for (path, entry) in self.take(source) {
-            self.0.insert(format!("{target}{}", &path[source.len()..]), entry);
-        }
-        Ok(())
-    }
-
-    /// Applies an operation; `reply` is `None` if nobody knows what it answered.
-    fn apply(&mut self, call: &Call, reply: Option<&Reply>) -> Result<(), Refused> {
-        let told = reply.and_then(|reply| reply.entries.first());
-        match call {
-            // The id of what an unknown operation made is unknown too: 0 fits every answer.
-            Call::Mkdir { path } => self.add(path, told.map_or(0, |entry| entry.id), true),
-            Call::Create { path } => self.add(path, told.map_or(0, |entry| entry.id), false),
-            Call::Delete { path, recursive } => {
-                let (_, directory) = self.find(path)?;
-                if path == "/" || (directory && !recursive && self.below(path).next().is_some()) {
-                    return Err(Refused);
-                }
-                self.take(path);
-                Ok(())
-            }
-            Call::Rename { source, target, replace } => self.rename(source, target, *replace),
-            Call::Stat { path } => {
-                let (id, directory) = self.find(path)?;
-                let fits = |told: &Entry| told.directory == directory && (told.id == id || id == 0);
-                if told.is_none_or(fits) { Ok(()) } else { Err(Refused) }
-            }
-            Call::List { path } => {
-                let (_, directory) = self.find(path)?;
-                let children = self.children(path);
-                let fits = |told: &[Entry]| {
-                    told.len() == children.len()
-                        && told.iter().zip(&children).all(|(told, entry)| {
-                            let same_id = told.id == entry.id || entry.id == 0;
-                            told.name == entry.name && told.directory == entry.directory && same_id
-                        })
-                };
-                if directory && reply.is_none_or(|reply| fits(&reply.entries)) {
-                    Ok(())
-                } else {
-                    Err(Refused)
-                }
-            }
-        }
-    }
-}
-
-type Op = Operation<Call, Reply>;
 
 /// A refusal, and the log indices of the states that may explain it.
 struct Refusal<'a> {
-    call: &'a Call,
+    operation: &'a Op,
+    returned: u64,
     from: u64,
     to: u64,
 }
 
 /// Judges a history of namespace operations.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
+    Ok(judge(&pair_up(recorder::read::<Call, Reply>(text)?)?))
+}
+
+/// Judges namespace operations.
+pub(crate) fn judge(operations: &[Op]) -> Verdict {
     let mut verdict = Verdict::new();
-    count(&mut verdict, &operations);
-    let mut decided: Vec<(u64, &Op, &Reply)> = operations
+    count(&mut verdict, operations);
+    replay_all(operations, &mut verdict);
+    second::opinion(operations, &mut verdict);
+    verdict
+}
+
+/// The main check.
+pub(crate) fn replay_all(operations: &[Op], verdict: &mut Verdict) {
+    let mut decided: Vec<Decided<'_>> = operations
         .iter()
         .filter_map(|operation| match &operation.outcome {
-            Outcome::Ok { value } => Some((value.rev, operation, value)),
+            Outcome::Ok { value } => Some(Decided { rev: value.rev, operation, reply: value }),
             Outcome::Fail { .. } | Outcome::Info { .. } => None,
         })
         .collect();
     // A lookup saw what was changed at its own index.
-    decided.sort_by_key(|(rev, operation, _)| (*rev, !operation.call.changes(), operation.called_at_ns));
-    check_real_time(&decided, &mut verdict);
-    let refusals = refusals(&operations, &decided);
+    decided.sort_by_key(|one| (one.rev, !one.operation.call.changes(), one.operation.called_at_ns));
+    check_once(&decided, verdict);
+    let told = Told::new(&decided);
+    check_real_time(&decided, &told, verdict);
+    let refusals = refusals(operations, &decided, &told);
     let unknown: Vec<&Op> = operations
         .iter()
         .filter(|operation| operation.call.changes() && matches!(operation.outcome, Outcome::Info { .. }))
         .collect();
-    replay(&decided, refusals, unknown, &mut verdict);
-    Ok(verdict)
+    let replay = Replay { doubtful: unknown.clone(), tree: Tree::default(), unknown, verdict };
+    replay.run(&decided, refusals);
 }
 
-/// The order of the log is possible in real time, and no index is used twice.
-fn check_real_time(decided: &[(u64, &Op, &Reply)], verdict: &mut Verdict) {
-    for pair in decided.windows(2) {
-        if let [(rev, first, _), (other, second, _)] = pair
-            && rev == other
-            && first.call.changes()
-            && second.call.changes()
+/// No index decides two changes, and no id is given twice.
+fn check_once(decided: &[Decided<'_>], verdict: &mut Verdict) {
+    let mut ids: BTreeMap<u64, &Call> = BTreeMap::new();
+    let mut last: Option<&Decided<'_>> = None;
+    for one in decided.iter().filter(|one| one.operation.call.changes()) {
+        if let Some(other) = last.filter(|other| other.rev == one.rev) {
+            let (first, second) = (&other.operation.call, &one.operation.call);
+            verdict.finding(format!("twice: index {} for {first:?} and {second:?}", one.rev));
+        }
+        last = Some(one);
+        if let Some(made) = one.reply.entries.first()
+            && let Some(other) = ids.insert(made.id, &one.operation.call)
         {
-            verdict.finding(format!("twice: index {rev} for {:?} and {:?}", first.call, second.call));
-        }
-    }
-    let mut calls: Vec<_> =
-        decided.iter().map(|(rev, operation, _)| (operation.called_at_ns, *rev, *operation)).collect();
-    calls.sort_by_key(|(called, _, _)| *called);
-    let mut returns: Vec<_> =
-        decided.iter().filter_map(|(rev, operation, _)| Some((operation.returned_at_ns?, *rev))).collect();
-    returns.sort_unstable();
-    let mut returns = returns.into_iter().peekable();
-    let mut highest = 0;
-    for (called, rev, operation) in calls {
-        while let Some((_, earlier)) = returns.next_if(|(returned, _)| *returned < called) {
-            highest = highest.max(earlier);
-        }
-        if rev < highest || (operation.call.changes() && rev == highest) {
-            verdict.finding(format!(
-                "past: {:?} was decided at {rev} although {highest} had been told",
-                operation.call
-            ));
+            verdict.finding(format!("reused: id {} for {other:?} and {:?}", made.id, one.operation.call));
         }
     }
 }
 
-/// Each refusal with the states that may explain it: from the newest that was told before its call to the last
-/// before any change that began after its return. The earliest first.
-fn refusals<'a>(operations: &'a [Op], decided: &[(u64, &Op, &Reply)]) -> Vec<Refusal<'a>> {
-    let mut returns: Vec<_> =
-        decided.iter().filter_map(|(rev, operation, _)| Some((operation.returned_at_ns?, *rev))).collect();
-    returns.sort_unstable();
-    // By how many have returned: the newest index that is told.
-    let mut newest = vec![0];
-    for (_, rev) in &returns {
-        newest.push(newest.last().copied().unwrap_or(0).max(*rev));
+/// What had been told to anybody at a moment.
+struct Told {
+    /// Moments of returns with the newest index told until then.
+    newest: Vec<(u64, u64)>,
+    /// Moments of calls with the last index at which a state may be that was seen before any of the calls from then on.
+    oldest: Vec<(u64, u64)>,
+}
+
+impl Told {
+    fn new(decided: &[Decided<'_>]) -> Self {
+        let mut newest: Vec<_> =
+            decided.iter().filter_map(|one| Some((one.operation.returned_at_ns?, one.rev))).collect();
+        newest.sort_unstable();
+        let mut highest = 0;
+        for (_, rev) in &mut newest {
+            highest = highest.max(*rev);
+            *rev = highest;
+        }
+        // A lookup that may be old says nothing about what was seen before it.
+        let bounds = decided.iter().filter(|one| one.operation.call.stale().is_none());
+        let mut oldest: Vec<_> = bounds
+            .map(|one| (one.operation.called_at_ns, one.rev - u64::from(one.operation.call.changes())))
+            .collect();
+        oldest.sort_unstable();
+        let mut lowest = u64::MAX;
+        for (_, rev) in oldest.iter_mut().rev() {
+            lowest = lowest.min(*rev);
+            *rev = lowest;
+        }
+        Self { newest, oldest }
     }
-    let changes = decided.iter().filter(|(_, operation, _)| operation.call.changes());
-    let mut calls: Vec<_> = changes.map(|(rev, operation, _)| (operation.called_at_ns, *rev)).collect();
-    calls.sort_unstable();
-    // By how many have been called: the lowest index of the others.
-    let mut lowest = vec![u64::MAX; calls.len() + 1];
-    for (index, (_, rev)) in calls.iter().enumerate().rev() {
-        lowest[index] = lowest[index + 1].min(*rev);
+
+    /// The newest index told before a moment.
+    fn before(&self, moment: u64) -> u64 {
+        let count = self.newest.partition_point(|(at, _)| *at < moment);
+        count.checked_sub(1).and_then(|index| self.newest.get(index)).map_or(0, |(_, rev)| *rev)
     }
+
+    /// The last index that what returned at a moment can have seen.
+    fn after(&self, moment: u64) -> u64 {
+        let index = self.oldest.partition_point(|(at, _)| *at <= moment);
+        self.oldest.get(index).map_or(u64::MAX, |(_, rev)| *rev)
+    }
+
+    /// The lowest index that an operation may have been decided at.
+    fn floor(&self, operation: &Op) -> u64 {
+        match operation.call.stale() {
+            None => self.before(operation.called_at_ns),
+            Some(stale) => {
+                let bound_ns = stale.bound_ms.saturating_mul(1_000_000);
+                stale.floor.max(self.before(operation.called_at_ns.saturating_sub(bound_ns)))
+            }
+        }
+    }
+}
+
+/// The order of the log is possible in real time.
+fn check_real_time(decided: &[Decided<'_>], told: &Told, verdict: &mut Verdict) {
+    for one in decided {
+        let (rev, call, floor) = (one.rev, &one.operation.call, told.floor(one.operation));
+        match call.stale() {
+            Some(stale) if rev < stale.floor => {
+                verdict.finding(format!("back: {call:?} was answered at {rev}"));
+            }
+            Some(_) if rev < floor => {
+                verdict.finding(format!(
+                    "old: {call:?} was answered at {rev}, {floor} had been told too long before"
+                ));
+            }
+            Some(_) => {}
+            None if rev < floor || (call.changes() && rev == floor) => {
+                verdict
+                    .finding(format!("past: {call:?} was decided at {rev} although {floor} had been told"));
+            }
+            None => {}
+        }
+    }
+}
+
+/// Each refusal with the states that may explain it, in the order of their calls.
+fn refusals<'a>(operations: &'a [Op], decided: &[Decided<'_>], told: &Told) -> Vec<Refusal<'a>> {
+    let last = decided.last().map_or(0, |one| one.rev);
     let mut refusals: Vec<_> = operations
         .iter()
         .filter_map(|operation| match (&operation.outcome, operation.returned_at_ns) {
             (Outcome::Fail { .. }, Some(returned)) => {
-                let from = newest[returns.partition_point(|(at, _)| *at < operation.called_at_ns)];
-                let to = lowest[calls.partition_point(|(at, _)| *at <= returned)].saturating_sub(1);
-                Some(Refusal { call: &operation.call, from, to })
+                let (from, to) = (told.floor(operation), told.after(returned));
+                // Beyond the last index nothing changes.
+                Some(Refusal { operation, returned, from: from.min(last), to })
             }
             _ => None,
         })
         .collect();
-    refusals.sort_by_key(|refusal| refusal.from);
+    refusals.sort_by_key(|refusal| (refusal.operation.called_at_ns, refusal.returned));
     refusals
 }
 
-fn replay(
-    decided: &[(u64, &Op, &Reply)],
-    refusals: Vec<Refusal<'_>>,
-    mut unknown: Vec<&Op>,
-    verdict: &mut Verdict,
-) {
-    let mut tree = Tree::default();
-    let mut waiting = refusals.into_iter().peekable();
-    let mut open: Vec<Refusal<'_>> = Vec::new();
-    let mut since = 0;
-    for next in 0..=decided.len() {
-        // This state lasts from index `since` until the next change.
-        let following = decided.get(next);
-        let until = following.map_or(u64::MAX, |(rev, _, _)| *rev);
-        if following.is_none_or(|(_, operation, _)| operation.call.changes()) {
-            open.extend(std::iter::from_fn(|| waiting.next_if(|refusal| refusal.from < until)));
-            open.retain(|refusal| {
-                if tree.clone().apply(refusal.call, None).is_err() {
-                    return false;
-                }
-                let overdue = refusal.to < until;
-                if overdue {
-                    let what =
-                        format!("refused: {:?} between {} and {}", refusal.call, refusal.from, refusal.to);
-                    if unknown.is_empty() { verdict.finding(what) } else { verdict.doubt(what) }
-                }
-                !overdue
-            });
+/// A replay under way.
+struct Replay<'a, 'v> {
+    tree: Tree,
+    /// Changes of unknown outcome that were not needed yet.
+    unknown: Vec<&'a Op>,
+    /// All of them.
+    doubtful: Vec<&'a Op>,
+    verdict: &'v mut Verdict,
+}
+
+impl<'a> Replay<'a, '_> {
+    fn run(mut self, decided: &[Decided<'a>], refusals: Vec<Refusal<'a>>) {
+        let (old, new): (Vec<_>, Vec<_>) =
+            refusals.into_iter().partition(|refusal| refusal.operation.call.stale().is_some());
+        let mut waiting = new.into_iter().peekable();
+        // Those that may be old come in no order, and put no order on others.
+        let (mut open, mut open_old) = (Vec::new(), old);
+        for next in 0..=decided.len() {
+            // This state lasts until the next change.
+            let following = decided.get(next);
+            let until = following.map_or(END, |one| one.rev);
+            if following.is_none_or(|one| one.operation.call.changes()) {
+                open.extend(std::iter::from_fn(|| waiting.next_if(|refusal| refusal.from < until)));
+                self.explain(&mut open, until);
+                self.explain_old(&mut open_old, until);
+            }
+            let Some(one) = following else { break };
+            self.step(one);
         }
-        let Some((rev, operation, reply)) = following else { break };
-        if operation.call.changes() {
-            since = *rev;
-        }
-        if tree.apply(&operation.call, Some(reply)).is_ok() {
-            continue;
+    }
+
+    /// Lets the state that lasts until `until` explain refusals, one after the other.
+    fn explain(&mut self, open: &mut Vec<Refusal<'a>>, until: u64) {
+        // The first return among those that wait for a later state: what was called after it waits too.
+        let mut bar = u64::MAX;
+        open.retain(|refusal| {
+            if refusal.operation.called_at_ns <= bar && self.tree.refuses(&refusal.operation.call) {
+                return false;
+            }
+            let overdue = refusal.to < until || until == END;
+            if overdue {
+                self.complain_refused(refusal);
+            } else {
+                bar = bar.min(refusal.returned);
+            }
+            !overdue
+        });
+    }
+
+    fn explain_old(&mut self, open: &mut Vec<Refusal<'a>>, until: u64) {
+        open.retain(|refusal| {
+            let explained = refusal.from < until && self.tree.refuses(&refusal.operation.call);
+            let overdue = !explained && (refusal.to < until || until == END);
+            if overdue {
+                self.complain_refused(refusal);
+            }
+            !explained && !overdue
+        });
+    }
+
+    fn complain_refused(&mut self, refusal: &Refusal<'_>) {
+        let (call, from, to) = (&refusal.operation.call, refusal.from, refusal.to);
+        self.complain(refusal.operation, format!("refused: {call:?} between {from} and {to}"));
+    }
+
+    /// Something does not fit. A change of unknown outcome may be the reason: then nobody can tell.
+    fn complain(&mut self, operation: &Op, what: String) {
+        let ours = second::tops(&operation.call);
+        let returned = operation.returned_at_ns.unwrap_or(u64::MAX);
+        let doubtful = self.doubtful.iter().any(|unknown| {
+            unknown.called_at_ns < returned
+                && (second::tops(&unknown.call).iter().any(|top| ours.contains(top)) || ours.contains(&""))
+        });
+        if doubtful { self.verdict.doubt(what) } else { self.verdict.finding(what) }
+    }
+
+    fn step(&mut self, one: &Decided<'a>) {
+        let (call, reply) = (&one.operation.call, one.reply);
+        if self.tree.apply(call, Some(reply)).is_ok() {
+            return;
         }
         let helps = |candidate: &&Op| {
-            let mut trial = tree.clone();
-            operation.returned_at_ns.is_none_or(|returned| candidate.called_at_ns < returned)
+            let mut trial = self.tree.clone();
+            one.operation.returned_at_ns.is_none_or(|returned| candidate.called_at_ns < returned)
                 && trial.apply(&candidate.call, None).is_ok()
-                && trial.apply(&operation.call, Some(reply)).is_ok()
+                && trial.apply(call, Some(reply)).is_ok()
         };
-        let Some(index) = unknown.iter().position(helps) else {
-            let what = format!("inexplicable: {:?} -> {reply:?} after {since}", operation.call);
-            if unknown.is_empty() {
-                verdict.finding(what)
-            } else {
-                verdict.doubt(what)
-            }
-            continue;
+        let Some(index) = self.unknown.iter().position(helps) else {
+            return self.complain(one.operation, format!("inexplicable: {call:?} -> {reply:?}"));
         };
-        let chosen = unknown.remove(index);
+        let chosen = self.unknown.remove(index);
         // Both were tried just now.
-        drop(tree.apply(&chosen.call, None).and_then(|()| tree.apply(&operation.call, Some(reply))));
+        drop(self.tree.apply(&chosen.call, None).and_then(|()| self.tree.apply(call, Some(reply))));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::tree::{Entry, Stale};
     use crate::verdict::Validity;
 
     /// Lines of `called returned call -> rev [id]`, `-> no` for a refusal, `-> ?` for an unknown outcome.
@@ -335,8 +306,9 @@ mod tests {
                 "create" => Call::Create { path },
                 "delete" => Call::Delete { path, recursive: false },
                 "rename" => Call::Rename { source: path, target: words[4].into(), replace: false },
-                "stat" => Call::Stat { path },
-                _ => Call::List { path },
+                "snapshot" => Call::Snapshot { source: path, target: words[4].into() },
+                "stat" => Call::Stat { path, stale: stale(words.get(4..)) },
+                _ => Call::List { path, stale: stale(words.get(4..)) },
             };
             let outcome: Outcome<Reply> = match told {
                 "no" => Outcome::Fail { reason: "no".into() },
@@ -362,6 +334,12 @@ mod tests {
         check(&lines.join("\n")).unwrap()
     }
 
+    /// Of a lookup that need not be the newest: milliseconds and the floor.
+    fn stale(words: Option<&[&str]>) -> Option<Stale> {
+        let [bound, floor] = words? else { return None };
+        Some(Stale { bound_ms: bound.parse().unwrap(), floor: floor.parse().unwrap() })
+    }
+
     #[test]
     fn good_histories_are_good() {
         for script in [
@@ -371,6 +349,11 @@ mod tests {
             // Unknown, and read afterwards or not.
             "1 2 create /x -> ?\n3 4 stat /x -> 9 7",
             "1 2 create /x -> ?\n3 4 stat /x -> no",
+            // A snapshot is the tree of its moment; what is in it has ids that lookups tell.
+            "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 mkdir /s -> 3 3\n7 8 snapshot /a /s/a -> 4 4\n9 10 delete /a/x -> 5\n11 12 list /s/a -> 5 x=9\n13 14 stat /s/a/x -> 5 9",
+            // An old answer within its bound, and an old refusal.
+            "1 2 create /x -> 10 1\n5 6 stat /x 1 0 -> no\n7 8 stat /x 1 0 -> 10 1",
+            "1 2 create /x -> 10 1\n3 4 list / 1 0 -> 9",
         ] {
             let verdict = judge(script);
             assert!(verdict.is_good(), "{script} {verdict:?}");
@@ -388,6 +371,27 @@ mod tests {
             ("inexplicable", "1 2 create /x -> 10 1\n3 4 list / -> 10"),
             ("refused", "1 2 create /x -> 10 1\n3 4 stat /x -> no"),
             ("refused", "1 2 create /x -> no"),
+            // The second refusal would need a state before that of the first.
+            ("refused", "1 99 create /x -> 10 1\n2 3 create /x -> no\n4 5 stat /x -> no"),
+            // A state that was seen after it is no explanation.
+            (
+                "refused",
+                "1 99 create /x -> 10 1\n2 3 create /x -> no\n4 5 list / -> 9\n6 98 create /y -> 11 2",
+            ),
+            ("reused", "1 2 create /x -> 10 1\n3 4 create /y -> 11 1"),
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 snapshot /a /s -> 4 4\n9 10 list /s -> 5",
+            ),
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 snapshot /a /s -> 4 4\n7 8 stat /s/x -> 4 8\n9 10 stat /s/x -> 4 9",
+            ),
+            // Shadows: older than allowed, behind what the session has seen, not a state that ever was.
+            ("old", "1 2 create /x -> 10 1\n3000000 3000001 list / 1 0 -> 9"),
+            ("back", "1 2 create /x -> 10 1\n3 4 list / 1 10 -> 9"),
+            ("inexplicable", "1 2 create /x -> 10 1\n3 4 list / 1 0 -> 10"),
+            ("refused", "1 2 create /x -> 10 1\n3 4 stat /x 1 10 -> no"),
             ("refused", "1 2 create /x -> 10 1\n3 4 delete /x -> no\n5 6 delete /x -> 11"),
         ] {
             let verdict = judge(script);

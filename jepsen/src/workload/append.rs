@@ -9,7 +9,7 @@ use gfs_client::record::{self, HEAD_BYTES, RecordId};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{LAST_PATIENCE, PATIENCE, Scene, Workload, layout, read_replica};
+use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
 use crate::check::append::{Call, Record, Reply, Scan, check};
 use crate::outcome::Outcome;
 
@@ -22,7 +22,7 @@ const LARGE_PERCENT: u32 = 3;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "append",
-    acknowledged_per_second_min: 5,
+    minimum: Minimum { all_per_second: 5, quiet_per_second: 100 },
     prepare: |scene| prepare(scene).boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{LAST_PATIENCE, PATIENCE, Scene, Workload, layout, read_replica};
+use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
 use crate::check::cells::{Call, HOLE, Reply, TORN, check};
 use crate::outcome::Outcome;
 
@@ -31,7 +31,7 @@ const TAGS_PER_CLIENT: u64 = 1 << 32;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "cells",
-    acknowledged_per_second_min: 10,
+    minimum: Minimum { all_per_second: 10, quiet_per_second: 100 },
     prepare: |scene| prepare(scene).boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),

@@ -1,14 +1,17 @@
 //! What the clients do. A workload is one file here, one checker, and one line in [`WORKLOADS`].
 
 mod append;
+mod bank;
 mod cells;
 mod namespace;
+mod speaker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use futures::FutureExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use gfs_client::{Client, Options};
 use gfs_proto::Error;
@@ -31,8 +34,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub struct Workload {
     /// Its name on the command line.
     pub name: &'static str,
-    /// Acknowledged operations per second, at least: with fewer the run proves nothing.
-    pub(crate) acknowledged_per_second_min: u64,
+    /// What must be acknowledged, at least: with less the run proves nothing.
+    pub(crate) minimum: Minimum,
     /// Makes what the clients need.
     pub(crate) prepare: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
     /// What one client does until it is told to stop.
@@ -43,8 +46,29 @@ pub struct Workload {
     pub(crate) check: fn(&str) -> Result<Verdict>,
 }
 
+/// Acknowledged operations per second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Minimum {
+    /// Over the whole time, faults or not.
+    pub(crate) all_per_second: u64,
+    /// In the middle one of the seconds that no fault touched.
+    pub(crate) quiet_per_second: u64,
+}
+
+impl Workload {
+    /// What most workloads have in common.
+    const PLAIN: Self = Self {
+        name: "",
+        minimum: Minimum { all_per_second: 1, quiet_per_second: 1 },
+        prepare: |_| async { Ok(()) }.boxed_local(),
+        client: |_, _| async { Ok(()) }.boxed(),
+        finish: |_| async { Ok(()) }.boxed_local(),
+        check: |_| Ok(Verdict::new()),
+    };
+}
+
 /// Every workload.
-pub const WORKLOADS: &[Workload] = &[append::WORKLOAD, cells::WORKLOAD, namespace::WORKLOAD];
+pub const WORKLOADS: &[Workload] = &[append::WORKLOAD, cells::WORKLOAD, namespace::WORKLOAD, bank::WORKLOAD];
 
 /// What the clients of a run share.
 pub(crate) struct Scene {
@@ -53,11 +77,23 @@ pub(crate) struct Scene {
     pub(crate) seed: u64,
     /// Set when the time is over.
     pub(crate) stop: AtomicBool,
+    /// Operations begun, by which workloads go on to new rounds.
+    pub(crate) begun: AtomicU64,
 }
 
 impl Scene {
     pub(crate) fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// How many operations had been begun before this one.
+    fn tick(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many operations have been begun.
+    fn ticks(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// The dice of one client.

@@ -1,182 +1,105 @@
-//! Namespace operations through any master. Speaks to the masters itself, because the log index of each reply is
-//! needed, and repeats requests of unknown outcome under their ids after the faults.
+//! Namespace operations through any master, in small trees that clients leave for new ones after a while: what
+//! happened in a tree is then few enough operations to be judged by search too.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use gfs_proto::leader::{Master, MasterChannel};
-use gfs_proto::{Environment, Error, pb};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::{LAST_PATIENCE, PATIENCE, Scene, Workload};
-use crate::check::namespace::{Call, Entry, Reply, check};
+use super::speaker::{Speaker, make_root};
+use super::{LAST_PATIENCE, Minimum, Scene, Workload};
+use crate::check::namespace::check;
+use crate::check::tree::{Call, Reply};
 use crate::outcome::Outcome;
 
-/// Everything is below here. Few names, so that clients meet.
+/// Everything is below here.
+const ROOT: &str = "/namespace";
+/// Few names, so that clients meet.
 const NAMES: &[&str] = &["a", "b", "c", "d"];
-/// Page of a listing: more than there are names.
-const LIST_LIMIT: u32 = 100;
+/// Trees in use at one time, and operations until all go on to new ones.
+const TREES: u64 = 2;
+const ROUND_OPERATIONS: u64 = 1600;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "namespace",
-    acknowledged_per_second_min: 20,
-    prepare: |_| async { Ok(()) }.boxed_local(),
+    minimum: Minimum { all_per_second: 20, quiet_per_second: 200 },
+    prepare: |scene| async move { make_root(&scene, ROOT).await }.boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),
     check,
+    ..Workload::PLAIN
 };
-
-/// One client's session.
-struct Speaker {
-    /// Each begins at another master, and follows hints from there.
-    channels: Vec<MasterChannel>,
-    client: u64,
-    sequence: u64,
-}
-
-impl Speaker {
-    async fn open(scene: &Scene, dice: &mut StdRng) -> Result<Self> {
-        let environment = Environment::real();
-        let channels = (0..scene.masters.len())
-            .map(|first| {
-                let mut order = scene.masters.clone();
-                order.rotate_left(first);
-                MasterChannel::new(&environment, &order)
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let nonce = bytes::Bytes::copy_from_slice(&dice.random::<[u8; 16]>());
-        let channel = channels.first().context("there is no master")?;
-        let opened = channel
-            .call(LAST_PATIENCE, |mut master: Master| {
-                let request = pb::OpenSessionRequest { nonce: nonce.clone() };
-                async move { Ok(master.open_session(request).await?.into_inner()) }
-            })
-            .await?;
-        Ok(Self { channels, client: opened.client, sequence: 0 })
-    }
-
-    fn next_request(&mut self) -> pb::RequestId {
-        self.sequence += 1;
-        pb::RequestId { client: self.client, sequence: self.sequence, first_unacked: self.sequence }
-    }
-
-    async fn ask(
-        &self,
-        channel: usize,
-        call: &Call,
-        request: pb::RequestId,
-        patience: Duration,
-    ) -> Result<Reply, Error> {
-        let channel = &self.channels[channel % self.channels.len()];
-        channel.call(patience, |master: Master| ask(master, call.clone(), request)).await
-    }
-}
-
-async fn ask(mut master: Master, call: Call, request: pb::RequestId) -> Result<Reply, Error> {
-    let request = Some(request);
-    let one = |reply: pb::EntryReply| Reply {
-        rev: reply.rev,
-        entries: reply.entry.into_iter().map(entry).collect(),
-    };
-    let none = |reply: pb::RevReply| Reply { rev: reply.rev, entries: vec![] };
-    Ok(match call {
-        Call::Mkdir { path } => {
-            one(master.mkdir(pb::MkdirRequest { request, path, parents: false }).await?.into_inner())
-        }
-        Call::Create { path } => {
-            one(master.create(pb::CreateRequest { request, path, replication: 0 }).await?.into_inner())
-        }
-        Call::Delete { path, recursive } => {
-            none(master.delete(pb::DeleteRequest { request, path, recursive }).await?.into_inner())
-        }
-        Call::Rename { source, target, replace } => {
-            none(master.rename(pb::RenameRequest { request, source, target, replace }).await?.into_inner())
-        }
-        Call::Stat { path } => {
-            one(master.stat(pb::StatRequest { path, freshness: None, id: 0 }).await?.into_inner())
-        }
-        Call::List { path } => {
-            let request = pb::ListRequest { path, after: String::new(), limit: LIST_LIMIT, freshness: None };
-            let reply = master.list(request).await?.into_inner();
-            Reply { rev: reply.rev, entries: reply.entries.into_iter().map(entry).collect() }
-        }
-    })
-}
-
-fn entry(entry: pb::Entry) -> Entry {
-    Entry { id: entry.id, directory: entry.kind() == pb::EntryKind::Directory, name: entry.name }
-}
 
 async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut dice = scene.dice(number);
-    let mut speaker = Speaker::open(&scene, &mut dice).await?;
+    let mut speaker = Speaker::open(&scene, &mut dice, ROOT).await?;
     let mut process = scene.recorder.process();
+    let mut entered = None;
     while scene.goes_on() {
-        let call = draw(&mut dice);
-        let request = speaker.next_request();
-        let channel = dice.random_range(0..speaker.channels.len());
-        let operation = async {
-            // One operation from its first request to the last repeat: the masters apply it once. After the
-            // faults there is an answer for everything.
-            let mut answer = speaker.ask(channel, &call, request, PATIENCE).await;
-            let mut repeats = 0;
-            while matches!(answer, Err(Error::DeadlineExceeded { .. })) && repeats < 3 {
-                repeats += 1;
-                answer = speaker.ask(channel + repeats, &call, request, PATIENCE).await;
-            }
-            // Also for lookups: what no master decided says nothing.
-            Outcome::of_mutation(answer)
+        let tree = scene.tick() / ROUND_OPERATIONS * TREES + number % TREES;
+        // The first operation in a tree makes it; of several clients, one succeeds.
+        let call = if entered.replace(tree) == Some(tree) {
+            draw(&mut dice, tree)
+        } else {
+            Call::Mkdir { path: format!("/t{tree}") }
         };
-        process.perform(call.clone(), operation).await?;
+        let (request, first) = (speaker.next_request(), dice.random_range(0..scene.masters.len()));
+        process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
     }
     Ok(())
 }
 
-/// A path of one to three names.
-fn path(dice: &mut StdRng) -> String {
+/// A path of one to three names in a tree.
+fn path(dice: &mut StdRng, tree: u64) -> String {
     let depth = dice.random_range(1..=3);
-    (0..depth).map(|_| format!("/{}", NAMES.choose(dice).copied().unwrap_or("a"))).collect()
+    let names = (0..depth).map(|_| format!("/{}", NAMES.choose(dice).copied().unwrap_or("a")));
+    format!("/t{tree}{}", names.collect::<String>())
 }
 
-fn draw(dice: &mut StdRng) -> Call {
-    let path_here = path(dice);
+fn draw(dice: &mut StdRng, tree: u64) -> Call {
+    let here = path(dice, tree);
     match dice.random_range(0..100) {
-        0..20 => Call::Mkdir { path: path_here },
-        20..40 => Call::Create { path: path_here },
-        40..55 => Call::Delete { path: path_here, recursive: dice.random_range(0..3) == 0 },
+        0..20 => Call::Mkdir { path: here },
+        20..40 => Call::Create { path: here },
+        40..55 => Call::Delete { path: here, recursive: dice.random_range(0..3) == 0 },
         55..70 => {
-            Call::Rename { source: path_here, target: path(dice), replace: dice.random_range(0..2) == 0 }
+            Call::Rename { source: here, target: path(dice, tree), replace: dice.random_range(0..2) == 0 }
         }
-        70..85 => Call::Stat { path: path_here },
-        _ => Call::List { path: parent_of(&path_here) },
+        70..85 => Call::Stat { path: here, stale: None },
+        _ => Call::List { path: parent_of(&here), stale: None },
     }
 }
 
 fn parent_of(path: &str) -> String {
-    path.rsplit_once('/').map_or("/", |(parent, _)| if parent.is_empty() { "/" } else { parent }).to_owned()
+    path.rsplit_once('/').map_or(path, |(parent, _)| parent).to_owned()
 }
 
-/// Reads the whole tree once more, through each master.
+/// Reads every tree once more, through each master.
 async fn finish(scene: Arc<Scene>) -> Result<()> {
+    let trees = (scene.ticks() / ROUND_OPERATIONS + 1) * TREES;
+    read_trees(&scene, ROOT, (0..trees).map(|tree| format!("/t{tree}")).collect()).await
+}
+
+/// Lists some directories and all that is below them, through each master.
+pub(super) async fn read_trees(scene: &Scene, root: &'static str, trees: Vec<String>) -> Result<()> {
     let mut dice = scene.dice(u64::MAX);
-    let mut speaker = Speaker::open(&scene, &mut dice).await?;
+    let mut speaker = Speaker::open(scene, &mut dice, root).await?;
     let mut process = scene.recorder.process();
-    for channel in 0..speaker.channels.len() {
-        let mut directories = vec!["/".to_owned()];
+    for first in 0..scene.masters.len() {
+        let mut directories = trees.clone();
         while let Some(path) = directories.pop() {
-            let call = Call::List { path: path.clone() };
+            let call = Call::List { path: path.clone(), stale: None };
             let request = speaker.next_request();
-            let look =
-                async { Outcome::of_mutation(speaker.ask(channel, &call, request, LAST_PATIENCE).await) };
+            let look = async {
+                Outcome::<Reply>::of_mutation(speaker.ask(first, &call, request, LAST_PATIENCE).await)
+            };
             if let Outcome::Ok { value } = process.perform(call.clone(), look).await? {
                 let below = value.entries.iter().filter(|entry| entry.directory);
-                directories
-                    .extend(below.map(|entry| format!("{}/{}", path.trim_end_matches('/'), entry.name)));
+                directories.extend(below.map(|entry| format!("{path}/{}", entry.name)));
             }
         }
     }

@@ -1,0 +1,278 @@
+//! The namespace as a value: what every operation does to it and answers. The checkers' own model, not the masters' code.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked. Paths begin with a slash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Call {
+    Mkdir {
+        path: String,
+    },
+    Create {
+        path: String,
+    },
+    Delete {
+        path: String,
+        recursive: bool,
+    },
+    Rename {
+        source: String,
+        target: String,
+        replace: bool,
+    },
+    Snapshot {
+        source: String,
+        target: String,
+    },
+    Stat {
+        path: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stale: Option<Stale>,
+    },
+    List {
+        path: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stale: Option<Stale>,
+    },
+}
+
+/// What a lookup allows that need not be the newest (promise P8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stale {
+    /// How old the state may be.
+    pub(crate) bound_ms: u64,
+    /// The newest index that this session has seen.
+    pub(crate) floor: u64,
+}
+
+impl Call {
+    pub(crate) fn changes(&self) -> bool {
+        !matches!(self, Self::Stat { .. } | Self::List { .. })
+    }
+
+    /// What is allowed of a lookup that need not be the newest.
+    pub(crate) fn stale(&self) -> Option<Stale> {
+        match self {
+            Self::Stat { stale, .. } | Self::List { stale, .. } => *stale,
+            Self::Mkdir { .. }
+            | Self::Create { .. }
+            | Self::Delete { .. }
+            | Self::Rename { .. }
+            | Self::Snapshot { .. } => None,
+        }
+    }
+
+    /// The paths it names.
+    pub(crate) fn paths(&self) -> (&str, Option<&str>) {
+        match self {
+            Self::Mkdir { path }
+            | Self::Create { path }
+            | Self::Delete { path, .. }
+            | Self::Stat { path, .. }
+            | Self::List { path, .. } => (path, None),
+            Self::Rename { source, target, .. } | Self::Snapshot { source, target } => (source, Some(target)),
+        }
+    }
+}
+
+/// What is answered, and the index of the log at which it was decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    pub(crate) rev: u64,
+    /// The entry made or found, or those listed, by name.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// A file or directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) id: u64,
+    pub(crate) directory: bool,
+}
+
+/// The id of an entry that nobody has been told yet: any answer fits, and settles it.
+const UNTOLD: u64 = 0;
+
+/// Every path with its id and whether it is a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tree(BTreeMap<String, (u64, bool)>);
+
+/// An operation, or its answer, does not fit.
+#[derive(Debug)]
+pub(crate) struct Refused;
+
+impl Tree {
+    fn find(&self, path: &str) -> Result<(u64, bool), Refused> {
+        if path == "/" { Ok((UNTOLD, true)) } else { self.0.get(path).copied().ok_or(Refused) }
+    }
+
+    fn parent(path: &str) -> &str {
+        match path.rfind('/') {
+            Some(0) | None => "/",
+            Some(at) => &path[..at],
+        }
+    }
+
+    fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = (&'a String, &'a (u64, bool))> {
+        let prefix = if path == "/" { path.to_owned() } else { format!("{path}/") };
+        let end = prefix.clone();
+        self.0.range(prefix..).take_while(move |(name, _)| name.starts_with(&end))
+    }
+
+    /// Names, ids and kinds of what lies directly in a directory.
+    fn children<'a>(&'a self, path: &str) -> impl Iterator<Item = (&'a str, u64, bool)> {
+        let start = if path == "/" { 1 } else { path.len() + 1 };
+        self.below(path)
+            .filter(move |(name, _)| !name[start..].contains('/'))
+            .map(move |(name, (id, directory))| (&name[start..], *id, *directory))
+    }
+
+    fn add(&mut self, path: &str, id: u64, directory: bool) -> Result<(), Refused> {
+        let (_, is_directory) = self.find(Self::parent(path))?;
+        if !is_directory || self.0.contains_key(path) {
+            return Err(Refused);
+        }
+        self.0.insert(path.to_owned(), (id, directory));
+        Ok(())
+    }
+
+    fn take(&mut self, path: &str) -> Vec<(String, (u64, bool))> {
+        let mut paths: Vec<String> = self.below(path).map(|(name, _)| name.clone()).collect();
+        paths.push(path.to_owned());
+        paths.into_iter().filter_map(|path| self.0.remove_entry(&path)).collect()
+    }
+
+    fn rename(&mut self, source: &str, target: &str, replace: bool) -> Result<(), Refused> {
+        let (_, source_directory) = self.find(source)?;
+        let (_, parent_directory) = self.find(Self::parent(target))?;
+        // As rename(2): to itself is nothing, below itself is refused.
+        if source == target {
+            return Ok(());
+        }
+        let inside = target.strip_prefix(source).is_some_and(|rest| rest.starts_with('/'));
+        if !parent_directory || inside {
+            return Err(Refused);
+        }
+        if let Some((_, target_directory)) = self.0.get(target) {
+            // A file makes way for a file, an empty directory for a directory.
+            if !replace || *target_directory != source_directory || self.below(target).next().is_some() {
+                return Err(Refused);
+            }
+            self.0.remove(target);
+        }
+        for (path, entry) in self.take(source) {
+            self.0.insert(format!("{target}{}", &path[source.len()..]), entry);
+        }
+        Ok(())
+    }
+
+    /// The copy's root has the id that was told; what is below it has ids that only lookups tell.
+    fn snapshot(&mut self, source: &str, target: &str, id: u64) -> Result<(), Refused> {
+        let (_, directory) = self.find(source)?;
+        let copies: Vec<_> = self
+            .below(source)
+            .map(|(path, (_, directory))| (format!("{target}{}", &path[source.len()..]), *directory))
+            .collect();
+        self.add(target, id, directory)?;
+        self.0.extend(copies.into_iter().map(|(path, directory)| (path, (UNTOLD, directory))));
+        Ok(())
+    }
+
+    fn delete(&mut self, path: &str, recursive: bool) -> Result<(), Refused> {
+        let (_, directory) = self.find(path)?;
+        if path == "/" || (directory && !recursive && self.below(path).next().is_some()) {
+            return Err(Refused);
+        }
+        self.take(path);
+        Ok(())
+    }
+
+    /// Whether a lookup may answer this; the paths whose ids it tells for the first time.
+    pub(crate) fn look(&self, call: &Call, reply: Option<&Reply>) -> Result<Vec<(String, u64)>, Refused> {
+        let mut learnt = Vec::new();
+        let mut fits = |path: String, told: &Entry, id: u64, directory: bool| {
+            if id == UNTOLD && told.id != UNTOLD && path != "/" {
+                learnt.push((path, told.id));
+            }
+            told.directory == directory && (told.id == id || id == UNTOLD)
+        };
+        let good = match call {
+            Call::Stat { path, .. } => {
+                let (id, directory) = self.find(path)?;
+                let told = reply.and_then(|reply| reply.entries.first());
+                told.is_none_or(|told| fits(path.clone(), told, id, directory))
+            }
+            Call::List { path, .. } => {
+                let (_, directory) = self.find(path)?;
+                let mut children = self.children(path);
+                let here = path.trim_end_matches('/');
+                let same = |reply: &Reply| {
+                    reply.entries.iter().all(|told| {
+                        children.next().is_some_and(|(name, id, directory)| {
+                            name == told.name && fits(format!("{here}/{name}"), told, id, directory)
+                        })
+                    }) && children.next().is_none()
+                };
+                directory && reply.is_none_or(same)
+            }
+            Call::Mkdir { .. }
+            | Call::Create { .. }
+            | Call::Delete { .. }
+            | Call::Rename { .. }
+            | Call::Snapshot { .. } => false,
+        };
+        if good { Ok(learnt) } else { Err(Refused) }
+    }
+
+    /// Applies an operation; `reply` is `None` if nobody knows what it answered.
+    pub(crate) fn apply(&mut self, call: &Call, reply: Option<&Reply>) -> Result<(), Refused> {
+        let told = reply.and_then(|reply| reply.entries.first());
+        let id = told.map_or(UNTOLD, |entry| entry.id);
+        let made =
+            |directory| told.is_none_or(|told| told.directory == directory).then_some(()).ok_or(Refused);
+        match call {
+            Call::Mkdir { path } => made(true).and_then(|()| self.add(path, id, true)),
+            Call::Create { path } => made(false).and_then(|()| self.add(path, id, false)),
+            Call::Delete { path, recursive } => self.delete(path, *recursive),
+            Call::Rename { source, target, replace } => self.rename(source, target, *replace),
+            Call::Snapshot { source, target } => self.snapshot(source, target, id),
+            Call::Stat { .. } | Call::List { .. } => {
+                for (path, id) in self.look(call, reply)? {
+                    if let Some(entry) = self.0.get_mut(&path) {
+                        entry.0 = id;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether an operation would be refused.
+    pub(crate) fn refuses(&self, call: &Call) -> bool {
+        if call.changes() { self.clone().apply(call, None).is_err() } else { self.look(call, None).is_err() }
+    }
+}
+
+#[cfg(test)]
+impl Tree {
+    /// What a lookup finds.
+    pub(crate) fn answer(&self, call: &Call) -> Option<Vec<Entry>> {
+        match call {
+            Call::Stat { path, .. } => {
+                let (id, directory) = self.find(path).ok()?;
+                Some(vec![Entry { name: String::new(), id, directory }])
+            }
+            Call::List { path, .. } => {
+                self.look(call, None).ok()?;
+                let entry =
+                    |(name, id, directory): (&str, u64, bool)| Entry { name: name.to_owned(), id, directory };
+                Some(self.children(path).map(entry).collect())
+            }
+            _ => None,
+        }
+    }
+}
