@@ -10,6 +10,7 @@ mod nemesis;
 mod outcome;
 mod recorder;
 mod runner;
+mod timeline;
 mod verdict;
 mod workload;
 

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::nemesis::{FAULTS, Fault, Ring, heal};
 use crate::recorder::Recorder;
+use crate::timeline;
 use crate::verdict::Verdict;
 use crate::workload::{Scene, WORKLOADS, Workload};
 
@@ -109,7 +110,8 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
     (workload.prepare)(scene.clone()).await?;
     let outcome = drive(plan, workload, &faults, &scene, &mut cluster).await;
     scene.recorder.finish()?;
-    let mut verdict = (workload.check)(&std::fs::read_to_string(&history)?)?;
+    let text = std::fs::read_to_string(&history)?;
+    let mut verdict = (workload.check)(&text)?;
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
     }
@@ -117,6 +119,7 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
     if verdict.ok < needed {
         verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
     }
+    timeline::check_load(&text, workload.minimum, &mut verdict)?;
     for line in cluster.unexpected_errors() {
         if line.contains("panicked at") {
             verdict.finding(format!("panic: {line}"));

@@ -261,18 +261,13 @@ impl Tree {
 impl Tree {
     /// What a lookup finds.
     pub(crate) fn answer(&self, call: &Call) -> Option<Vec<Entry>> {
-        match call {
-            Call::Stat { path, .. } => {
-                let (id, directory) = self.find(path).ok()?;
-                Some(vec![Entry { name: String::new(), id, directory }])
-            }
-            Call::List { path, .. } => {
-                self.look(call, None).ok()?;
-                let entry =
-                    |(name, id, directory): (&str, u64, bool)| Entry { name: name.to_owned(), id, directory };
-                Some(self.children(path).map(entry).collect())
-            }
-            _ => None,
+        self.look(call, None).ok()?;
+        let path = call.paths().0;
+        if matches!(call, Call::Stat { .. }) {
+            let (id, directory) = self.find(path).ok()?;
+            return Some(vec![Entry { name: String::new(), id, directory }]);
         }
+        let children = self.children(path);
+        Some(children.map(|(name, id, directory)| Entry { name: name.to_owned(), id, directory }).collect())
     }
 }

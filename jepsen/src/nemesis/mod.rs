@@ -51,7 +51,10 @@ impl Ring<'_> {
             let Some(fault) = faults.choose(&mut self.dice) else {
                 return std::future::pending().await;
             };
+            // The report and the load know by these lines when a fault was at work.
+            self.recorder.nemesis(&format!("begin {}", fault.name))?;
             (fault.strike)(self).await.with_context(|| format!("fault {}", fault.name))?;
+            self.recorder.nemesis(&format!("end {}", fault.name))?;
         }
     }
 

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use futures::FutureExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use gfs_client::{Client, Options};
 use gfs_proto::Error;
@@ -53,18 +52,6 @@ pub(crate) struct Minimum {
     pub(crate) all_per_second: u64,
     /// In the middle one of the seconds that no fault touched.
     pub(crate) quiet_per_second: u64,
-}
-
-impl Workload {
-    /// What most workloads have in common.
-    const PLAIN: Self = Self {
-        name: "",
-        minimum: Minimum { all_per_second: 1, quiet_per_second: 1 },
-        prepare: |_| async { Ok(()) }.boxed_local(),
-        client: |_, _| async { Ok(()) }.boxed(),
-        finish: |_| async { Ok(()) }.boxed_local(),
-        check: |_| Ok(Verdict::new()),
-    };
 }
 
 /// Every workload.

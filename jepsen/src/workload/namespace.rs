@@ -31,7 +31,6 @@ pub(super) const WORKLOAD: Workload = Workload {
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),
     check,
-    ..Workload::PLAIN
 };
 
 async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {

@@ -45,12 +45,8 @@ impl Simulated {
     /// Decides an operation now.
     fn decide(&mut self, call: &Call) -> Outcome<Reply> {
         let mut entries = Vec::new();
-        let made = match call {
-            Call::Mkdir { .. } => Some(true),
-            Call::Create { .. } => Some(false),
-            _ => None,
-        };
-        if let Some(directory) = made {
+        let directory = matches!(call, Call::Mkdir { .. });
+        if directory || matches!(call, Call::Create { .. }) {
             self.next_id += 1;
             entries.push(Entry { name: "x".into(), id: self.next_id, directory });
         }
