@@ -5,6 +5,7 @@
 
 mod check;
 mod history;
+mod hosts;
 mod measure;
 mod nemesis;
 mod outcome;
@@ -15,8 +16,9 @@ mod verdict;
 mod workload;
 
 pub use history::{Event, Operation, pair_up};
-pub use measure::{Measured, Subject, measure};
-pub use nemesis::FAULTS;
+pub use hosts::{Placement, Site};
+pub use measure::{Loss, Measured, Subject, measure};
+pub use nemesis::{FAULTS, Fault, Needs};
 pub use outcome::Outcome;
 pub use runner::{Plan, check_file, run};
 pub use verdict::{Validity, Verdict};

@@ -7,11 +7,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use gfs_jepsen::{FAULTS, Plan, Subject, Verdict, WORKLOADS, check_file, measure, run};
+use gfs_jepsen::{
+    FAULTS, Loss, Placement, Plan, Site, Subject, Verdict, WORKLOADS, check_file, measure, run,
+};
+use tokio::runtime::Runtime;
+
+/// How long the clients of a run work, and at most if their operations are counted.
+const TIME: Duration = Duration::from_secs(30);
+const COUNTED_TIME: Duration = Duration::from_secs(3600);
 
 #[derive(Parser)]
 #[command(about = "Runs clients against a real gfs cluster under faults, and judges what they were told.")]
 struct Arguments {
+    /// Where servers and clients live.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    hosts: Placement,
     #[command(subcommand)]
     command: Command,
 }
@@ -26,9 +36,12 @@ enum Command {
         /// Kinds of faults, separated by commas, or none.
         #[arg(long, value_delimiter = ',', default_value = "none")]
         nemesis: Vec<String>,
-        /// How long the clients work: 30s, 500ms.
-        #[arg(long, default_value = "30s", value_parser = parse_time)]
-        time: Duration,
+        /// How long the clients work, at most: 30s, 500ms. With --operations 1h if not given.
+        #[arg(long, value_parser = parse_time)]
+        time: Option<Duration>,
+        /// How many operations each client does.
+        #[arg(long)]
+        operations: Option<u64>,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
         seed: Option<u64>,
@@ -61,8 +74,11 @@ enum Command {
     },
     /// Measures how long users wait after the loss of a server.
     Measure {
-        /// Whom to kill.
+        /// Whom they lose.
         subject: Whom,
+        /// How they lose it.
+        #[arg(long, value_enum, default_value_t = How::Kill)]
+        by: How,
         /// How often.
         #[arg(long, default_value_t = 20)]
         rounds: u32,
@@ -75,6 +91,16 @@ enum Whom {
     Leader,
     /// The primary of a chunk; until the next append.
     Primary,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum How {
+    /// kill -9: its host says that nobody is there.
+    Kill,
+    /// SIGSTOP: its connections stay and are silent.
+    Pause,
+    /// It is cut off the network.
+    Cut,
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {
@@ -98,38 +124,56 @@ fn draw() -> u64 {
     rand::random_range(0..1_000_000)
 }
 
-#[tokio::main]
-async fn main() -> Result<ExitCode> {
-    let good = match Arguments::parse().command {
-        Command::Run { workload, nemesis, time, seed, clients, keep } => {
+fn main() -> Result<ExitCode> {
+    let Arguments { hosts, command } = Arguments::parse();
+    // Judging needs no hosts.
+    let placement = if matches!(command, Command::Check { .. }) { Placement::Loopback } else { hosts };
+    let (site, why_not) = Site::open(placement)?;
+    if let Some(why_not) = why_not {
+        tell(&why_not)?;
+    }
+    // After the site: the threads of the runtime are to live where it has put this one.
+    let good = Runtime::new()?.block_on(obey(command, &site))?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn obey(command: Command, site: &Site) -> Result<bool> {
+    match command {
+        Command::Run { workload, nemesis, time, operations, seed, clients, keep } => {
             let nemesis = nemesis.into_iter().filter(|name| name != "none").collect();
             let seed = seed.unwrap_or_else(draw);
-            let plan = Plan { workload, nemesis, time_ms: u64::try_from(time.as_millis())?, seed, clients };
-            run_one(&plan, keep).await?
+            let time = time.unwrap_or(if operations.is_some() { COUNTED_TIME } else { TIME });
+            let time_ms = u64::try_from(time.as_millis())?;
+            let plan = Plan { workload, nemesis, time_ms, seed, clients, operations };
+            run_one(&plan, site, keep).await
         }
         Command::Matrix { time, nemesis, seed } => {
-            run_matrix(time, &nemesis, seed.unwrap_or_else(draw)).await?
+            run_matrix(time, &nemesis, seed.unwrap_or_else(draw), site).await
         }
         Command::Check { file, workload } => {
             let verdict = check_file(&file, workload.as_deref())?;
             tell(&serde_json::to_string_pretty(&verdict)?)?;
-            verdict.is_good()
+            Ok(verdict.is_good())
         }
-        Command::Measure { subject, rounds } => {
+        Command::Measure { subject, by, rounds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
                 Whom::Primary => Subject::Primary,
             };
-            tell(&measure(subject, rounds).await?.to_string())?;
-            true
+            let loss = match by {
+                How::Kill => Loss::Kill,
+                How::Pause => Loss::Pause,
+                How::Cut => Loss::Cut,
+            };
+            tell(&measure(subject, loss, rounds, site).await?.to_string())?;
+            Ok(true)
         }
-    };
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
 }
 
-async fn run_one(plan: &Plan, keep: bool) -> Result<bool> {
+async fn run_one(plan: &Plan, site: &Site, keep: bool) -> Result<bool> {
     let started = Instant::now();
-    let (directory, verdict) = run(plan).await.with_context(|| plan.command())?;
+    let (directory, verdict) = run(plan, site).await.with_context(|| plan.command())?;
     let nemesis = if plan.nemesis.is_empty() { "none".into() } else { plan.nemesis.join(",") };
     let taken = started.elapsed().as_secs();
     tell(&format!("{:<10} {nemesis:<40} seed {:<7} {verdict}; {taken} s", plan.workload, plan.seed))?;
@@ -153,8 +197,9 @@ fn explain(verdict: &Verdict) -> Result<()> {
     Ok(())
 }
 
-async fn run_matrix(time: Duration, nemesis: &[String], seed: u64) -> Result<bool> {
-    let all: Vec<String> = FAULTS.iter().map(|fault| fault.name.to_owned()).collect();
+async fn run_matrix(time: Duration, nemesis: &[String], seed: u64, site: &Site) -> Result<bool> {
+    let all: Vec<String> =
+        FAULTS.iter().filter(|fault| site.has(fault.needs)).map(|fault| fault.name.to_owned()).collect();
     let mixes: Vec<Vec<String>> = if nemesis.is_empty() {
         std::iter::once(vec![])
             .chain(all.iter().map(|name| vec![name.clone()]))
@@ -172,9 +217,10 @@ async fn run_matrix(time: Duration, nemesis: &[String], seed: u64) -> Result<boo
                 time_ms: u64::try_from(time.as_millis())?,
                 seed: seed + index,
                 clients: 8,
+                operations: None,
             };
             // A run that breaks off is a failed cell, not the end of the matrix.
-            match run_one(&plan, false).await {
+            match run_one(&plan, site, false).await {
                 Ok(true) => passed += 1,
                 Ok(false) => failed += 1,
                 Err(error) => {

@@ -1,13 +1,16 @@
 //! How long users wait when a server is lost (design P10).
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use gfs_client::{Client, Options};
+use gfs_client::{Chunk, Client, File, Options};
 use gfs_tests::{Cluster, Shape};
 
-/// Whom the measurement kills.
+use crate::hosts::Site;
+
+/// Whom the measurement takes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// The leader of the masters; until a client's next namespace operation is done.
@@ -16,10 +19,22 @@ pub enum Subject {
     Primary,
 }
 
+/// How the subject is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP: its connections stay, and are silent.
+    Pause,
+    /// Off the network: nothing arrives, not even a refusal.
+    Cut,
+}
+
 /// What was measured.
 #[derive(Clone, Debug)]
 pub struct Measured {
     subject: Subject,
+    loss: Loss,
     /// One per kill, the shortest first.
     waits: Vec<Duration>,
 }
@@ -33,7 +48,8 @@ impl fmt::Display for Measured {
         let (subject, rounds) = (self.subject, self.waits.len());
         write!(
             f,
-            "{subject:?} killed {rounds} times: p50 {} ms, p90 {} ms, p99 {} ms",
+            "{subject:?} lost {rounds} times by {:?}: p50 {} ms, p90 {} ms, p99 {} ms",
+            self.loss,
             at(50),
             at(90),
             at(99)
@@ -41,41 +57,91 @@ impl fmt::Display for Measured {
     }
 }
 
-/// Kills the subject so many times and measures the wait of a client each time.
+/// Takes the subject away so many times and measures the wait of a client each time.
 ///
 /// # Errors
-/// The cluster does not come up, or an operation fails.
-pub async fn measure(subject: Subject, rounds: u32) -> Result<Measured> {
+/// The cluster does not come up, or an operation fails; a cut without hosts of their own.
+pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> Result<Measured> {
     let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
-    let mut cluster = Cluster::start(shape).await?;
-    let client = Client::connect(&cluster.masters(), Options::default()).await?;
-    let file = client.create("/measured", 0).await?;
+    let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
+    // Clients live on their own host: the control host sees what they can't.
+    let masters = cluster.masters();
+    let user = site.clients().spawn(async move {
+        let client = Client::connect(&masters, Options::default()).await?;
+        let file = client.create("/measured", 0).await?;
+        anyhow::Ok(User { client, file: Arc::new(file) })
+    });
+    let user = user.await??;
     let mut waits = Vec::new();
     for round in 0..rounds {
-        file.append("warm".into()).await?;
+        user.append(site).await?;
         let victim = match subject {
             Subject::Leader => cluster.leader().await?,
             Subject::Primary => {
-                let chunks = file.chunks().await?;
+                let chunks = user.chunks(site).await?;
                 let chunk = chunks.last().context("the file has no chunk")?;
                 let primary = chunk.replicas.iter().find(|replica| Some(replica.id) == chunk.primary);
                 cluster.name_at(&primary.context("nobody is primary")?.address).context("no such server")?
             }
         };
-        cluster.kill(&victim)?;
-        let killed = Instant::now();
+        take_away(&mut cluster, &victim, loss, site)?;
+        let lost = Instant::now();
         match subject {
-            Subject::Leader => drop(client.mkdir(&format!("/{round}")).await?),
-            Subject::Primary => drop(file.append("first".into()).await?),
+            Subject::Leader => user.mkdir(round, site).await?,
+            Subject::Primary => user.append(site).await?,
         }
-        waits.push(killed.elapsed());
-        cluster.restart(&victim)?;
+        waits.push(lost.elapsed());
+        bring_back(&mut cluster, &victim, loss, site)?;
         cluster.wait_until_up().await?;
         let patience = Duration::from_secs(60);
         cluster.wait_for_status("all replicas", patience, |status| status.chunks_below_goal == 0).await?;
     }
     waits.sort_unstable();
-    // What a kill makes servers log is no matter here.
+    // What a loss makes servers log is no matter here.
     cluster.expect_error("");
-    Ok(Measured { subject, waits })
+    Ok(Measured { subject, loss, waits })
+}
+
+/// Who waits. All it does happens on the host of the clients, or its connections would not be theirs.
+struct User {
+    client: Client,
+    file: Arc<File>,
+}
+
+impl User {
+    async fn append(&self, site: &Site) -> Result<()> {
+        let file = self.file.clone();
+        site.clients().spawn(async move { file.append("a record".into()).await }).await??;
+        Ok(())
+    }
+
+    async fn chunks(&self, site: &Site) -> Result<Vec<Chunk>> {
+        let file = self.file.clone();
+        Ok(site.clients().spawn(async move { file.chunks().await }).await??)
+    }
+
+    async fn mkdir(&self, round: u32, site: &Site) -> Result<()> {
+        let client = self.client.clone();
+        site.clients().spawn(async move { client.mkdir(&format!("/{round}")).await }).await??;
+        Ok(())
+    }
+}
+
+fn take_away(cluster: &mut Cluster, victim: &str, loss: Loss, site: &Site) -> Result<()> {
+    match loss {
+        Loss::Kill => cluster.kill(victim),
+        Loss::Pause => cluster.pause(victim),
+        Loss::Cut => site.network().context("a cut needs hosts of their own")?.isolate(victim),
+    }
+}
+
+fn bring_back(cluster: &mut Cluster, victim: &str, loss: Loss, site: &Site) -> Result<()> {
+    match loss {
+        Loss::Kill => cluster.restart(victim),
+        Loss::Pause => cluster.resume(victim),
+        Loss::Cut => {
+            site.network().context("a cut needs hosts of their own")?.clear();
+            Ok(())
+        }
+    }
 }

@@ -26,6 +26,7 @@ pub(crate) struct Recorder {
 pub(crate) struct Process<'a> {
     recorder: &'a Recorder,
     number: u64,
+    performed: u64,
 }
 
 impl Recorder {
@@ -38,7 +39,7 @@ impl Recorder {
     }
 
     pub(crate) fn process(&self) -> Process<'_> {
-        Process { recorder: self, number: self.next_number() }
+        Process { recorder: self, number: self.next_number(), performed: 0 }
     }
 
     pub(crate) fn nemesis(&self, what: &str) -> Result<()> {
@@ -66,6 +67,11 @@ impl Recorder {
 }
 
 impl Process<'_> {
+    /// How many operations it has performed.
+    pub(crate) fn performed(&self) -> u64 {
+        self.performed
+    }
+
     /// Performs one operation between its two lines of the history.
     pub(crate) async fn perform<C: Serialize, R: Serialize + Clone>(
         &mut self,
@@ -73,6 +79,7 @@ impl Process<'_> {
         operation: impl Future<Output = Outcome<R>>,
     ) -> Result<Outcome<R>> {
         let process = self.number;
+        self.performed += 1;
         self.recorder.write(|at_ns| Event::<C, R>::Call { process, at_ns, call })?;
         let outcome = operation.await;
         let returned = outcome.clone();

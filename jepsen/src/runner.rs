@@ -12,7 +12,8 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::nemesis::{FAULTS, Fault, Ring, heal};
+use crate::hosts::Site;
+use crate::nemesis::{FAULTS, Fault, Ring};
 use crate::recorder::Recorder;
 use crate::timeline;
 use crate::verdict::Verdict;
@@ -36,6 +37,9 @@ pub struct Plan {
     pub seed: u64,
     /// Number of clients.
     pub clients: u64,
+    /// Operations of each client, if it shall end with them and not only with the time.
+    #[serde(default)]
+    pub operations: Option<u64>,
 }
 
 impl Plan {
@@ -43,7 +47,8 @@ impl Plan {
         find_workload(&self.workload)
     }
 
-    fn faults(&self) -> Result<Vec<&'static Fault>> {
+    /// The faults that can be had there, and the names of the others.
+    fn faults(&self, site: &Site) -> Result<(Vec<&'static Fault>, Vec<&'static str>)> {
         let find = |name: &String| {
             let known = || FAULTS.iter().map(|fault| fault.name).collect::<Vec<_>>().join(", ");
             FAULTS
@@ -51,14 +56,33 @@ impl Plan {
                 .find(|fault| fault.name == name)
                 .with_context(|| format!("no fault {name:?}; there are {}", known()))
         };
-        self.nemesis.iter().filter(|name| *name != "none").map(find).collect()
+        let asked: Vec<_> =
+            self.nemesis.iter().filter(|name| *name != "none").map(find).collect::<Result<_>>()?;
+        let (possible, impossible): (Vec<_>, Vec<_>) =
+            asked.into_iter().partition(|fault| site.has(fault.needs));
+        let impossible: Vec<_> = impossible.iter().map(|fault| fault.name).collect();
+        if possible.is_empty() && !impossible.is_empty() {
+            bail!("this needs hosts of their own (root and iproute2): {}", impossible.join(", "));
+        }
+        Ok((possible, impossible))
+    }
+
+    /// With fewer acknowledged operations the run proves nothing.
+    fn load_min(&self, workload: &Workload) -> u64 {
+        match self.operations {
+            // Few may have an unknown outcome.
+            Some(operations) => operations * self.clients * 9 / 10,
+            None => workload.minimum.all_per_second * self.time_ms / 1000,
+        }
     }
 
     /// The line that does the same again.
     pub fn command(&self) -> String {
         let nemesis = if self.nemesis.is_empty() { "none".to_owned() } else { self.nemesis.join(",") };
+        let operations =
+            self.operations.map(|operations| format!(" --operations {operations}")).unwrap_or_default();
         format!(
-            "cargo run -p gfs-jepsen -- run --workload {} --nemesis {nemesis} --time {}ms --clients {} --seed {}",
+            "cargo run -p gfs-jepsen -- run --workload {} --nemesis {nemesis} --time {}ms --clients {}{operations} --seed {}",
             self.workload, self.time_ms, self.clients, self.seed
         )
     }
@@ -93,10 +117,10 @@ pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
 ///
 /// # Errors
 /// The plan makes no sense, or the machinery fails: nothing is said about the system then.
-pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
-    let (workload, faults) = (plan.workload()?, plan.faults()?);
+pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
+    let (workload, (faults, left_out)) = (plan.workload()?, plan.faults(site)?);
     let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
-    let mut cluster = Cluster::start(shape).await?;
+    let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
     let directory = cluster.keep();
     std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
     let history = directory.join("history.jsonl");
@@ -106,18 +130,22 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
         seed: plan.seed,
         stop: AtomicBool::new(false),
         begun: AtomicU64::new(0),
+        operations: plan.operations,
     });
     (workload.prepare)(scene.clone()).await?;
-    let outcome = drive(plan, workload, &faults, &scene, &mut cluster).await;
+    let outcome = drive(plan, &faults, site, &scene, &mut cluster).await;
     scene.recorder.finish()?;
     let text = std::fs::read_to_string(&history)?;
     let mut verdict = (workload.check)(&text)?;
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
     }
-    let needed = workload.minimum.all_per_second * plan.time_ms / 1000;
+    let needed = plan.load_min(workload);
     if verdict.ok < needed {
         verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
+    }
+    if !left_out.is_empty() {
+        verdict.note(format!("left out without hosts of their own: {}", left_out.join(", ")));
     }
     timeline::check_load(&text, workload.minimum, &mut verdict)?;
     for line in cluster.unexpected_errors() {
@@ -135,35 +163,42 @@ pub async fn run(plan: &Plan) -> Result<(PathBuf, Verdict)> {
 
 async fn drive(
     plan: &Plan,
-    workload: &Workload,
     faults: &[&Fault],
+    site: &Site,
     scene: &Arc<Scene>,
     cluster: &mut Cluster,
 ) -> Result<()> {
+    let workload = plan.workload()?;
     let mut clients = JoinSet::new();
     for number in 0..plan.clients {
-        clients.spawn((workload.client)(scene.clone(), number));
+        clients.spawn_on((workload.client)(scene.clone(), number), &site.clients());
     }
-    let mut ring = Ring { cluster, recorder: &scene.recorder, dice: StdRng::seed_from_u64(plan.seed) };
-    let time = Duration::from_millis(plan.time_ms);
-    // A fault that is under way at the end of the time is left to the healing.
-    let raged = tokio::time::timeout(time, ring.rage(faults)).await;
+    let dice = StdRng::seed_from_u64(plan.seed);
+    let mut ring = Ring { cluster, recorder: &scene.recorder, network: site.network(), dice };
+    // A fault that is under way at the end is left to the healing.
+    let raged = tokio::select! {
+        raged = ring.rage(faults) => raged,
+        ended = all_end(&mut clients) => ended,
+        () = tokio::time::sleep(Duration::from_millis(plan.time_ms)) => Ok(()),
+    };
     scene.stop.store(true, Ordering::Relaxed);
-    heal(cluster, &scene.recorder)?;
-    if let Ok(result) = raged {
-        result?;
-    }
-    let ended = tokio::time::timeout(CLIENTS_PATIENCE, async {
-        while let Some(client) = clients.join_next().await {
-            client??;
-        }
-        anyhow::Ok(())
-    });
-    ended.await.context("a client does not end")??;
+    ring.heal()?;
+    raged?;
+    tokio::time::timeout(CLIENTS_PATIENCE, all_end(&mut clients))
+        .await
+        .context("a client does not end")??;
     let started = Instant::now();
     wait_until_whole(cluster).await?;
     scene.recorder.nemesis(&format!("whole again after {} ms", started.elapsed().as_millis()))?;
     (workload.finish)(scene.clone()).await
+}
+
+/// Waits for all clients; stops at the first that fails.
+async fn all_end(clients: &mut JoinSet<Result<()>>) -> Result<()> {
+    while let Some(client) = clients.join_next().await {
+        client??;
+    }
+    Ok(())
 }
 
 /// Every server takes part, and every chunk has all its replicas.

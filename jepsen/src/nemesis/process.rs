@@ -2,6 +2,8 @@
 
 use anyhow::Result;
 use gfs_tests::{Cluster, Role};
+use rand::Rng;
+use rand::seq::SliceRandom;
 
 use super::Ring;
 
@@ -9,6 +11,11 @@ use super::Ring;
 const AWAY_MS: std::ops::Range<u64> = 100..5000;
 /// How long a server is paused: shorter and longer than a validation of a replica (3 s) and an election.
 const PAUSE_MS: std::ops::Range<u64> = 300..7000;
+/// How often a storm of restarts kills its server, and how long it lets it live.
+const STORM_RESTARTS: usize = 5;
+const UP_MS: std::ops::Range<u64> = 200..2000;
+/// How long a starting server lives: it opens its databases and replays its logs.
+const STARTING_MS: std::ops::Range<u64> = 5..300;
 
 impl Ring<'_> {
     pub(super) async fn kill(&mut self, role: Role) -> Result<()> {
@@ -45,6 +52,54 @@ impl Ring<'_> {
         self.wait(PAUSE_MS).await;
         self.recorder.nemesis(&format!("resume {name}"))?;
         self.cluster.resume(name)
+    }
+
+    /// Each server once, the next when the last takes part again: an upgrade in a hurry.
+    pub(super) async fn restart_in_turn(&mut self) -> Result<()> {
+        let mut names = [self.cluster.names(Role::Master), self.cluster.names(Role::Chunkserver)].concat();
+        names.shuffle(&mut self.dice);
+        for name in names {
+            self.recorder.nemesis(&format!("rolling: kill -9 {name} and start"))?;
+            self.cluster.kill(&name)?;
+            self.cluster.restart(&name)?;
+            self.cluster.wait_until_up().await?;
+        }
+        Ok(())
+    }
+
+    /// One server that crashes again as soon as it is there.
+    pub(super) async fn restart_again_and_again(&mut self) -> Result<()> {
+        let name = self.any_server()?;
+        for _ in 0..STORM_RESTARTS {
+            self.recorder.nemesis(&format!("storm: kill -9 {name}"))?;
+            self.cluster.kill(&name)?;
+            self.wait(0..200).await;
+            self.recorder.nemesis(&format!("storm: start {name}"))?;
+            self.cluster.restart(&name)?;
+            self.wait(UP_MS).await;
+        }
+        Ok(())
+    }
+
+    /// One server that is killed before it has come up.
+    pub(super) async fn kill_while_it_starts(&mut self) -> Result<()> {
+        let name = self.any_server()?;
+        self.recorder.nemesis(&format!("startup: kill -9 {name}"))?;
+        self.cluster.kill(&name)?;
+        for _ in 0..STORM_RESTARTS {
+            self.recorder.nemesis(&format!("startup: start and kill -9 {name}"))?;
+            self.cluster.restart(&name)?;
+            self.wait(STARTING_MS).await;
+            self.cluster.kill(&name)?;
+        }
+        self.recorder.nemesis(&format!("startup: start {name}"))?;
+        self.cluster.restart(&name)
+    }
+
+    /// A master or a chunkserver.
+    fn any_server(&mut self) -> Result<String> {
+        let role = if self.dice.random() { Role::Master } else { Role::Chunkserver };
+        self.any(role)
     }
 
     pub(super) async fn restart_everything(&mut self) -> Result<()> {

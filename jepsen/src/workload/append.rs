@@ -39,7 +39,7 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let file = scene.connect(PATIENCE).await?.open(PATH).await?;
     let mut process = scene.recorder.process();
     let mut sequence = 0;
-    while scene.goes_on() {
+    while scene.goes_on_after(process.performed()) {
         sequence += 1;
         let payload = payload(&mut dice);
         let bytes = record::encode(RecordId { producer: number, sequence }, &payload)

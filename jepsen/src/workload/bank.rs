@@ -34,7 +34,7 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut speaker = Speaker::open(&scene, &mut dice, ROOT).await?;
     let mut process = scene.recorder.process();
     let (mut founded, mut audits) = (None, 0_u64);
-    while scene.goes_on() {
+    while scene.goes_on_after(process.performed()) {
         let bank = scene.tick() / ROUND_OPERATIONS;
         // The first client founds each bank; the others meet refusals until it is there.
         let mut calls = if number == 0 && founded.replace(bank) != Some(bank) {

@@ -50,7 +50,7 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let file = connected.open(PATH).await?;
     let mut process = scene.recorder.process();
     let mut tag = (number + 1) * TAGS_PER_CLIENT;
-    while scene.goes_on() {
+    while scene.goes_on_after(process.performed()) {
         let (first, count) = range(&mut dice, per_chunk);
         let offset = first * CELL_BYTES as u64;
         if dice.random_range(0..100) < WRITE_PERCENT {

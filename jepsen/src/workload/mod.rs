@@ -66,6 +66,8 @@ pub(crate) struct Scene {
     pub(crate) stop: AtomicBool,
     /// Operations begun, by which workloads go on to new rounds.
     pub(crate) begun: AtomicU64,
+    /// Operations of each client, if they are counted.
+    pub(crate) operations: Option<u64>,
 }
 
 impl Scene {
@@ -81,6 +83,11 @@ impl Scene {
     /// How many operations have been begun.
     fn ticks(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether a client that has done so many operations does another.
+    pub(crate) fn goes_on_after(&self, done: u64) -> bool {
+        self.goes_on() && self.operations.is_none_or(|operations| done < operations)
     }
 
     /// The dice of one client.

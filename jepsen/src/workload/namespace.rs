@@ -38,7 +38,7 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut speaker = Speaker::open(&scene, &mut dice, ROOT).await?;
     let mut process = scene.recorder.process();
     let mut entered = None;
-    while scene.goes_on() {
+    while scene.goes_on_after(process.performed()) {
         let tree = scene.tick() / ROUND_OPERATIONS * TREES + number % TREES;
         // The first operation in a tree makes it; of several clients, one succeeds.
         let call = if entered.replace(tree) == Some(tree) {
