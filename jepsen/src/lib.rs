@@ -4,22 +4,26 @@
 //! pure checker (`check`), at once or later. `README.md` beside this crate has the reasoning.
 
 mod check;
+mod export;
 mod history;
 mod hosts;
 mod measure;
 mod nemesis;
 mod outcome;
 mod recorder;
+mod report;
 mod runner;
 mod timeline;
 mod verdict;
 mod workload;
 
+pub use export::{Format, export};
 pub use history::{Event, Operation, pair_up};
 pub use hosts::{Placement, Site};
 pub use measure::{Loss, Measured, Subject, measure};
 pub use nemesis::{FAULTS, Fault, Needs};
 pub use outcome::Outcome;
+pub use report::report;
 pub use runner::{Plan, check_file, run};
 pub use verdict::{Validity, Verdict};
 pub use workload::WORKLOADS;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    FAULTS, Loss, Placement, Plan, Site, Subject, Verdict, WORKLOADS, check_file, measure, run,
+    FAULTS, Format, Loss, Placement, Plan, Site, Subject, Verdict, WORKLOADS, check_file, export, measure,
+    report, run,
 };
 use tokio::runtime::Runtime;
 
@@ -72,6 +73,22 @@ enum Command {
         #[arg(long)]
         workload: Option<String>,
     },
+    /// Draws a run: report.html beside its history.
+    Report {
+        /// The directory of the run.
+        directory: PathBuf,
+    },
+    /// Writes a history in the format of another checker, to the standard output.
+    Export {
+        /// A history.jsonl.
+        file: PathBuf,
+        /// The format.
+        #[arg(long)]
+        format: To,
+        /// The cell to show, where only one can be; else the one that was written most.
+        #[arg(long)]
+        cell: Option<u64>,
+    },
     /// Measures how long users wait after the loss of a server.
     Measure {
         /// Whom they lose.
@@ -103,6 +120,26 @@ enum How {
     Cut,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum To {
+    /// history.edn.
+    Jepsen,
+    /// A register: one cell of the workload cells.
+    Knossos,
+    /// list-append of the workload append, rw-register of cells.
+    Elle,
+}
+
+impl From<To> for Format {
+    fn from(to: To) -> Self {
+        match to {
+            To::Jepsen => Self::Jepsen,
+            To::Knossos => Self::Knossos,
+            To::Elle => Self::Elle,
+        }
+    }
+}
+
 fn parse_time(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
@@ -127,7 +164,8 @@ fn draw() -> u64 {
 fn main() -> Result<ExitCode> {
     let Arguments { hosts, command } = Arguments::parse();
     // Judging needs no hosts.
-    let placement = if matches!(command, Command::Check { .. }) { Placement::Loopback } else { hosts };
+    let judges = matches!(command, Command::Check { .. } | Command::Report { .. } | Command::Export { .. });
+    let placement = if judges { Placement::Loopback } else { hosts };
     let (site, why_not) = Site::open(placement)?;
     if let Some(why_not) = why_not {
         tell(&why_not)?;
@@ -154,6 +192,14 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             let verdict = check_file(&file, workload.as_deref())?;
             tell(&serde_json::to_string_pretty(&verdict)?)?;
             Ok(verdict.is_good())
+        }
+        Command::Report { directory } => {
+            tell(&report(&directory)?.display().to_string())?;
+            Ok(true)
+        }
+        Command::Export { file, format, cell } => {
+            tell(export(&std::fs::read_to_string(file)?, format.into(), cell)?.trim_end())?;
+            Ok(true)
         }
         Command::Measure { subject, by, rounds } => {
             let subject = match subject {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::hosts::Site;
 use crate::nemesis::{FAULTS, Fault, Ring};
 use crate::recorder::Recorder;
+use crate::report::report;
 use crate::timeline;
 use crate::verdict::Verdict;
 use crate::workload::{Scene, WORKLOADS, Workload};
@@ -147,7 +148,9 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     if !left_out.is_empty() {
         verdict.note(format!("left out without hosts of their own: {}", left_out.join(", ")));
     }
-    timeline::check_load(&text, workload.minimum, &mut verdict)?;
+    if plan.operations.is_none() {
+        timeline::check_load(&text, workload.minimum, &mut verdict)?;
+    }
     for line in cluster.unexpected_errors() {
         if line.contains("panicked at") {
             verdict.finding(format!("panic: {line}"));
@@ -158,6 +161,7 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     // They are in the verdict now.
     cluster.expect_error("");
     std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
+    report(&directory)?;
     Ok((directory, verdict))
 }
 

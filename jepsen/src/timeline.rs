@@ -31,7 +31,6 @@ pub(crate) struct Band {
 }
 
 /// A history without its meaning.
-#[expect(dead_code, reason = "the report will draw all of it")]
 pub(crate) struct Timeline {
     pub(crate) operations: Vec<AnyOperation>,
     /// What the faults did, line by line.
