@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::Shared;
@@ -13,6 +14,9 @@ use tokio::sync::{oneshot, watch};
 
 use crate::replica::{Held, Position, Replica};
 use crate::store::{ReplicaState, Ticket};
+
+/// Who holds a chunk's lock is mostly done before this, so that waiting for it costs less than leaving the thread.
+const LOCK_PATIENCE: Duration = Duration::from_micros(100);
 
 /// What the running reconciliation of a version has come to: `None` while it runs.
 pub(crate) type Reconciling = watch::Receiver<Option<Result<Position>>>;
@@ -57,9 +61,11 @@ impl Chunk {
         blocking(|| call(&mut self.state.lock()))
     }
 
-    /// The same for a step that only looks or notes something down: no thread is spent on it if the lock is free.
+    /// The same for a step that does not wait: one that only looks or notes something down, or a mutation, for which the
+    /// store itself leaves the thread where it has to wait. Moving all other tasks off this thread, as [`Chunk::with`]
+    /// does, costs more than a small mutation (measured: two fifths of the processor time of small appends).
     pub(crate) fn quick<T>(&self, call: impl FnOnce(&mut State) -> T) -> T {
-        let mut state: MutexGuard<'_, State> = match self.state.try_lock() {
+        let mut state: MutexGuard<'_, State> = match self.state.try_lock_for(LOCK_PATIENCE) {
             Some(state) => state,
             None => blocking(|| self.state.lock()),
         };

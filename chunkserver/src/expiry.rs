@@ -1,10 +1,10 @@
 //! Request ids end with their client's session, some time after it (decision 0012).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkHandle, ClientId};
+use gfs_proto::id::ClientId;
 use gfs_proto::time::Moment;
 use gfs_proto::{Error, Result, fault, pb};
 use tokio::time::timeout;
@@ -122,18 +122,8 @@ async fn forget(server: &Arc<Chunkserver>, clients: Vec<ClientId>) -> Result<()>
     }
     let (store, count) = (server.store.clone(), clients.len());
     let forgotten = tokio::task::spawn_blocking(move || store.forget_requests(&clients)).await;
-    let chunks: BTreeSet<ChunkHandle> =
-        forgotten.map_err(Error::internal)?.map_err(|error| server.wire(&error))?;
+    let chunks = forgotten.map_err(Error::internal)?.map_err(|error| server.wire(&error))?;
     tracing::info!(clients = count, chunks = chunks.len(), "requests of expired sessions forgotten");
-    for handle in chunks {
-        let Ok(chunk) = server.chunk(handle) else { continue };
-        // Under the chunk's lock, so that no mutation comes between the count and its taking note.
-        chunk.with(|state| {
-            if let (Some(replica), Ok(count)) = (&mut state.replica, server.store.request_count(handle)) {
-                replica.forgot(count);
-            }
-        });
-    }
     Ok(())
 }
 

@@ -53,13 +53,12 @@ impl Chunkserver {
         let version = ChunkVersion::from_raw(request.version);
         let chunk = self.chunk(handle)?;
         fault::at("replica::before_activate");
-        chunk.with(|state| {
+        chunk.quick(|state| {
             let replica = state.replica(handle)?;
             if replica.primary().is_some() && replica.held().version == version {
                 return Ok(());
             }
-            let requests = self.store.content(handle).map_err(|error| self.wire(&error))?.requests.len();
-            replica.activate(version, requests)
+            replica.activate(version)
         })?;
         self.committed_more(handle);
         // Readers may come soon, and it serves them once an answer covers the confirmed version.

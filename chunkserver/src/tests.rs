@@ -1,6 +1,7 @@
 //! Chunkservers in one process over real sockets and memory files, a master that says what the test wants, and orders
 //! as a leader would send them.
 
+mod exactly_once;
 mod stories;
 
 use std::path::PathBuf;
@@ -216,7 +217,7 @@ impl Cluster {
         let head = Self::head(primary);
         let request = pb::ReconcileRequest { head: head.clone(), handle: CHUNK.raw(), version };
         let reply = self.control(primary).await.reconcile(request).await?.into_inner();
-        let request = pb::ActivateRequest { head, handle: CHUNK.raw(), version, lease_ms: 60_000 };
+        let request = pb::ActivateRequest { head, handle: CHUNK.raw(), version };
         self.control(primary).await.activate(request).await?;
         Ok(reply)
     }
@@ -227,6 +228,7 @@ impl Cluster {
             handle: CHUNK,
             version: ChunkVersion::from_raw(version),
             request: RequestId { client: ClientId::from_raw(1), sequence: self.sequence },
+            first_unacked: 0,
             durability: pb::Durability::Synced,
         }
     }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{Shared, join, join_all};
 use gfs_proto::frame::{Head, Kind as FrameKind, Payload};
-use gfs_proto::id::{ChunkHandle, ChunkVersion, Serial, ServerId};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial, ServerId};
 use gfs_proto::link::Peer;
 use gfs_proto::{Error, Result, Retry, fault, pb};
 use tokio::time::timeout;
 
 use crate::chunk::{Chunk, State};
 use crate::data::{ApplyRequest, WriteRequest};
-use crate::replica::{Decision, Kind, Order, Outcome, Position, Request, Turn, Wish};
+use crate::replica::{Decision, Kind, Order, Outcome, Position, Recorded, Request, Turn, Wish};
 use crate::server::Chunkserver;
-use crate::store::{Durability, Mutation, MutationKind, Ticket};
+use crate::store::{Durability, Mutation, MutationKind, Recall, Ticket};
 
 /// How long a member may take for one mutation before it has failed.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -52,7 +52,7 @@ impl Chunkserver {
     ) -> Result<pb::WriteReplyMeta> {
         fault::try_reach("replica::mutation_received").await?;
         let chunk = self.chunk(request.handle)?;
-        let next = chunk.with(|state| self.order(&chunk, state, &request, payload))?;
+        let next = chunk.quick(|state| self.order(&chunk, state, &request, payload))?;
         match next {
             Next::Reply(outcome) => {
                 // Guard retry_acked_at_once: an id that is in the table is acknowledged when it is committed.
@@ -87,13 +87,11 @@ impl Chunkserver {
     ) -> Result<Next> {
         let request = wish(asked)?;
         let recorded = match request.wish {
-            Wish::Sync => None,
-            Wish::Write(_) | Wish::Append => {
-                self.store.outcome(chunk.handle, request.id).map_err(|error| self.wire(&error))?
-            }
+            Wish::Sync => Recorded::default(),
+            Wish::Write(_) | Wish::Append => self.recorded(chunk, request.id)?,
         };
         let replica = state.replica(chunk.handle)?;
-        let decision = replica.decide(asked.version, request, recorded.map(|outcome| outcome.offset))?;
+        let decision = replica.decide(asked.version, request, recorded)?;
         if request.wish != Wish::Sync && !matches!(decision, Decision::Known(_)) {
             // It is not here, or not any more: that it is new can't be said.
             self.expired.lock().check(request.id.client)?;
@@ -107,7 +105,8 @@ impl Chunkserver {
         if payload.length() != order.length {
             return Err(Error::bad_argument("the payload is not as long as the request says"));
         }
-        let mutation = mutation(asked.version, &order, payload.bytes.clone(), asked.durability());
+        let from = (asked.first_unacked, asked.durability());
+        let mutation = mutation(asked.version, &order, payload.bytes.clone(), from);
         let ticket = match self.store.apply(chunk.handle, &mutation) {
             Ok(ticket) => ticket,
             Err(error) => {
@@ -130,6 +129,13 @@ impl Chunkserver {
             committed,
             payload,
         })))
+    }
+
+    /// What the store has of a request.
+    fn recorded(&self, chunk: &Chunk, request: RequestId) -> Result<Recorded> {
+        let (recall, kept) = self.store.recall(chunk.handle, request).map_err(|error| self.wire(&error))?;
+        let at = if let Recall::Known(outcome) = recall { Some(outcome.offset) } else { None };
+        Ok(Recorded { at, given_up: recall == Recall::GivenUp, kept })
     }
 
     /// What it means that this primary could not apply a mutation itself: nothing if the request is at fault, else
@@ -204,7 +210,9 @@ impl Chunkserver {
             serial: order.serial.raw(),
             committed_serial: sent.committed.raw(),
             kind: kind_to_wire(order.kind).into(),
-            request: order.request.map(Into::into),
+            request: order
+                .request
+                .map(|id| pb::RequestId { first_unacked: request.first_unacked, ..id.into() }),
             data_id: Vec::new().into(),
             durability: request.durability.into(),
             length: order.length,
@@ -279,7 +287,7 @@ impl Chunkserver {
         let mut payload = Some(payload);
         let in_time = async {
             loop {
-                let turn = chunk.with(|state| self.take_turn(&chunk, state, &request, &mut payload))?;
+                let turn = chunk.quick(|state| self.take_turn(&chunk, state, &request, &mut payload))?;
                 match turn {
                     Ok(ticket) => return Ok(ticket),
                     Err(woken) => drop(woken.await),
@@ -324,7 +332,8 @@ impl Chunkserver {
         if payload.length() != order.length {
             return Err(Error::bad_argument("the payload is not as long as the order says"));
         }
-        let mutation = mutation(request.version, &order, payload.bytes, request.durability.into());
+        let from = (request.first_unacked, request.durability.into());
+        let mutation = mutation(request.version, &order, payload.bytes, from);
         let ticket = self.store.apply(chunk.handle, &mutation).map_err(|error| self.wire(&error))?;
         if let Some(replica) = &mut state.replica {
             replica.applied(&order);
@@ -342,12 +351,12 @@ impl Chunkserver {
         &self,
         handle: ChunkHandle,
         version: ChunkVersion,
-        request: gfs_proto::id::RequestId,
+        request: RequestId,
     ) -> Result<pb::OutcomeReplyMeta> {
         let chunk = self.chunk(handle)?;
-        let (outcome, seal) = chunk.with(|state| {
-            let recorded = self.store.outcome(handle, request).map_err(|error| self.wire(&error))?;
-            state.replica(handle)?.outcome(version, request, recorded.map(|outcome| outcome.offset))
+        let (outcome, seal) = chunk.quick(|state| {
+            let recorded = self.recorded(&chunk, request)?;
+            state.replica(handle)?.outcome(version, request, recorded)
         })?;
         if outcome.is_none() {
             // That it never happened can't be said of a request whose id may have been forgotten.
@@ -378,7 +387,7 @@ fn wish(request: &WriteRequest) -> Result<Request> {
     if wish != Wish::Sync && request.length == 0 {
         return Err(Error::bad_argument("a mutation of no bytes"));
     }
-    if wish != Wish::Sync && request.request == gfs_proto::id::RequestId::default() {
+    if wish != Wish::Sync && request.request == RequestId::default() {
         return Err(Error::bad_argument("a mutation without a request id"));
     }
     Ok(Request { id: request.request, wish, length: request.length })
@@ -390,7 +399,12 @@ impl WriteRequest {
     }
 }
 
-fn mutation(version: ChunkVersion, order: &Order, data: Bytes, durability: Durability) -> Mutation {
+fn mutation(
+    version: ChunkVersion,
+    order: &Order,
+    data: Bytes,
+    (first_unacked, durability): (u64, Durability),
+) -> Mutation {
     Mutation {
         version,
         serial: order.serial,
@@ -402,6 +416,7 @@ fn mutation(version: ChunkVersion, order: &Order, data: Bytes, durability: Durab
         },
         data,
         request: order.request,
+        first_unacked,
         durability,
     }
 }

@@ -44,14 +44,14 @@ impl File {
         let mut index = self.last_chunk().await?;
         loop {
             let mut tail = Tail::new(index);
-            let unit = Unit::new(request, Action::Append, payload.clone(), durability.into());
+            let unit = Unit::new(request.clone(), Action::Append, payload.clone(), durability.into());
             let sealed = match tail.commit(&self.core, &self.opened, unit).await {
                 Ok(reply) => return Ok(self.appended(index, reply.offset, length)),
                 Err(error @ Error::Sealed { .. }) => error,
                 Err(error) => return Err(error),
             };
             // Guard next_without_asking: an earlier attempt may have put the record into this chunk.
-            match self.settle(index, request, &sealed).await? {
+            match self.settle(index, request.id(), &sealed).await? {
                 Settled::Here(offset) => return Ok(self.appended(index, offset, length)),
                 Settled::Never => index = self.chunk_after(index).await?,
             }

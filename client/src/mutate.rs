@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::frame::Payload;
-use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, DataId, RequestId};
+use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, DataId};
 use gfs_proto::link::{Mutation, Source};
 use gfs_proto::retry::Backoff;
 use gfs_proto::size::BLOCK_BYTES;
@@ -16,6 +16,7 @@ use gfs_proto::{Error, Result, fault, pb};
 use crate::cache::Lease;
 use crate::client::Core;
 use crate::lease::{Opened, Step, step_after};
+use crate::session::DataRequest;
 
 /// Data up to this size goes along in the request, larger data is pushed along the chain before.
 pub(crate) const INLINE_BYTES_MAX: u32 = BLOCK_BYTES;
@@ -51,7 +52,7 @@ impl Pushed {
 /// One mutation on its way.
 #[derive(Debug)]
 pub(crate) struct Unit {
-    pub(crate) request: RequestId,
+    pub(crate) request: Arc<DataRequest>,
     pub(crate) action: Action,
     pub(crate) payload: Payload,
     pub(crate) durability: pb::Durability,
@@ -62,7 +63,7 @@ pub(crate) struct Unit {
 
 impl Unit {
     pub(crate) fn new(
-        request: RequestId,
+        request: Arc<DataRequest>,
         action: Action,
         payload: Payload,
         durability: pb::Durability,
@@ -208,7 +209,7 @@ impl Tail {
 impl Unit {
     /// One attempt at one primary.
     async fn send(&mut self, core: &Core, lease: &Lease, patience: Duration) -> Result<pb::WriteReplyMeta> {
-        let request = self.request;
+        let request = self.request.id();
         if self.action != Action::Sync {
             // Never sent, nor sent again, under an id that chunks may have forgotten: that could do it twice.
             core.sessions.check_open(request.client)?;
@@ -230,8 +231,9 @@ impl Unit {
             };
             Source::Pushed(pushed.data, self.payload.length())
         };
-        let mutation =
-            Mutation { handle: lease.handle, version: lease.version, request, durability: self.durability };
+        let Lease { handle, version, .. } = *lease;
+        let (first_unacked, durability) = (self.request.first_unacked(), self.durability);
+        let mutation = Mutation { handle, version, request, first_unacked, durability };
         let (links, primary) = (&core.links, &lease.primary);
         fault::try_reach("client::before_mutation").await?;
         let reply = match self.action {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use gfs_proto::id::{ClientId, ClusterId, RequestId};
@@ -38,11 +38,15 @@ struct Window {
     open_until: Moment,
     next: u64,
     outstanding: BTreeSet<u64>,
+    /// The last data mutation, counted over all sessions, and those of this session that may still be sent or asked for.
+    data_last: u64,
+    data_outstanding: BTreeSet<u64>,
 }
 
 impl Window {
     fn open(&mut self, client: ClientId, open_until: Moment) {
-        *self = Self { client: Some(client), open_until, next: 1, outstanding: BTreeSet::new() };
+        let data_last = self.data_last;
+        *self = Self { client: Some(client), open_until, next: 1, data_last, ..Self::default() };
     }
     fn renewed(&mut self, client: ClientId, open_until: Moment) {
         if self.client == Some(client) {
@@ -52,6 +56,25 @@ impl Window {
     /// The session, if it is surely open.
     fn surely_open(&self, now: Moment) -> Option<ClientId> {
         self.client.filter(|_| now < self.open_until)
+    }
+    /// Names a data mutation, if the session is surely open.
+    fn begin_data(&mut self, now: Moment) -> Option<RequestId> {
+        let client = self.surely_open(now)?;
+        self.data_last += 1;
+        let sequence = DATA | self.data_last;
+        self.data_outstanding.insert(sequence);
+        Some(RequestId { client, sequence })
+    }
+    fn end_data(&mut self, request: RequestId) {
+        if self.client == Some(request.client) {
+            self.data_outstanding.remove(&request.sequence);
+        }
+    }
+    /// This session's data mutations below this will be neither sent nor asked for again; 0 if the request is of another
+    /// session, about which nothing is known any more.
+    fn first_unacked_data(&self, request: RequestId) -> u64 {
+        let first = self.data_outstanding.first().copied().unwrap_or(request.sequence);
+        if self.client == Some(request.client) { first.min(request.sequence) } else { 0 }
     }
     fn begin(&mut self) -> Option<RequestId> {
         let client = self.client?;
@@ -88,8 +111,6 @@ pub(crate) struct Sessions {
     opening: tokio::sync::Mutex<()>,
     /// Bounds the mutations at the masters.
     changes: Semaphore,
-    /// Counts the data mutations of this client, over all its sessions.
-    data_requests: AtomicU64,
 }
 
 /// What a master tells at the opening of a session.
@@ -121,6 +142,29 @@ impl Drop for Ticket {
     }
 }
 
+/// The name of a data mutation, for as long as it may be sent again or asked for: when it is dropped, chunks may forget it
+/// (decision 0014).
+#[derive(Debug)]
+pub(crate) struct DataRequest {
+    sessions: Arc<Sessions>,
+    id: RequestId,
+}
+
+impl DataRequest {
+    pub(crate) fn id(&self) -> RequestId {
+        self.id
+    }
+    /// What chunks may have forgotten when they take this mutation: all below.
+    pub(crate) fn first_unacked(&self) -> u64 {
+        self.sessions.window.lock().first_unacked_data(self.id)
+    }
+}
+impl Drop for DataRequest {
+    fn drop(&mut self) {
+        self.sessions.window.lock().end_data(self.id);
+    }
+}
+
 impl Sessions {
     /// Opens the first session.
     pub(crate) async fn open(
@@ -135,7 +179,6 @@ impl Sessions {
             window: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
-            data_requests: AtomicU64::new(1),
         };
         let opened = sessions.open_new().await?;
         Ok((Arc::new(sessions), opened))
@@ -143,29 +186,28 @@ impl Sessions {
 
     /// The name of a data mutation, which no other mutation ever has.
     ///
-    /// Differs from the names of mutations at the masters: those form a window that has to move on, these may be
-    /// as many as the chunks take. Opens a new session unless the last one is surely open.
+    /// Counted apart from the mutations at the masters, which never see these. Opens a new session unless the last one is
+    /// surely open.
     ///
     /// # Errors
     /// No session could be opened.
-    pub(crate) async fn data_request(&self) -> Result<RequestId> {
-        let client = self.surely_open().await?;
-        Ok(RequestId { client, sequence: DATA | self.data_requests.fetch_add(1, Ordering::Relaxed) })
-    }
-
-    async fn surely_open(&self) -> Result<ClientId> {
+    pub(crate) async fn data_request(self: &Arc<Self>) -> Result<Arc<DataRequest>> {
         loop {
-            let open = || self.window.lock().surely_open(self.environment.clock.moment());
-            if let Some(client) = open() {
-                return Ok(client);
+            let begin = || self.window.lock().begin_data(self.environment.clock.moment());
+            if let Some(id) = begin() {
+                return Ok(self.named(id));
             }
             let _one_at_a_time = self.opening.lock().await;
             // Another call may have opened one while this one waited.
-            if let Some(client) = open() {
-                return Ok(client);
+            if let Some(id) = begin() {
+                return Ok(self.named(id));
             }
             self.open_new().await?;
         }
+    }
+
+    fn named(self: &Arc<Self>, id: RequestId) -> Arc<DataRequest> {
+        Arc::new(DataRequest { sessions: self.clone(), id })
     }
 
     /// Has to be asked before each attempt of a data mutation: the last attempts of a session are made while it is
@@ -357,6 +399,28 @@ mod tests {
         window.end(requests[2]);
         window.end(requests[3]);
         assert_eq!(window.first_unacked(), 5);
+    }
+
+    #[test]
+    fn a_data_mutation_is_not_given_up_before_it_is_dropped_and_never_for_another_session() {
+        let mut window = Window::default();
+        assert_eq!(window.begin_data(at(0)), None, "there is no session yet");
+        window.open(ClientId::from_raw(9), at(60));
+        let [first, second, third] = [(); 3].map(|()| window.begin_data(at(1)).unwrap());
+        assert_eq!([first, second, third].map(|id| id.sequence), [1, 2, 3].map(|number| DATA | number));
+        assert_eq!(window.first_unacked_data(third), first.sequence);
+        window.end_data(second);
+        assert_eq!(window.first_unacked_data(third), first.sequence);
+        window.end_data(first);
+        assert_eq!(window.first_unacked_data(third), third.sequence);
+        // A repeat of an older one gives up nothing that came after it, and itself least of all.
+        assert_eq!(window.first_unacked_data(second), second.sequence);
+        window.open(ClientId::from_raw(10), at(90));
+        assert_eq!(window.first_unacked_data(third), 0, "this session knows nothing of the other");
+        let fourth = window.begin_data(at(61)).unwrap();
+        window.end_data(RequestId { client: ClientId::from_raw(9), ..fourth });
+        assert_eq!((fourth.sequence, window.first_unacked_data(fourth)), (DATA | 4, DATA | 4));
+        assert_eq!(window.begin_data(at(90)), None, "it may have expired");
     }
 
     #[test]

@@ -325,3 +325,26 @@ pub(crate) async fn sync_all(file: &File) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_settles_the_writes_before_it_and_not_those_that_came_meanwhile() {
+        let index = ChunkIndex::from_raw;
+        let mut unsynced = Unsynced::default();
+        unsynced.wrote(index(0));
+        unsynced.wrote(index(1));
+        let seen = unsynced.last.clone();
+        // While chunk 0 is being synced it is written again.
+        unsynced.wrote(index(0));
+        for (index, write) in seen {
+            unsynced.synced(index, write);
+        }
+        assert_eq!(unsynced.last.keys().copied().collect::<Vec<_>>(), [index(0)]);
+        let (again, write) = unsynced.last.first_key_value().map(|(index, write)| (*index, *write)).unwrap();
+        unsynced.synced(again, write);
+        assert!(unsynced.last.is_empty());
+    }
+}

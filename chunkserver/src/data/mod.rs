@@ -93,6 +93,8 @@ pub struct WriteRequest {
     pub length: u32,
     /// Names the mutation.
     pub request: RequestId,
+    /// The client asks for no request of its below this one any more.
+    pub first_unacked: u64,
     /// What the acknowledgement promises.
     pub durability: pb::Durability,
     /// Id under which the bytes were pushed to all members; `None` if they came with the request.
@@ -120,6 +122,8 @@ pub struct ApplyRequest {
     pub length: u32,
     /// The client's name for it.
     pub request: Option<RequestId>,
+    /// Its client asks for no request of its below this one any more.
+    pub first_unacked: u64,
     /// What the acknowledgement promises.
     pub durability: pb::Durability,
     /// Id under which the bytes were pushed; `None` if they came with the request.

@@ -234,7 +234,8 @@ async fn a_full_buffer_refuses_and_the_connection_goes_on() {
 
 fn mutation(sequence: u64) -> Mutation {
     let request = RequestId { client: gfs_proto::id::ClientId::from_raw(8), sequence };
-    Mutation { handle: CHUNK, version: VERSION, request, durability: pb::Durability::Replicated }
+    let durability = pb::Durability::Replicated;
+    Mutation { handle: CHUNK, version: VERSION, request, first_unacked: 0, durability }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use gfs_proto::link::Peer;
 use gfs_proto::time::Moment;
 
 pub(crate) use grant::{Candidate, Grant, Held, Step, Store, longest};
-pub(crate) use primary::{Decision, Kind, Order, Outcome, Primary, Request, Wish};
+pub(crate) use primary::{Decision, Kind, Order, Outcome, Primary, Recorded, Request, Wish};
 pub(crate) use progress::{Applied, Position, Progress};
 pub(crate) use validation::{Answer, Fence, Generation, Standing};
 
@@ -252,15 +252,14 @@ impl Replica {
     }
 
     /// Step 6: the confirm is committed, so everything held is.
-    /// `requests` is the number of request ids in the content.
-    pub(crate) fn activate(&mut self, version: ChunkVersion, requests: usize) -> Result<(), Error> {
+    pub(crate) fn activate(&mut self, version: ChunkVersion) -> Result<(), Error> {
         if version != self.held.version {
             return Err(self.mismatch(version));
         }
         match (&self.role, &self.grant) {
             (Role::Active(_), _) => Ok(()),
             (Role::Reconciled, Some(grant)) => {
-                self.role = Role::Active(Primary::new(grant, self.held().end.sealed, requests));
+                self.role = Role::Active(Primary::new(grant, self.held().end.sealed));
                 self.progress.learn(self.progress.applied_position().serial);
                 Ok(())
             }
@@ -287,19 +286,12 @@ impl Replica {
 
     // ---- mutations, at the primary ----
 
-    /// The store has forgotten requests of expired sessions, and keeps so many.
-    pub(crate) fn forgot(&mut self, request_count: usize) {
-        if let Role::Active(primary) = &mut self.role {
-            primary.forgot(request_count);
-        }
-    }
-
-    /// Decides about a client's request; changes nothing. `recorded` is the offset that the store has for its id.
+    /// Decides about a client's request; changes nothing.
     pub(crate) fn decide(
         &self,
         version: ChunkVersion,
         request: Request,
-        recorded: Option<u32>,
+        recorded: Recorded,
     ) -> Result<Decision, Error> {
         let primary = self.primary().filter(|_| version == self.held.version);
         let primary = primary.ok_or_else(|| self.not_primary(version))?;
@@ -438,11 +430,11 @@ impl Replica {
         &self,
         version: ChunkVersion,
         id: RequestId,
-        recorded: Option<u32>,
+        recorded: Recorded,
     ) -> Result<(Option<Outcome>, Option<Serial>), Error> {
         let primary = self.primary().filter(|_| version == self.held.version);
         let primary = primary.ok_or_else(|| self.not_primary(version))?;
-        Ok((primary.outcome(id, recorded), primary.sealed()))
+        Ok((primary.outcome(id, recorded)?, primary.sealed()))
     }
 }
 

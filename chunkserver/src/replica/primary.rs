@@ -8,7 +8,8 @@ use gfs_proto::size::ChunkBytes;
 
 use super::Grant;
 
-/// Most request ids that a chunk takes: appends seal it there, as if it were full.
+/// Most entries about requests that a chunk takes: appends seal it there, as if it were full. A client that has its answers
+/// leaves two entries (decision 0014), so this is for very many clients, or one that gives nothing up.
 pub(crate) const REQUESTS_MAX: usize = 60_000;
 /// Most mutations of one chunk that are in flight.
 pub(crate) const OPEN_MAX: usize = 1024;
@@ -52,6 +53,17 @@ pub(crate) struct Order {
     pub(crate) request: Option<RequestId>,
 }
 
+/// What the store has of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Recorded {
+    /// First byte of its mutation, if it was applied.
+    pub(crate) at: Option<u32>,
+    /// Its client has said that it will not ask for it again.
+    pub(crate) given_up: bool,
+    /// Entries about requests in the chunk.
+    pub(crate) kept: usize,
+}
+
 /// What became of a request that is in the chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Outcome {
@@ -93,8 +105,6 @@ pub(crate) struct Primary {
     members: BTreeSet<ServerId>,
     /// Requests ordered at this version and not yet committed; the rest is in the store.
     requests: BTreeMap<RequestId, Outcome>,
-    /// Number of request ids in the chunk.
-    request_count: usize,
     /// For each mutation in flight the members that have not acknowledged it.
     missing: BTreeMap<Serial, BTreeSet<ServerId>>,
     committed: Serial,
@@ -103,13 +113,12 @@ pub(crate) struct Primary {
 }
 
 impl Primary {
-    pub(super) fn new(grant: &Grant, sealed: bool, request_count: usize) -> Self {
+    pub(super) fn new(grant: &Grant, sealed: bool) -> Self {
         Self {
             writer: grant.writer,
             chunk_bytes: grant.chunk_bytes,
             members: grant.members.iter().map(|member| member.server).collect(),
             requests: BTreeMap::new(),
-            request_count,
             missing: BTreeMap::new(),
             committed: Serial::default(),
             sealed: sealed.then(Serial::default),
@@ -132,28 +141,33 @@ impl Primary {
         self.sealed
     }
 
-    /// So many request ids are in the chunk now that some were forgotten.
-    pub(super) fn forgot(&mut self, request_count: usize) {
-        self.request_count = request_count;
-    }
-
-    /// What is known of a request. `recorded` is the offset that the store has for it.
-    pub(crate) fn outcome(&self, id: RequestId, recorded: Option<u32>) -> Option<Outcome> {
+    /// What is known of a request.
+    ///
+    /// # Errors
+    /// [`Error::BadArgument`] if its client has given it up.
+    pub(crate) fn outcome(&self, id: RequestId, recorded: Recorded) -> Result<Option<Outcome>, Error> {
+        // Guard given_up_repeated: a late copy of a request that its client has given up is not a new one, and nothing can
+        // be said about it.
+        if recorded.given_up {
+            return Err(Error::bad_argument(format!("request {id} was given up by its client")));
+        }
         // Guard ids_not_content: the store's ids came with the content, whichever primary ordered them.
-        let recorded = recorded.map(|offset| Outcome { offset, serial: Serial::default() });
-        self.requests.get(&id).copied().or(recorded)
+        let known = recorded.at.map(|offset| Outcome { offset, serial: Serial::default() });
+        Ok(self.requests.get(&id).copied().or(known))
     }
 
     pub(super) fn decide(
         &self,
         at: (ChunkHandle, ChunkVersion),
         request: Request,
-        recorded: Option<u32>,
+        recorded: Recorded,
         end: super::Position,
     ) -> Result<Decision, Error> {
         let Request { id, wish, length } = request;
         // A sync is harmless to repeat, and has nothing to remember.
-        if let Some(outcome) = self.outcome(id, recorded).filter(|_| wish != Wish::Sync) {
+        if wish != Wish::Sync
+            && let Some(outcome) = self.outcome(id, recorded)?
+        {
             return Ok(Decision::Known(outcome));
         }
         if !self.writer {
@@ -168,7 +182,7 @@ impl Primary {
         let serial = end.serial.next();
         let order = |kind, offset, request| Order { serial, kind, offset, length, request };
         let fits = |offset: u32| u64::from(offset) + u64::from(length) <= self.chunk_bytes.raw().into();
-        let room = self.request_count < REQUESTS_MAX;
+        let room = recorded.kept < REQUESTS_MAX;
         let record_max = self.chunk_bytes.record_bytes_max();
         match wish {
             Wish::Sync => Ok(Decision::Ordered(Order { length: 0, ..order(Kind::Sync, end.length, None) })),
@@ -195,7 +209,6 @@ impl Primary {
     pub(super) fn ordered(&mut self, order: &Order) {
         if let Some(id) = order.request {
             self.requests.insert(id, Outcome { offset: order.offset, serial: order.serial });
-            self.request_count += 1;
         }
         if order.kind == Kind::Seal {
             self.sealed = Some(order.serial);

@@ -109,4 +109,23 @@ mod tests {
         assert!(progress.untouched(0, 100));
         assert!(!progress.untouched(0, 0), "the open append may be committed already");
     }
+
+    #[test]
+    fn who_holds_less_than_what_is_committed_has_lost_something_and_knows_nothing() {
+        let position = |serial, length| Position { serial: Serial::from_raw(serial), length, sealed: false };
+        // Restarted with two mutations, without knowing whether they are committed.
+        let mut progress = Progress::at(position(2, 100), false);
+        progress.learn(Serial::from_raw(3));
+        assert_eq!(progress.committed(), None, "the third is committed, and is not here");
+        // Nor does an older word say anything about what lies in between.
+        progress.learn(Serial::from_raw(1));
+        assert_eq!(progress.committed(), None);
+        progress.learn(Serial::from_raw(2));
+        assert_eq!(progress.committed(), Some(position(2, 100)));
+        progress.apply(Applied { offset: 100, length: 50, after: position(3, 150) });
+        progress.learn(Serial::from_raw(4));
+        assert_eq!(progress.committed(), Some(position(2, 100)));
+        progress.learn(Serial::from_raw(3));
+        assert!(progress.clean());
+    }
 }

@@ -14,6 +14,8 @@ use gfs_proto::size::ChunkBytes;
 
 use super::*;
 
+/// The request that its client has given up.
+const GIVEN_UP: u64 = 77;
 const CHUNK: ChunkHandle = ChunkHandle::from_raw(7);
 
 fn server(raw: u64) -> ServerId {
@@ -96,7 +98,7 @@ impl Bench {
                         Step::Done => "done".into(),
                     }),
                     "reconciled" => replica.reconciled(version(of(0))).map(|()| "ok".into()),
-                    "activate" => replica.activate(version(of(0)), 0).map(|()| "ok".into()),
+                    "activate" => replica.activate(version(of(0))).map(|()| "ok".into()),
                     "exclude" => replica.exclude(version(of(0)), at(self.now)).map(|()| "ok".into()),
                     "corrupt" => {
                         replica.mark_corrupt();
@@ -189,7 +191,7 @@ impl Bench {
                     "write" => (Wish::Write(of(1) as u32), of(2) as u32),
                     _ => (Wish::Sync, 0),
                 };
-                let recorded = self.recorded.get(&id).copied();
+                let recorded = recorded(&self.recorded, id);
                 let decision = replica.decide(here, Request { id, wish, length }, recorded)?;
                 if let Decision::Ordered(order) | Decision::Seal(order) = &decision {
                     replica.ordered(order);
@@ -243,13 +245,18 @@ impl Bench {
                 .map(|position| format!("{} bytes", position.length)),
             "outcome" => {
                 let id = RequestId { client: ClientId::from_raw(1), sequence: of(0) };
-                let recorded = self.recorded.get(&id).copied();
+                let recorded = recorded(&self.recorded, id);
                 let (outcome, seal) = replica.outcome(here, id, recorded)?;
                 Ok(format!("{:?}, sealed {seal:?}", outcome.map(|outcome| outcome.offset)))
             }
             _ => panic!("no such line: {verb}"),
         }
     }
+}
+
+/// What the store would say of a request.
+fn recorded(all: &std::collections::BTreeMap<RequestId, u32>, id: RequestId) -> Recorded {
+    Recorded { at: all.get(&id).copied(), given_up: id.sequence == GIVEN_UP, kept: all.len() }
 }
 
 /// Runs a script at one server and compares what came of each line.

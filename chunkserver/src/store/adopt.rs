@@ -118,7 +118,7 @@ fn check_content(handle: ChunkHandle, content: &Content, limit: u32) -> Result<(
         return bad("too many requests");
     }
     let end = |offset: u32, length: u32| u64::from(offset) + u64::from(length);
-    if content.requests.values().any(|at| end(at.offset, at.length) > u64::from(content.length)) {
+    if content.requests.outcomes().any(|(_, at)| end(at.offset, at.length) > u64::from(content.length)) {
         return bad("a request lies behind the end");
     }
     Ok(())

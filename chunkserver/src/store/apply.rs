@@ -6,6 +6,9 @@
 //! | extends, otherwise | the file | the file is synced, and then the log |
 //! | changes bytes that are there | the log, then the file | the log is |
 //!
+//! Called on a thread that has other things to do: it leaves them to others ([`blocking`]) where it waits for the disk, and
+//! only there. A write of a small record to the page cache is quicker than that.
+//!
 //! *Proven* is what survives a power cut: its bytes are in a synced file or in the log. A change of bytes that are there
 //! reaches the file only when its record is durable and all before it is proven, so that a crash leaves old or new.
 
@@ -13,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gfs_proto::fault;
+use gfs_proto::net::blocking;
 use gfs_proto::size::BLOCK_BYTES;
 
 use super::block;
@@ -23,6 +27,7 @@ use super::error::{Error, Result};
 use super::format::{Change, Record};
 use super::log::{Firmness, Permit, Then};
 use super::read;
+use super::requests::Recall;
 use super::ticket::{Completion, Ticket};
 
 /// Largest synced mutation whose data rides in the log; a larger one is cheaper written once (decision 0011).
@@ -44,11 +49,11 @@ enum Way {
 /// Applies the next mutation of a chunk.
 pub(crate) fn apply(disk: &Arc<Disk>, chunk: &Arc<Chunk>, mutation: &Mutation) -> Result<Ticket> {
     let limit = disk.options.chunk_bytes_max.raw();
-    let mut way = way_of(&chunk.state.lock(), mutation);
+    let mut way = way_of(&chunk.lock(), mutation);
     loop {
         // Room is waited for before the chunk is locked; should the way change meanwhile, again.
         let mut permit = disk.log.reserve(room_for(disk, mutation, way))?;
-        let mut state = chunk.state.lock();
+        let mut state = chunk.lock();
         let now = way_of(&state, mutation);
         if now != way && now != Way::Direct {
             way = now;
@@ -58,7 +63,7 @@ pub(crate) fn apply(disk: &Arc<Disk>, chunk: &Arc<Chunk>, mutation: &Mutation) -
         check(chunk, &state, mutation, limit)?;
         fault::at("store::apply::begin");
         if now == Way::Overwrite && state.unsynced {
-            state = prove(disk, chunk, state, &mut permit)?;
+            state = blocking(|| prove(disk, chunk, state, &mut permit))?;
             // The lock was let go.
             check(chunk, &state, mutation, limit)?;
         }
@@ -117,7 +122,7 @@ fn check(chunk: &Chunk, state: &State, mutation: &Mutation, limit: u32) -> Resul
         return Err(Error::Gap { handle, asked: mutation.serial, expected });
     }
     if let Some(request) = &mutation.request {
-        if let Some(outcome) = meta.content.requests.get(request) {
+        if let Recall::Known(outcome) = meta.content.requests.recall(*request) {
             return Err(Error::DuplicateRequest { handle, offset: outcome.offset, length: outcome.length });
         }
         if meta.content.requests.len() >= REQUESTS_MAX {
@@ -170,6 +175,7 @@ fn change_of(chunk: &Chunk, state: &State, mutation: &Mutation) -> Change {
         first_block: block::block_of(state.length()),
         crcs: Vec::new(),
         request: mutation.request,
+        first_unacked: mutation.first_unacked,
     }
 }
 
@@ -183,11 +189,15 @@ fn extend(
 ) -> Result<Ticket> {
     let mut change = change_of(chunk, state, mutation);
     if !mutation.data.is_empty() {
-        disk.check_space(mutation.data.len() as u64)?;
+        disk.take_space(mutation.data.len() as u64)?;
         let (length, hole) = (state.length(), change.offset - state.length());
         (change.first_block, change.crcs) =
             block::extended(&state.meta.content.block_crcs, length, hole, &mutation.data);
-        disk.write_file(chunk, state, change.offset, &mutation.data)?;
+        if mutation.data.len() <= LOGGED_BYTES_MAX {
+            disk.write_file(chunk, state, change.offset, &mutation.data)?;
+        } else {
+            blocking(|| disk.write_file(chunk, state, change.offset, &mutation.data))?;
+        }
         fault::at("store::apply::file_written");
         start_writeback(disk, chunk, state, change.chunk_length);
     }
@@ -286,7 +296,8 @@ fn overwritten(
         let mut bytes = if covered || before == 0 {
             Vec::new()
         } else {
-            match read::blocks_of(disk, chunk, state, index..index + 1) {
+            // Perhaps from the disk.
+            match blocking(|| read::blocks_of(disk, chunk, state, index..index + 1)) {
                 Err(Error::Corrupt { handle, block }) => {
                     state.meta.corrupt = true;
                     disk.lazy.lock().insert(handle, chunk.clone());
@@ -329,6 +340,6 @@ fn start_writeback(disk: &Arc<Disk>, chunk: &Chunk, state: &mut State, end: u32)
         && let Ok(file) = disk.file(chunk, state)
     {
         let (offset, end) = (before * WRITEBACK_BYTES, after * WRITEBACK_BYTES);
-        file.start_writeback(offset.into(), (end - offset).into());
+        blocking(|| file.start_writeback(offset.into(), (end - offset).into()));
     }
 }

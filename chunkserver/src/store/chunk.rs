@@ -1,18 +1,22 @@
 //! One chunk in memory: what is known of it, and what of that is not on the disk yet.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
-use parking_lot::Mutex;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Serial};
+use gfs_proto::net::blocking;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::block;
 use super::content::{Content, Outcome, ReplicaState};
 use super::files::File;
 use super::format::{Change, Meta};
 use super::ticket::Completion;
+
+/// Who holds a chunk's lock is mostly done before this: a mutation is no more than a write to the page cache.
+const LOCK_PATIENCE: Duration = Duration::from_micros(100);
 
 /// A chunk of one disk.
 pub(crate) struct Chunk {
@@ -59,45 +63,23 @@ impl Chunk {
     pub(crate) fn new(handle: ChunkHandle, state: State) -> Arc<Self> {
         Arc::new(Self { handle, state: Mutex::new(state) })
     }
+    /// Locks the chunk for a mutation. Other tasks leave this thread if it has to wait for long.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        match self.state.try_lock_for(LOCK_PATIENCE) {
+            Some(state) => state,
+            None => blocking(|| self.state.lock()),
+        }
+    }
     pub(crate) fn summary(&self) -> ReplicaState {
         self.state.lock().summary(self.handle)
     }
     /// Adds the clients after `after` whose requests are here; `all` keeps the lowest `limit`.
     pub(crate) fn clients(&self, after: ClientId, limit: usize, all: &mut BTreeSet<ClientId>) {
-        let state = self.state.lock();
-        let last = |client| RequestId { client, sequence: u64::MAX };
-        let mut after = last(after);
-        // From client to client, not from request to request: there are far fewer.
-        while let Some((next, _)) =
-            state.meta.content.requests.range((Bound::Excluded(after), Bound::Unbounded)).next()
-        {
-            let client = next.client;
-            if all.len() >= limit && all.last().is_some_and(|highest| client > *highest) {
-                return;
-            }
-            all.insert(client);
-            if all.len() > limit {
-                all.pop_last();
-            }
-            after = last(client);
-        }
+        self.state.lock().meta.content.requests.clients(after, limit, all);
     }
     /// Forgets requests of these clients; tells whether there were any.
     pub(crate) fn forget(&self, clients: &[ClientId]) -> bool {
-        let mut state = self.state.lock();
-        let requests = &mut state.meta.content.requests;
-        let before = requests.len();
-        for client in clients {
-            let all = RequestId { client: *client, sequence: 0 }..=RequestId {
-                client: *client,
-                sequence: u64::MAX,
-            };
-            let gone: Vec<RequestId> = requests.range(all).map(|(request, _)| *request).collect();
-            gone.iter().for_each(|request| {
-                requests.remove(request);
-            });
-        }
-        before != requests.len()
+        self.state.lock().meta.content.requests.forget(clients)
     }
 }
 
@@ -126,7 +108,8 @@ impl Meta {
         content.sealed = change.sealed;
         block::put_crcs(&mut content.block_crcs, change.first_block, &change.crcs);
         if let Some(request) = change.request {
-            content.requests.insert(request, Outcome { offset: change.offset, length: change.length });
+            let outcome = Outcome { offset: change.offset, length: change.length };
+            content.requests.record(request, change.first_unacked, outcome);
         }
         self.commit_mark = self.commit_mark.max(change.commit_mark);
         self.promised |= change.promised;

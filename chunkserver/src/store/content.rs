@@ -1,10 +1,10 @@
 //! The words of the store: what a replica holds, and what changes it.
 
-use std::collections::BTreeMap;
-
 use bytes::{Buf, Bytes};
-use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
 use gfs_proto::pb;
+
+use super::requests::Requests;
 
 /// Most request outcomes that one chunk keeps. The primary stops at less than half of it: a member that forgets expired
 /// requests later than the primary must still have room for those that the primary lets in after it (decision 0012).
@@ -51,7 +51,7 @@ pub struct Content {
     /// CRC-32 of each 64 KiB block, the last one over what is there.
     pub block_crcs: Vec<u32>,
     /// The outcomes of requests: as much content as the bytes (guard *ids_not_content*).
-    pub requests: BTreeMap<RequestId, Outcome>,
+    pub requests: Requests,
     /// The chunk takes no more appends.
     pub sealed: bool,
     /// Serial of the last mutation applied since the adoption.
@@ -65,12 +65,17 @@ impl From<&Content> for pb::Content {
             block_crcs: content.block_crcs.iter().flat_map(|crc| crc.to_le_bytes()).collect(),
             requests: content
                 .requests
-                .iter()
+                .outcomes()
                 .map(|(request, outcome)| pb::RequestOutcome {
-                    request: Some((*request).into()),
+                    request: Some(request.into()),
                     offset: outcome.offset,
                     length: outcome.length,
                 })
+                .collect(),
+            first_kept: content
+                .requests
+                .first_kept()
+                .map(|(client, sequence)| pb::FirstKept { client: client.raw(), sequence })
                 .collect(),
             sealed: content.sealed,
             serial: content.serial.raw(),
@@ -89,11 +94,10 @@ impl From<pb::Content> for Content {
         Self {
             length: content.length,
             block_crcs,
-            requests: content
-                .requests
-                .iter()
-                .filter_map(|one| Some((one.request?.into(), outcome(one))))
-                .collect(),
+            requests: Requests::new(
+                content.requests.iter().filter_map(|one| Some((one.request?.into(), outcome(one)))),
+                content.first_kept.iter().map(|one| (ClientId::from_raw(one.client), one.sequence)),
+            ),
             sealed: content.sealed,
             serial: Serial::from_raw(content.serial),
         }
@@ -149,6 +153,8 @@ pub struct Mutation {
     pub data: Bytes,
     /// Whose it is, remembered with the content.
     pub request: Option<RequestId>,
+    /// Its client asks for no request of its below this one any more: they are forgotten with this mutation.
+    pub first_unacked: u64,
     /// The promise.
     pub durability: Durability,
 }

@@ -25,6 +25,9 @@ use super::worker::Work;
 /// Bytes that a small record takes at most, head included.
 pub(crate) const SMALL_RECORD_BYTES: usize = 256;
 
+/// Most bytes that are taken without looking how much room is left; the headroom is far more than that.
+const SPACE_GRANT_BYTES_MAX: u64 = 1 << 20;
+
 pub(crate) struct Disk {
     pub(crate) directory: PathBuf,
     pub(crate) options: Options,
@@ -45,6 +48,8 @@ pub(crate) struct Disk {
     /// Counts new names in the directory of chunks, and how many of them are durable.
     pub(crate) name_changes: AtomicU64,
     pub(crate) names_synced: Mutex<u64>,
+    /// Bytes that mutations may still take before they ask for the room there is.
+    pub(crate) space_granted: AtomicU64,
     /// Held until the store is closed.
     pub(crate) lock: Mutex<Option<Box<dyn Lock>>>,
 }
@@ -107,11 +112,29 @@ impl Disk {
 
     /// Refuses if so many more bytes would reach the headroom (T34).
     pub(crate) fn check_space(&self, bytes: u64) -> Result<()> {
+        self.space_beyond(bytes).map(drop)
+    }
+
+    /// The room that so many more bytes would leave above the headroom.
+    fn space_beyond(&self, bytes: u64) -> Result<u64> {
         let space =
             self.files.space(&self.directory).map_err(|error| self.fail("asking for space", &error))?;
-        if space.free_bytes < self.options.headroom_bytes.saturating_add(bytes) {
-            return Err(Error::DiskFull { disk: self.name() });
+        space
+            .free_bytes
+            .checked_sub(self.options.headroom_bytes.saturating_add(bytes))
+            .ok_or_else(|| Error::DiskFull { disk: self.name() })
+    }
+
+    /// The same for bytes that are added, without asking the filesystem each time: one answer is good for a sixteenth of the
+    /// room that there was, so that the headroom is reached in ever smaller steps, and never for much of the headroom.
+    pub(crate) fn take_space(&self, bytes: u64) -> Result<()> {
+        let take = |granted: u64| granted.checked_sub(bytes);
+        if self.space_granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            return Ok(());
         }
+        let left = self.space_beyond(bytes)?;
+        let granted = (left.min(self.options.headroom_bytes) / 16).min(SPACE_GRANT_BYTES_MAX);
+        self.space_granted.store(granted, Ordering::Relaxed);
         Ok(())
     }
 

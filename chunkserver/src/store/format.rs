@@ -17,16 +17,16 @@
 //! 56 flags (1 full, 2 clean)   60 boot id length   64 boot id, padded with 0 to 128
 //! ```
 
-use std::collections::BTreeMap;
-
 use bytes::{Buf, BufMut};
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
 use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 
 use super::content::{Content, Outcome, REQUESTS_MAX};
+use super::requests::Requests;
 
-/// The format of a data directory; a higher one is refused.
-pub(crate) const FORMAT: u32 = 1;
+/// The format of a data directory; a higher one is refused. Format 1 had no `first_unacked` of changes and no `first kept` of
+/// contents (records 1 and 3, table entries of kind 1): it is read, and what is written anew is of format 2.
+pub(crate) const FORMAT: u32 = 2;
 /// Bytes before the payload of a log record's part.
 pub(crate) const HEAD_BYTES: usize = 40;
 /// Log parts start at multiples of this.
@@ -73,16 +73,18 @@ pub(crate) struct Change {
     pub(crate) first_block: u32,
     pub(crate) crcs: Vec<u32>,
     pub(crate) request: Option<RequestId>,
+    /// With the request: its client has given up those below.
+    pub(crate) first_unacked: u64,
 }
 
 /// One entry of the log. Numbers persisted: never reuse.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Record {
-    /// 1: the replica is this from now on.
+    /// 8, formerly 1: the replica is this from now on.
     Full { handle: ChunkHandle, meta: Meta },
     /// 2: a base member stored a version.
     Version { handle: ChunkHandle, version: ChunkVersion },
-    /// 3: a mutation was applied.
+    /// 9, formerly 3: a mutation was applied.
     Change(Change),
     /// 4: the file was synced with everything up to `through` in it.
     Synced { handle: ChunkHandle, through: Serial, promised: bool },
@@ -99,7 +101,7 @@ impl Record {
         let mut out = Vec::with_capacity(128);
         match self {
             Self::Full { handle, meta } => {
-                out.put_u8(1);
+                out.put_u8(8);
                 out.put_u64_le(handle.raw());
                 put_meta(&mut out, meta);
             }
@@ -109,7 +111,7 @@ impl Record {
                 out.put_u64_le(version.raw());
             }
             Self::Change(change) => {
-                out.put_u8(3);
+                out.put_u8(9);
                 put_change(&mut out, change);
             }
             Self::Synced { handle, through, promised } => {
@@ -142,12 +144,12 @@ impl Record {
     pub(crate) fn decode(bytes: &mut &[u8]) -> Option<Self> {
         let handle = |from: &mut &[u8]| Some(ChunkHandle::from_raw(from.try_get_u64_le().ok()?));
         Some(match bytes.try_get_u8().ok()? {
-            1 => Self::Full { handle: handle(bytes)?, meta: take_meta(bytes)? },
+            1 => Self::Full { handle: handle(bytes)?, meta: take_meta(bytes, Era::First)? },
             2 => Self::Version {
                 handle: handle(bytes)?,
                 version: ChunkVersion::from_raw(bytes.try_get_u64_le().ok()?),
             },
-            3 => Self::Change(take_change(bytes)?),
+            3 => Self::Change(take_change(bytes, Era::First)?),
             4 => Self::Synced {
                 handle: handle(bytes)?,
                 through: Serial::from_raw(bytes.try_get_u64_le().ok()?),
@@ -165,9 +167,19 @@ impl Record {
                 let clients = (0..count).map(|_| ClientId::from_raw(bytes.get_u64_le())).collect();
                 Self::Forget { clients }
             }
+            8 => Self::Full { handle: handle(bytes)?, meta: take_meta(bytes, Era::Now)? },
+            9 => Self::Change(take_change(bytes, Era::Now)?),
             _ => return None,
         })
     }
+}
+
+/// Which format a part was written in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Era {
+    /// 1: nothing is known of requests that were given up.
+    First,
+    Now,
 }
 
 fn put_change(out: &mut Vec<u8>, change: &Change) {
@@ -182,11 +194,12 @@ fn put_change(out: &mut Vec<u8>, change: &Change) {
     if let Some(request) = change.request {
         out.put_u64_le(request.client.raw());
         out.put_u64_le(request.sequence);
+        out.put_u64_le(change.first_unacked);
     }
     put_crcs(out, &change.crcs);
 }
 
-fn take_change(bytes: &mut &[u8]) -> Option<Change> {
+fn take_change(bytes: &mut &[u8], era: Era) -> Option<Change> {
     if bytes.remaining() < 4 * 8 + 1 + 4 * 4 {
         return None;
     }
@@ -205,6 +218,9 @@ fn take_change(bytes: &mut &[u8]) -> Option<Change> {
     change.first_block = bytes.get_u32_le();
     if has_request {
         change.request = Some(take_request(bytes)?);
+        if era == Era::Now {
+            change.first_unacked = bytes.try_get_u64_le().ok()?;
+        }
     }
     change.crcs = take_crcs(bytes)?;
     Some(change)
@@ -219,16 +235,21 @@ fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
     out.put_u32_le(content.length);
     out.put_u64_le(content.serial.raw());
     put_crcs(out, &content.block_crcs);
-    put_count(out, content.requests.len());
-    for (request, outcome) in &content.requests {
+    put_count(out, content.requests.outcomes().len());
+    for (request, outcome) in content.requests.outcomes() {
         out.put_u64_le(request.client.raw());
         out.put_u64_le(request.sequence);
         out.put_u32_le(outcome.offset);
         out.put_u32_le(outcome.length);
     }
+    put_count(out, content.requests.first_kept().len());
+    for (client, sequence) in content.requests.first_kept() {
+        out.put_u64_le(client.raw());
+        out.put_u64_le(sequence);
+    }
 }
 
-fn take_meta(bytes: &mut &[u8]) -> Option<Meta> {
+fn take_meta(bytes: &mut &[u8], era: Era) -> Option<Meta> {
     if bytes.remaining() < 4 * 8 + 1 + 4 + 8 {
         return None;
     }
@@ -240,17 +261,28 @@ fn take_meta(bytes: &mut &[u8]) -> Option<Meta> {
     let length = bytes.get_u32_le();
     let serial = Serial::from_raw(bytes.get_u64_le());
     let block_crcs = take_crcs(bytes)?;
-    let count = take_count(bytes, 24)?;
-    if count > REQUESTS_MAX || block_crcs.len() != length.div_ceil(BLOCK_BYTES) as usize {
+    if block_crcs.len() != length.div_ceil(BLOCK_BYTES) as usize {
         return None;
     }
-    let mut requests = BTreeMap::new();
-    for _ in 0..count {
-        let request = take_request(bytes)?;
-        requests.insert(request, Outcome { offset: bytes.get_u32_le(), length: bytes.get_u32_le() });
-    }
+    let requests = take_requests(bytes, era)?;
     let content = Content { length, block_crcs, requests, sealed, serial };
     Some(Meta { version, adopted, generation, commit_mark, partial, corrupt, promised, content })
+}
+
+fn take_requests(bytes: &mut &[u8], era: Era) -> Option<Requests> {
+    let count = take_count(bytes, 24)?;
+    let mut outcomes = Vec::with_capacity(count);
+    for _ in 0..count {
+        let request = take_request(bytes)?;
+        outcomes.push((request, Outcome { offset: bytes.get_u32_le(), length: bytes.get_u32_le() }));
+    }
+    let count = if era == Era::Now { take_count(bytes, 16)? } else { 0 };
+    let mut first_kept = Vec::with_capacity(count);
+    for _ in 0..count {
+        first_kept.push((ClientId::from_raw(bytes.get_u64_le()), bytes.get_u64_le()));
+    }
+    let requests = Requests::new(outcomes, first_kept);
+    (requests.len() <= REQUESTS_MAX).then_some(requests)
 }
 
 /// A commit mark as a number: 0 is none.
@@ -428,7 +460,8 @@ impl TableEntry {
         out.put_u64_le(0);
         out.put_u64_le(self.handle.raw());
         out.put_u64_le(self.as_of);
-        out.put_u8(u8::from(self.meta.is_some()));
+        // Persisted: 0 gone, 1 a chunk as of format 1, 2 a chunk.
+        out.put_u8(if self.meta.is_some() { 2 } else { 0 });
         if let Some(meta) = &self.meta {
             put_meta(out, meta);
         }
@@ -449,7 +482,12 @@ impl TableEntry {
         bytes.advance(length);
         let handle = ChunkHandle::from_raw(body.try_get_u64_le().ok()?);
         let as_of = body.try_get_u64_le().ok()?;
-        let meta = if take_flag(&mut body)? { Some(take_meta(&mut body)?) } else { None };
+        let meta = match body.try_get_u8().ok()? {
+            0 => None,
+            1 => Some(take_meta(&mut body, Era::First)?),
+            2 => Some(take_meta(&mut body, Era::Now)?),
+            _ => return None,
+        };
         body.is_empty().then_some(Self { handle, as_of, meta })
     }
 }

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use gfs_proto::fault;
+use gfs_proto::net::blocking;
 use parking_lot::{Condvar, Mutex};
 
 use super::error::{Error, Result};
@@ -170,20 +171,35 @@ impl Log {
             return Err(Error::Busy { what: "the log, which is too small for this," });
         }
         let mut queue = self.shared.queue.lock();
-        loop {
-            self.shared.check(&queue)?;
-            if queue.promised_bytes == 0 || queue.promised_bytes + cost <= QUEUE_BYTES_MAX {
-                if queue.promised_bytes + cost <= queue.room(self.shared.segment_bytes) {
-                    queue.promised_bytes += cost;
-                    return Ok(Permit { shared: &self.shared, left: cost });
+        if !self.take_room(&mut queue, cost)? {
+            // Only now do other tasks have to leave this thread.
+            blocking(|| {
+                loop {
+                    self.shared.room.wait(&mut queue);
+                    if self.take_room(&mut queue, cost)? {
+                        return Ok::<_, Error>(());
+                    }
                 }
-                if queue.no_space {
-                    return Err(Error::Busy { what: "the log, and its disk," });
-                }
-                (self.want_room)();
-            }
-            self.shared.room.wait(&mut queue);
+            })?;
         }
+        Ok(Permit { shared: &self.shared, left: cost })
+    }
+
+    /// Promises room if there is some; asks for it if not.
+    fn take_room(&self, queue: &mut Queue, cost: u64) -> Result<bool> {
+        self.shared.check(queue)?;
+        if queue.promised_bytes > 0 && queue.promised_bytes + cost > QUEUE_BYTES_MAX {
+            return Ok(false);
+        }
+        if queue.promised_bytes + cost <= queue.room(self.shared.segment_bytes) {
+            queue.promised_bytes += cost;
+            return Ok(true);
+        }
+        if queue.no_space {
+            return Err(Error::Busy { what: "the log, and its disk," });
+        }
+        (self.want_room)();
+        Ok(false)
     }
 
     /// Adds a record: its encoded head, and what it brings along. Never waits. Records get durable in this order.

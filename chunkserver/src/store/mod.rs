@@ -1,5 +1,6 @@
 //! The chunks of this server, on its disks: plain files, with checksums and everything else that is known of them carried
-//! by one log per disk. Blocking, safe to share between threads, knows no network.
+//! by one log per disk. Blocking, safe to share between threads, knows no network. A task that calls it is to do so within
+//! `gfs_proto::net::blocking`; only [`Store::apply`] and what just looks into the memory see to that themselves.
 
 mod adopt;
 mod apply;
@@ -18,6 +19,7 @@ mod open_files;
 mod read;
 mod recover;
 mod replica;
+mod requests;
 mod scrub;
 mod segment;
 mod table;
@@ -42,6 +44,7 @@ pub use content::{
     Content, DiskState, Durability, Membership, Mutation, MutationKind, Outcome, REQUESTS_MAX, ReplicaState,
 };
 pub use error::{Error, Result};
+pub use requests::{Recall, Requests};
 pub use ticket::Ticket;
 
 use chunk::Chunk;
@@ -231,14 +234,16 @@ impl Store {
         Ok(chunk.state.lock().meta.content.clone())
     }
 
-    /// Where the mutation of a request lies, if its id is in the content.
+    /// What the content says of a request, and how many entries about requests it keeps.
     ///
     /// # Errors
     /// [`Error::NoSuchChunk`], [`Error::DiskFailed`].
-    pub fn outcome(&self, handle: ChunkHandle, request: RequestId) -> Result<Option<Outcome>> {
+    pub fn recall(&self, handle: ChunkHandle, request: RequestId) -> Result<(Recall, usize)> {
         let (disk, chunk) = self.find(handle)?;
         disk.check()?;
-        Ok(chunk.state.lock().meta.content.requests.get(&request).copied())
+        let state = chunk.lock();
+        let requests = &state.meta.content.requests;
+        Ok((requests.recall(request), requests.len()))
     }
 
     /// Makes an empty replica at the version of a fresh grant, adopted at once; durable. A replica at a lower version is
@@ -356,14 +361,6 @@ impl Store {
         let (disk, chunk) = self.find(handle)?;
         read::mark_corrupt(disk, &chunk, &mut chunk.state.lock());
         Ok(())
-    }
-    /// Number of request outcomes that a replica keeps.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchChunk`].
-    pub fn request_count(&self, handle: ChunkHandle) -> Result<usize> {
-        let (_, chunk) = self.find(handle)?;
-        Ok(chunk.state.lock().meta.content.requests.len())
     }
     /// Up to `limit` clients of which requests are kept, the lowest ids after `after`.
     pub fn clients(&self, after: ClientId, limit: usize) -> BTreeSet<ClientId> {

@@ -205,6 +205,7 @@ fn start(
         open_files,
         name_changes: AtomicU64::new(0),
         names_synced: Mutex::new(0),
+        space_granted: AtomicU64::new(0),
         lock: Mutex::new(Some(directory.lock)),
     });
     let threads = worker::start(&disk).map_err(|error| Error::failed(&path, "starting threads", &error))?;

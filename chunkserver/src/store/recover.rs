@@ -283,9 +283,8 @@ fn replay_record(chunks: &mut BTreeMap<ChunkHandle, Replayed>, sequence: u64, re
             Some(())
         }
         Record::Forget { clients } => {
-            let clients: BTreeSet<_> = clients.into_iter().collect();
             for chunk in chunks.values_mut().filter(|chunk| chunk.as_of < sequence) {
-                chunk.meta.content.requests.retain(|request, _| !clients.contains(&request.client));
+                chunk.meta.content.requests.forget(&clients);
                 for change in &mut chunk.pending {
                     change.request = change.request.filter(|request| !clients.contains(&request.client));
                 }

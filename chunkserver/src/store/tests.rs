@@ -65,6 +65,7 @@ fn mutation(serial: u64, kind: MutationKind, data: Bytes) -> Mutation {
         kind,
         data,
         request: None,
+        first_unacked: 0,
         durability: Durability::Synced,
     }
 }

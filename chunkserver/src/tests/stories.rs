@@ -120,8 +120,7 @@ async fn a_restarted_server_has_no_role_but_its_data_and_its_word_and_serves_whe
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Neither a late activation nor a repeated store makes it primary again.
-    let request =
-        pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1, lease_ms: 1 };
+    let request = pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1 };
     assert!(cluster.control(1).await.activate(request).await.is_err());
     cluster.grant(2, &[1, 2], &[1, 2]).await.unwrap();
     assert_eq!(cluster.append(1, &under(2, &again), b"more").await.unwrap().offset, 4);
@@ -171,7 +170,8 @@ async fn overlapping_writes_of_many_pushed_before_leave_all_replicas_the_same() 
     futures::future::join_all(writes).await;
     let version = ChunkVersion::from_raw(1);
     let request = RequestId { client: ClientId::from_raw(1), sequence: 1000 };
-    let sync = Mutation { handle: CHUNK, version, request, durability: pb::Durability::Synced };
+    let sync =
+        Mutation { handle: CHUNK, version, request, first_unacked: 0, durability: pb::Durability::Synced };
     let reply = cluster.links.sync(cluster.peer(1), &sync, PATIENCE).await.unwrap();
     assert_eq!(reply.committed_length, 110_000);
     let expected = cluster.read(1, 1).await;

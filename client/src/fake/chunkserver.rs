@@ -128,6 +128,8 @@ fn mutate(cluster: &mut Cluster, id: u64, question: &Frame, payload: Bytes) -> A
     let meta: pb::WriteMeta = question.meta()?;
     let handle: ChunkHandle = question.head.handle;
     let request: RequestId = meta.request.unwrap().into();
+    let numbers = meta.request.map(|id| (id.sequence & !(1 << 63), id.first_unacked & !(1 << 63))).unwrap();
+    cluster.data_requests.push(numbers);
     let chunk = &cluster.chunks[&handle.raw()];
     let members = chunk.members.clone();
     if members[0] != id {

@@ -199,14 +199,13 @@ impl Master for FakeMaster {
         let pb::AddChunkRequest { request, file, expected_count } = request.into_inner();
         self.change(&format!("add_chunk {expected_count}"), request, |cluster| {
             let count = cluster.files.get(&file).ok_or_else(|| not_found("file"))?.len();
-            let added = count == expected_count as usize;
-            if added {
+            if count == expected_count as usize {
                 let handle = cluster.new_chunk();
                 cluster.files.get_mut(&file).unwrap().push(handle);
             }
             let handle = cluster.files[&file][expected_count as usize];
             let rev = cluster.next_rev();
-            Ok(pb::AddChunkReply { index: expected_count, lease: Some(cluster.lease(handle)), rev, added })
+            Ok(pb::AddChunkReply { index: expected_count, lease: Some(cluster.lease(handle)), rev })
         })
         .await
     }

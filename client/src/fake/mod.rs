@@ -64,6 +64,8 @@ pub(crate) struct Cluster {
     pub(crate) nonces: BTreeMap<Bytes, u64>,
     pub(crate) expired: BTreeSet<u64>,
     pub(crate) first_unacked: u64,
+    /// Of each data mutation, in the order in which they came: its number, and the first that is not given up.
+    pub(crate) data_requests: Vec<(u64, u64)>,
     /// Pushed data that is not written yet.
     pub(crate) buffers: BTreeMap<(u64, Bytes), Bytes>,
     /// Most bytes that the buffers of one server ever held.

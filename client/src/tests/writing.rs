@@ -299,3 +299,63 @@ async fn a_mutation_is_not_sent_again_once_its_session_may_have_ended() {
     assert!(*last.lock() - started < Duration::from_secs(600), "sent after the end of the session");
     assert!(started.elapsed() >= Duration::from_secs(599), "given up too early");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_is_given_up_when_its_answer_is_here_and_those_of_a_stream_with_their_promise() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    for at in 0..3 {
+        file.write_at(at, Bytes::from_static(b"a")).await.unwrap();
+    }
+    assert_eq!(fake.with(|cluster| cluster.data_requests.clone()), [(1, 1), (2, 2), (3, 3)]);
+    // A lost answer: the repeat gives up nothing of itself, and what is written meanwhile nothing of it.
+    fake.once(" write ", Verdict::LoseReply);
+    let (first, second) =
+        tokio::join!(file.write_at(0, Bytes::from_static(b"b")), file.write_at(1, Bytes::from_static(b"c")));
+    first.and(second).unwrap();
+    let sent = fake.with(|cluster| std::mem::take(&mut cluster.data_requests));
+    assert!(sent[3..].iter().all(|(_, first)| *first <= 5), "{sent:?}");
+    assert!(sent[3..].iter().any(|(_, first)| *first == 4), "{sent:?}");
+    // The units of a stream may have to be asked for again until the last of them promises them all.
+    let mut writer = file.writer(0);
+    writer.write(&pattern(2 * UNIT)).await.unwrap();
+    writer.flush().await.unwrap();
+    writer.write(b"x").await.unwrap();
+    writer.finish().await.unwrap();
+    let sent = fake.with(|cluster| std::mem::take(&mut cluster.data_requests));
+    assert_eq!(sent, [(6, 6), (7, 6), (8, 6), (9, 9)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_after_an_attempt_that_may_have_got_through_is_no_proof_that_it_did_not() {
+    let handle = ChunkHandle::from_raw(1);
+    let version = gfs_proto::id::ChunkVersion::from_raw(1);
+    let server = gfs_proto::id::ServerId::from_raw(2);
+    let refusal = Error::bad_argument("no");
+    for (first, settled) in [
+        (Error::unavailable("x"), false),
+        (Error::MemberFailed { handle, server }, false),
+        (Error::NotPrimary { handle, version }, false),
+        (Error::NoSuchChunk { handle }, false),
+        (Error::Busy { what: "queue".into() }, true),
+    ] {
+        let (fake, client) = start().await;
+        let file = client.create("/a", 0).await.unwrap();
+        let mut answers = vec![refusal.clone(), first.clone()];
+        fake.judge(move |call, _| match call.contains(" write ") {
+            true => answers.pop().map_or(Verdict::Go, Verdict::Refuse),
+            false => Verdict::Go,
+        });
+        let told = file.write_at(0, Bytes::from_static(b"a")).await.unwrap_err();
+        match settled {
+            true => assert_eq!(told, refusal, "after {first}"),
+            false => assert!(matches!(told, Error::DeadlineExceeded { .. }), "after {first}: {told}"),
+        }
+    }
+    // One that broke inside says so of itself.
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    fake.once(" write ", Verdict::Refuse(Error::internal("broke")));
+    let told = file.write_at(0, Bytes::from_static(b"a")).await.unwrap_err();
+    assert!(matches!(told, Error::DeadlineExceeded { .. }), "{told}");
+}

@@ -17,13 +17,11 @@ impl Granter {
         reign: &Reign,
         (handle, version): (ChunkHandle, ChunkVersion),
         primary: ServerId,
-        lease: Duration,
     ) -> Result<()> {
         let request = pb::ActivateRequest {
             head: Some(self.head(reign, primary)),
             handle: handle.raw(),
             version: version.raw(),
-            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
         };
         self.orders.activate(self.soft.target(primary), request).await
     }

@@ -271,7 +271,7 @@ impl Granter {
             return false;
         };
         let which = (chunk.handle, chunk.confirmed);
-        chunk.pending.is_none() && self.order_activation(reign, which, primary, Duration::ZERO).await.is_ok()
+        chunk.pending.is_none() && self.order_activation(reign, which, primary).await.is_ok()
     }
 
     /// Step 1: chooses the members and commits them under a new version.
@@ -461,9 +461,8 @@ impl Granter {
     /// Step 6: only after the confirm is committed (guard late_activation is the primary's).
     #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it says, it is no primary")]
     async fn activate(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
-        let lease = if pending.writer { LEASE } else { Duration::ZERO };
         let primary = pending.primary;
-        if let Err(error) = self.order_activation(reign, (handle, pending.version), primary, lease).await {
+        if let Err(error) = self.order_activation(reign, (handle, pending.version), primary).await {
             let blamed = self.blamed(primary, error)?;
             return match blamed {
                 // It restarted meanwhile: as a member it is as good as before.

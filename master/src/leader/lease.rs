@@ -132,7 +132,7 @@ impl Granter {
         let run_out = leased(&chunk, |expires_at| expires_at.since(self.clock.wall()))
             .filter(|leased| leased.remaining < LEASE_LEFT_MIN && self.is_there(leased.primary));
         let Some(Leased { version, primary, .. }) = run_out else { return Ok(None) };
-        if self.order_activation(reign, (handle, version), primary, LEASE).await.is_err() {
+        if self.order_activation(reign, (handle, version), primary).await.is_err() {
             return Ok(None);
         }
         let expires_at = self.clock.wall().plus(LEASE);
@@ -171,7 +171,7 @@ impl Granter {
         server: ServerId,
     ) -> Result<(), BTreeSet<ServerId>> {
         // To activate an active primary changes nothing; one that restarted, or is not there, says so.
-        match self.order_activation(reign, which, server, LEASE).await {
+        match self.order_activation(reign, which, server).await {
             Ok(()) => Ok(()),
             Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => Err(BTreeSet::from([server])),
             Err(_) => Err(BTreeSet::new()),

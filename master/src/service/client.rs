@@ -161,12 +161,12 @@ impl pb::master_server::Master for Service {
         let expected_count = request.expected_count;
         let command = Command::AddChunk { file, expected_count, members, primary };
         let (rev, applied) = self.mutate(request.request, command).await?;
-        let Applied::ChunkAdded { index, handle, added } = applied else {
+        let Applied::ChunkAdded { index, handle, .. } = applied else {
             return Err(convert::unexpected(&applied).into());
         };
         let leased = self.leader.granter().find_lease_of(&reign, (file, index), handle, None).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
-        Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev, added }))
+        Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev }))
     }
 
     async fn find_lease(&self, request: Request<pb::FindLeaseRequest>) -> Answer<pb::FindLeaseReply> {

@@ -228,7 +228,7 @@ async fn a_chunk_is_added_on_registered_servers_and_only_its_members_are_validat
     let add = async |mut master: MasterClient<Channel>| master.add_chunk(add).await;
     let added = stage.patiently(add).await.unwrap();
     let lease = added.lease.unwrap();
-    assert!(added.added && lease.replicas.len() == 3 && lease.remaining_ms > 50_000);
+    assert!(lease.replicas.len() == 3 && lease.remaining_ms > 50_000);
     assert_eq!(lease.primary, lease.replicas[0].server);
     let mut told = yes.told.lock().clone();
     told.sort();
@@ -237,7 +237,7 @@ async fn a_chunk_is_added_on_registered_servers_and_only_its_members_are_validat
     // The loser of the compare-and-set gets the same chunk and its running lease.
     let request = pb::AddChunkRequest { request: id(client, 3), file, expected_count: 0 };
     let second = master.add_chunk(request).await.unwrap().into_inner();
-    assert_eq!((second.added, second.lease.unwrap().handle), (false, lease.handle));
+    assert_eq!((second.index, second.lease.unwrap().handle), (0, lease.handle));
     let locate = pb::LocateRequest { file, count: 10, ..Default::default() };
     let located = master.locate(locate).await.unwrap().into_inner();
     assert_eq!((located.chunk_count, located.chunks[0].replicas.len()), (1, 3));

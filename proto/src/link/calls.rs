@@ -43,6 +43,8 @@ pub struct Mutation {
     pub version: ChunkVersion,
     /// Names the mutation: the same at every repeat.
     pub request: RequestId,
+    /// The client asks for no request of its below this one any more.
+    pub first_unacked: u64,
     /// What the acknowledgement promises.
     pub durability: pb::Durability,
 }
@@ -137,7 +139,7 @@ impl Links {
         let mut head = patient(Head::new(kind, 0), patience).of_chunk(mutation.handle, mutation.version);
         head.offset = offset;
         let mut meta = pb::WriteMeta {
-            request: Some(mutation.request.into()),
+            request: Some(pb::RequestId { first_unacked: mutation.first_unacked, ..mutation.request.into() }),
             durability: mutation.durability.into(),
             ..Default::default()
         };

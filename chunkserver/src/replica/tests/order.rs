@@ -187,6 +187,22 @@ fn request_ids_come_with_the_content_to_the_next_primary() {
 }
 
 #[test]
+fn a_late_copy_of_a_request_that_was_given_up_is_neither_done_again_nor_told_to_be_new() {
+    check(
+        &mut primary(),
+        "append r77 10
+         write r77 0 10
+         outcome r77
+         append r78 10",
+        &expect![[r#"
+            append r77 10 -> REFUSED bad argument: request k1:77 was given up by its client
+            write r77 0 10 -> REFUSED bad argument: request k1:77 was given up by its client
+            outcome r77 -> REFUSED bad argument: request k1:77 was given up by its client
+            append r78 10 -> n1 at 0"#]],
+    );
+}
+
+#[test]
 fn a_record_that_does_not_fit_seals_and_the_client_goes_on_when_that_is_committed() {
     check(
         &mut primary(),

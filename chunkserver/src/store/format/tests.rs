@@ -25,6 +25,7 @@ fn change() -> Change {
         first_block: 0,
         crcs: vec![0xdead_beef],
         request: Some(RequestId { client: ClientId::from_raw(6), sequence: 7 }),
+        first_unacked: 5,
     }
 }
 
@@ -54,24 +55,53 @@ fn records_and_tables_have_these_bytes() {
         hex(&entry),
     ];
     expect_test::expect![[r#"
-        0301000000000000000200000000000000030000000000000003000000000000000d040000000500000009000000000000000600000000000000070000000000000001000000efbeadde
+        0901000000000000000200000000000000030000000000000003000000000000000d0400000005000000090000000000000006000000000000000700000000000000050000000000000001000000efbeadde
         060100000000000000
         474c523144217ba201000000000000000200000000000000010000000000000003000000000001006162630000000000
-        4746535441424c4501000000b31837420100000000000000020000000000000003000000000000000400000000000000050000000000000001000000010000006200000000000000
-        460000002de0d77101000000000000000900000000000000010800000000000000000000000000000000000000000000000000000000000000010000000000000000000000000000000000000000"#]].assert_eq(&lines.join("\n"));
+        4746535441424c4502000000b12d552a0100000000000000020000000000000003000000000000000400000000000000050000000000000001000000010000006200000000000000
+        4a000000987accec0100000000000000090000000000000002080000000000000000000000000000000000000000000000000000000000000001000000000000000000000000000000000000000000000000"#]].assert_eq(&lines.join("\n"));
+}
+
+/// What [`hex`] wrote.
+fn unhex(text: &str) -> Vec<u8> {
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn what_format_1_wrote_is_read_and_knows_of_nothing_that_was_given_up() {
+    let old = unhex(
+        "0301000000000000000200000000000000030000000000000003000000000000000d0400000005000000090000000000000006000000000000\
+         00070000000000000001000000efbeadde",
+    );
+    let expected = Change { first_unacked: 0, ..change() };
+    assert_eq!(Record::decode(&mut &old[..]), Some(Record::Change(expected)));
+    let old = unhex(
+        "460000002de0d7710100000000000000090000000000000001080000000000000000000000000000000000000000000000000000000000000001\
+         0000000000000000000000000000000000000000",
+    );
+    let meta = Meta { version: ChunkVersion::from_raw(8), partial: true, ..Meta::default() };
+    let expected = TableEntry { handle: ChunkHandle::from_raw(1), as_of: 9, meta: Some(meta.clone()) };
+    assert_eq!(TableEntry::decode(&mut &old[..]), Some(expected));
+    // The same content as a record of the log.
+    let full = [&[1][..], &old[8..16], &old[25..]].concat();
+    let expected = Record::Full { handle: ChunkHandle::from_raw(1), meta };
+    assert_eq!(Record::decode(&mut &full[..]), Some(expected));
 }
 
 prop_compose! {
     fn contents()(length in 0u32..300_000, serial in any::<u64>(), sealed in any::<bool>(),
         crcs in prop::collection::vec(any::<u32>(), 5), requests in prop::collection::vec((any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>()), 0..4),
+        first_kept in prop::collection::vec((any::<u64>(), any::<u64>()), 0..4),
     ) -> Content {
         let blocks = length.div_ceil(BLOCK_BYTES) as usize;
-        let requests = requests
-            .into_iter()
-            .map(|(client, sequence, offset, length)| {
-                (RequestId { client: ClientId::from_raw(client), sequence }, Outcome { offset, length })
-            })
-            .collect();
+        let outcomes = requests.into_iter().map(|(client, sequence, offset, length)| {
+            (RequestId { client: ClientId::from_raw(client), sequence }, Outcome { offset, length })
+        });
+        let first_kept = first_kept.into_iter().map(|(client, first)| (ClientId::from_raw(client), first));
+        let requests = Requests::new(outcomes, first_kept);
         Content { length, block_crcs: crcs[..blocks].to_vec(), requests, sealed, serial: Serial::from_raw(serial) }
     }
 }
@@ -100,6 +130,7 @@ fn records() -> impl Strategy<Value = Record> {
         (handle.clone(), any::<[u32; 4]>(), any::<bool>()).prop_map(|(handle, numbers, in_file)| {
             let [offset, length, chunk_length, first_block] = numbers;
             let request = change().request.filter(|_| !in_file);
+            let first_unacked = if in_file { 0 } else { change().first_unacked };
             Record::Change(Change {
                 handle,
                 offset,
@@ -108,6 +139,7 @@ fn records() -> impl Strategy<Value = Record> {
                 first_block,
                 in_file,
                 request,
+                first_unacked,
                 ..change()
             })
         }),

@@ -14,7 +14,7 @@ const STEPS: u64 = 60;
 #[derive(Clone, PartialEq, Debug, Default)]
 struct Held {
     bytes: Vec<u8>,
-    requests: BTreeMap<RequestId, Outcome>,
+    requests: Requests,
     sealed: bool,
 }
 
@@ -289,7 +289,10 @@ impl Run {
             }
         }
         held.bytes.truncate(512 * 1024);
-        held.requests.retain(|_, at| (at.offset + at.length) as usize <= held.bytes.len());
+        let fits = |at: &Outcome| (at.offset + at.length) as usize <= held.bytes.len();
+        let outcomes = held.requests.outcomes().filter(|(_, at)| fits(at));
+        held.requests =
+            Requests::new(outcomes.collect::<Vec<_>>(), held.requests.first_kept().collect::<Vec<_>>());
         let content = Content {
             length: held.bytes.len() as u32,
             block_crcs: held.bytes.chunks(BLOCK_BYTES as usize).map(crc32fast::hash).collect(),
@@ -346,13 +349,14 @@ impl Run {
         let data = pattern(size, self.random.bits64());
         self.sequence += 1;
         let id = (self.below(2) == 0).then(|| request(self.sequence)).flatten();
+        let first_unacked = self.sequence.saturating_sub(self.below(20));
         let offset = if size == 0 { length as usize } else { offset as usize };
         if size > 0 {
             held.bytes.resize(held.bytes.len().max(offset + size), 0);
             held.bytes[offset..offset + size].copy_from_slice(&data);
         }
         if let Some(id) = id {
-            held.requests.insert(id, Outcome { offset: offset as u32, length: size as u32 });
+            held.requests.record(id, first_unacked, Outcome { offset: offset as u32, length: size as u32 });
         }
         held.sealed |= kind == MutationKind::Seal;
         let serial = world.history.len();
@@ -362,6 +366,7 @@ impl Run {
             kind,
             data,
             request: id,
+            first_unacked,
             durability,
         };
         let result = store.apply(handle(chunk), &mutation);

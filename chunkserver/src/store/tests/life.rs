@@ -80,9 +80,10 @@ fn mutations_are_applied_in_order_once_and_only_at_their_version() {
     assert!(matches!(store.apply(chunk, &first), Err(Error::Gap { .. })));
     let again = Mutation { serial: Serial::from_raw(2), ..first };
     assert!(matches!(store.apply(chunk, &again), Err(Error::DuplicateRequest { offset: 0, length: 10, .. })));
-    assert_eq!(store.outcome(chunk, request(5).unwrap()).unwrap(), Some(Outcome { offset: 0, length: 10 }));
+    let known = Recall::Known(Outcome { offset: 0, length: 10 });
+    assert_eq!(store.recall(chunk, request(5).unwrap()).unwrap(), (known, 1));
     store.forget_requests(&[ClientId::from_raw(7)]).unwrap();
-    assert_eq!(store.outcome(chunk, request(5).unwrap()).unwrap(), None);
+    assert_eq!(store.recall(chunk, request(5).unwrap()).unwrap(), (Recall::New, 0));
     store.apply(chunk, &mutation(2, MutationKind::Seal, Bytes::new())).unwrap().wait().unwrap();
     assert_eq!(store.apply(chunk, &append(3, pattern(1, 1))).unwrap_err(), Error::Sealed { handle: chunk });
 
