@@ -20,8 +20,11 @@ use crate::session::DataRequest;
 
 /// Data up to this size goes along in the request, larger data is pushed along the chain before.
 pub(crate) const INLINE_BYTES_MAX: u32 = BLOCK_BYTES;
-/// How long the primary or a chain may take for one attempt. A repeat of a slow one joins it.
+/// How long a chain may take for one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the primary may take: a repeat of a slow attempt joins it, and a primary that is paused or cut off has to
+/// be suspected early enough for writes to go on within 5 s.
+const PRIMARY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a mutation does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,6 +238,7 @@ impl Unit {
         let (first_unacked, durability) = (self.request.first_unacked(), self.durability);
         let mutation = Mutation { handle, version, request, first_unacked, durability };
         let (links, primary) = (&core.links, &lease.primary);
+        let patience = PRIMARY_TIMEOUT.min(patience);
         fault::try_reach("client::before_mutation").await?;
         let reply = match self.action {
             Action::Write(offset) => links.write(primary, &mutation, offset, &source, patience).await?,

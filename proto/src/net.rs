@@ -19,8 +19,19 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// How long a connection may take to come about.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often an idle gRPC connection asks whether the peer is there, and how long it waits.
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// A call without an answer makes its gRPC connection ask after this long whether the peer is there ..
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// .. and give it up after so much more: a machine that is lost without a word costs no more than its successor
+/// needs to be found. A process that is paused looks the same.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
+/// A connection on which bytes stay unacknowledged this long is broken. Without this a peer that is lost without a
+/// word leaves it half open for a quarter of an hour, and after a short cut the next attempt comes as late again as
+/// the cut was long.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+/// An idle connection asks this often whether the other machine is there.
+const PROBE: Duration = Duration::from_secs(1);
+/// Unanswered probes that break it; the time above may do so before.
+const PROBES: u32 = 3;
 /// HTTP/2 flow-control window: the default of 64 KiB throttles snapshots.
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Piece in which a file is copied where there is no `sendfile`.
@@ -301,9 +312,15 @@ impl Listener for TcpListener {
 }
 
 /// No Nagle delay; cubic, because bbr's pacing halves the speed of a fast short path (measured).
-/// A kernel without cubic keeps its own choice.
+/// A kernel without cubic keeps its own choice. A peer that falls silent is noticed, by both sides.
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).map_err(io::Error::other)?;
+    rustix::net::sockopt::set_tcp_user_timeout(stream, unacknowledged_ms)?;
+    rustix::net::sockopt::set_tcp_keepidle(stream, PROBE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(stream, PROBE)?;
+    rustix::net::sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     if let Err(error) = rustix::net::sockopt::set_tcp_congestion(stream, "cubic") {
         tracing::trace!(%error, "congestion control left as it is");
     }
@@ -322,8 +339,8 @@ pub fn channel(
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| crate::Error::bad_argument(format!("{address:?} is no host:port")))?
         .timeout(request_timeout)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(ASK_AFTER)
+        .keep_alive_timeout(ASK_PATIENCE)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(2 * WINDOW_BYTES);
     let address = address.to_owned();
@@ -337,6 +354,34 @@ pub fn channel(
 mod tests {
     use super::*;
     use std::fs::File;
+
+    #[tokio::test]
+    async fn a_call_to_a_server_that_is_silent_fails_long_before_its_deadline_and_can_be_repeated() {
+        let mut listener = TcpNet.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address().unwrap().to_string();
+        let silent = tokio::spawn(async move { listener.accept().await.unwrap() });
+        let deadline = Duration::from_secs(60);
+        let channel = channel(std::sync::Arc::new(TcpNet), &address, deadline).unwrap();
+        let mut master = crate::pb::master_client::MasterClient::new(channel);
+        let call = tokio::time::timeout(deadline / 12, master.leader(crate::pb::LeaderRequest {}));
+        let status = call.await.expect("the silence is noticed").unwrap_err();
+        let error = crate::Error::from(status);
+        assert!(matches!(error, crate::Error::Unavailable { .. }), "another one is to be asked: {error}");
+        drop(silent.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_connection_asks_by_itself_whether_the_other_machine_is_there() {
+        let mut listener = TcpNet.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address().unwrap().to_string();
+        let ends = tokio::join!(TcpStream::connect(&address), listener.accept());
+        let (connecting, accepted) = (ends.0.unwrap(), ends.1.unwrap());
+        set_options(&connecting).unwrap();
+        for stream in [&connecting, accepted.stream.tcp().unwrap()] {
+            assert!(rustix::net::sockopt::socket_keepalive(stream).unwrap());
+            assert_eq!(rustix::net::sockopt::tcp_user_timeout(stream).unwrap(), 2000);
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sniffed_bytes_are_read_again_and_a_file_arrives_whole() {
