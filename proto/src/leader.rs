@@ -176,7 +176,9 @@ impl MasterChannel {
             | Error::Busy { .. } => false,
             _ => {
                 shared.leader = None;
-                shared.next = shared.next.wrapping_add(1);
+                // After the one that failed, wherever it stands: it must not have its turn again at once.
+                let failed = shared.order.iter().position(|known| known == address);
+                shared.next = failed.unwrap_or(shared.next).wrapping_add(1);
                 false
             }
         }
@@ -248,5 +250,26 @@ impl Shared {
             None => &self.order[self.next % self.order.len()],
         };
         (address.clone(), self.masters[address].clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whichever_master_falls_silent_the_next_one_to_be_asked_is_another() {
+        let masters: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:{port}")).collect();
+        for leader in &masters {
+            let channel = MasterChannel::new(&Environment::real(), &masters).unwrap();
+            channel.shared.lock().leader = Some(leader.clone());
+            let mut asked = vec![leader.clone()];
+            for _ in 0..2 {
+                channel.turn_from(asked.last().unwrap(), &Error::unavailable("no answer"));
+                asked.push(channel.shared.lock().pick().0);
+            }
+            asked.sort();
+            assert_eq!(asked, masters, "beginning with {leader}");
+        }
     }
 }
