@@ -1,5 +1,7 @@
 //! A cluster of real processes, on this host or each on one of its own, in a directory that goes away with it.
 
+mod disk;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::binary::gfs_binary;
+use crate::disks::Disks;
 use crate::hosts::{Hosts, Loopback};
 use crate::process::Process;
 use crate::wait::eventually;
@@ -33,6 +36,9 @@ pub struct Shape {
     pub chunk_bytes: u64,
     /// How long deleted files stay.
     pub trash: Duration,
+    /// Bytes of a disk of its own for each server, which can lose power ([`Disks`]); needs root. Else the servers'
+    /// directories lie on this machine's disk.
+    pub disk_bytes: Option<u64>,
 }
 
 impl Default for Shape {
@@ -44,6 +50,7 @@ impl Default for Shape {
             chunkservers: 3,
             chunk_bytes: 1 << 20,
             trash: Duration::from_secs(3 * 24 * 3600),
+            disk_bytes: None,
         }
     }
 }
@@ -78,6 +85,7 @@ impl Role {
 pub struct Cluster {
     // Before the directory: processes end before their files go.
     servers: BTreeMap<String, Process>,
+    disks: Option<Disks>,
     directory: Option<TempDir>,
     shape: Shape,
     hosts: Arc<dyn Hosts>,
@@ -122,8 +130,10 @@ impl Cluster {
     pub fn prepare_on(shape: Shape, hosts: Arc<dyn Hosts>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("gfs-test-").tempdir()?;
         std::fs::create_dir(directory.path().join("logs"))?;
+        let disks = shape.disk_bytes.map(|_| Disks::new(directory.path())).transpose()?;
         let mut cluster = Self {
             servers: BTreeMap::new(),
+            disks,
             directory: Some(directory),
             shape,
             hosts: hosts.clone(),
@@ -134,22 +144,22 @@ impl Cluster {
             masters.push(hosts.address(&Role::Master.name(index))?);
         }
         for (index, address) in masters.iter().enumerate() {
-            cluster.add_master(Role::Master, index, address.clone(), &masters);
+            cluster.add_master(Role::Master, index, address.clone(), &masters)?;
         }
         for index in 0..shape.shadows {
             let address = hosts.address(&Role::Shadow.name(index))?;
-            cluster.add_master(Role::Shadow, index, address, &masters);
+            cluster.add_master(Role::Shadow, index, address, &masters)?;
         }
         for index in 0..shape.chunkservers {
             let name = Role::Chunkserver.name(index);
             let address = hosts.address(&name)?;
             let arguments = ["--masters".into(), masters.join(",").into()];
-            cluster.add(name, "chunkserver", address, arguments);
+            cluster.add(name, "chunkserver", address, arguments)?;
         }
         Ok(cluster)
     }
 
-    fn add_master(&mut self, role: Role, index: usize, address: String, masters: &[String]) {
+    fn add_master(&mut self, role: Role, index: usize, address: String, masters: &[String]) -> Result<()> {
         let mut arguments: Vec<OsString> = if role == Role::Master && index == 0 {
             let (bytes, trash_ms) = (self.shape.chunk_bytes, self.shape.trash.as_millis());
             let trash = format!("{trash_ms}ms");
@@ -166,7 +176,7 @@ impl Cluster {
         if role == Role::Shadow {
             arguments.push("--shadow".into());
         }
-        self.add(role.name(index), "master", address, arguments);
+        self.add(role.name(index), "master", address, arguments)
     }
 
     fn add(
@@ -175,13 +185,20 @@ impl Cluster {
         command: &str,
         address: String,
         more: impl IntoIterator<Item = OsString>,
-    ) {
+    ) -> Result<()> {
+        if let (Some(disks), Some(bytes)) = (&mut self.disks, self.shape.disk_bytes) {
+            disks.add(&name, bytes)?;
+        }
         let mut arguments: Vec<OsString> = vec![command.into(), "--data".into(), self.data_of(&name).into()];
         arguments.extend(["--listen".into(), OsString::from(&address)]);
         arguments.extend(more);
         let log = self.directory().join("logs").join(format!("{name}.log"));
-        let process = Process::new(&name, address, arguments, log, self.hosts.clone());
+        let mut process = Process::new(&name, address, arguments, log, self.hosts.clone());
+        if let Some(disks) = &self.disks {
+            process.wrap(disks.wrapper(&name));
+        }
         self.servers.insert(name, process);
+        Ok(())
     }
 
     /// Where everything of this cluster lies.
@@ -197,7 +214,11 @@ impl Cluster {
     }
     /// The data directory of a server.
     pub fn data_of(&self, name: &str) -> PathBuf {
-        self.directory().join(name)
+        match &self.disks {
+            // Below the disk's own directory: without the disk there is nothing to begin in.
+            Some(disks) if disks.has(name) => disks.path(name).join("data"),
+            _ => self.directory().join(name),
+        }
     }
     /// Names of the servers of a role.
     pub fn names(&self, role: Role) -> Vec<String> {
@@ -391,6 +412,11 @@ impl Cluster {
     /// The program is missing.
     pub fn run_gfs(&self, arguments: &[&str]) -> Result<Output> {
         Ok(self.gfs(arguments)?.output()?)
+    }
+
+    /// Lines with this text in the logs of all servers.
+    pub fn logged(&self, part: &str) -> Vec<String> {
+        self.servers.values().flat_map(|server| server.lines_with(part)).collect()
     }
 
     /// ERROR lines and panics in the logs that no story expects.

@@ -2,6 +2,7 @@
 
 mod binary;
 mod cluster;
+mod disks;
 mod hosts;
 mod process;
 mod stage;
@@ -10,6 +11,7 @@ mod wait;
 
 pub use binary::gfs_binary;
 pub use cluster::{Cluster, Role, Shape};
+pub use disks::Disks;
 pub use hosts::{Hosts, Loopback};
 pub use stage::Stage;
 pub use tree::{Digest, Tree, digest_of, digest_of_file, write_noise};

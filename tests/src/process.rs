@@ -20,6 +20,8 @@ pub(crate) struct Process {
     arguments: Vec<OsString>,
     log: PathBuf,
     hosts: Arc<dyn Hosts>,
+    /// Stands before the command line; ends by becoming the program after it.
+    wrapper: Vec<OsString>,
     child: Option<Child>,
 }
 
@@ -32,16 +34,22 @@ impl Process {
         log: PathBuf,
         hosts: Arc<dyn Hosts>,
     ) -> Self {
-        Self { name: name.to_owned(), address, arguments, log, hosts, child: None }
+        Self { name: name.to_owned(), address, arguments, log, hosts, wrapper: Vec::new(), child: None }
+    }
+
+    /// Lets another program start it, which becomes the server.
+    pub(crate) fn wrap(&mut self, wrapper: Vec<OsString>) {
+        self.wrapper.extend(wrapper);
     }
 
     /// Starts it. It is killed when the thread that started it ends, whatever becomes of the test.
     pub(crate) fn start(&mut self) -> Result<()> {
         anyhow::ensure!(self.child.is_none(), "it runs already");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(gfs_binary()?);
+        let words = [&self.wrapper[..], &[gfs_binary()?.into()], &self.arguments].concat();
+        let mut command = Command::new(&words[0]);
         command
-            .args(&self.arguments)
+            .args(&words[1..])
             .env("GFS_PARENT_PID", std::process::id().to_string())
             .env_remove("GFS_MASTERS")
             .env_remove("GFS_CONFIG")
@@ -94,11 +102,13 @@ impl Process {
 
     /// The lines of its log that say a human must look.
     pub(crate) fn errors(&self) -> Vec<String> {
+        [" ERROR ", "panicked at"].iter().flat_map(|part| self.lines_with(part)).collect()
+    }
+
+    /// The lines of its log with this text.
+    pub(crate) fn lines_with(&self, part: &str) -> Vec<String> {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        text.lines()
-            .filter(|line| line.contains(" ERROR ") || line.contains("panicked at"))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
     }
 
     /// The end of its log.

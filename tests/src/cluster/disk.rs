@@ -1,0 +1,74 @@
+//! What can happen to the disks of a cluster that has some ([`Shape::disk_bytes`](super::Shape::disk_bytes)).
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use super::Cluster;
+use crate::disks::Disks;
+
+impl Cluster {
+    /// Whether the servers have disks of their own.
+    pub fn has_disks(&self) -> bool {
+        self.disks.is_some()
+    }
+
+    /// The directory of a server's disk, above its data.
+    ///
+    /// # Errors
+    /// It has no disk of its own.
+    pub fn disk_of(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.own_disks()?.path(name))
+    }
+
+    /// Stops every server where it stands (SIGSTOP), so that none of them sees the end of its disk.
+    ///
+    /// # Errors
+    /// One can't be stopped.
+    pub fn freeze_all(&mut self) -> Result<()> {
+        let mut running = self.servers.values().filter(|server| server.id().is_some());
+        running.try_for_each(|server| server.signal(Signal::STOP))
+    }
+
+    /// Cuts the power of all servers at once and gives it back: every process is gone, and what was not synced with it.
+    /// The servers are to be started again.
+    ///
+    /// # Errors
+    /// They have no disks of their own, or the machine says no.
+    pub fn cut_power(&mut self) -> Result<()> {
+        let names: Vec<String> = self.servers.keys().cloned().collect();
+        let disks = self.own_disks()?;
+        names.iter().try_for_each(|name| disks.shut_down(name))?;
+        self.kill_all()?;
+        names.iter().try_for_each(|name| self.power_up(name))
+    }
+
+    /// Cuts the power of one server and gives it back. The server is to be started again.
+    ///
+    /// # Errors
+    /// It has no disk of its own, or the machine says no.
+    pub fn cut_power_of(&mut self, name: &str) -> Result<()> {
+        self.own_disks()?.shut_down(name)?;
+        self.kill(name)?;
+        self.power_up(name)
+    }
+
+    /// Lets a server's disk die under it: every access fails. [`Cluster::cut_power_of`] brings it back.
+    ///
+    /// # Errors
+    /// It has no disk of its own, or the machine says no.
+    pub fn kill_disk(&mut self, name: &str) -> Result<()> {
+        self.own_disks()?.shut_down(name)
+    }
+
+    fn power_up(&mut self, name: &str) -> Result<()> {
+        let disks = self.disks.as_mut().context("there are no disks")?;
+        disks.boot(name)?;
+        disks.remount(name)
+    }
+
+    fn own_disks(&self) -> Result<&Disks> {
+        self.disks.as_ref().context("the servers have no disks of their own")
+    }
+}
