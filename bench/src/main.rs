@@ -115,7 +115,7 @@ fn processes(cluster: &Cluster) -> Vec<u32> {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let cluster = if arguments.masters.is_empty() {
-        let shape = Shape { masters: 3, shadows: 0, chunkservers: 3, chunk_bytes: 64 << 20, trash: TRASH };
+        let shape = Shape { masters: 3, chunk_bytes: 64 << 20, trash: TRASH, ..Shape::default() };
         Some(Cluster::start(shape).await?)
     } else {
         None
