@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    FAULTS, Format, Loss, Placement, Plan, Site, Subject, Verdict, WORKLOADS, check_file, export, measure,
-    report, run,
+    FAULTS, Format, Loss, Placement, Plan, Promise, Site, Subject, Verdict, WORKLOADS, check_file, export,
+    measure, power, report, run,
 };
 use tokio::runtime::Runtime;
 
@@ -89,6 +89,18 @@ enum Command {
         #[arg(long)]
         cell: Option<u64>,
     },
+    /// Cuts the power of all servers at once, under load, again and again; needs root.
+    Power {
+        /// How often.
+        #[arg(long, default_value_t = 200)]
+        rounds: u32,
+        /// What is promised: that an acknowledgement survives, or that a loss is told.
+        #[arg(long, value_enum, default_value_t = Promised::Synced)]
+        durability: Promised,
+        /// Seed of all choices; drawn if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Measures how long users wait after the loss of a server.
     Measure {
         /// Whom they lose.
@@ -140,6 +152,12 @@ impl From<To> for Format {
     }
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Promised {
+    Synced,
+    Replicated,
+}
+
 fn parse_time(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
@@ -163,9 +181,12 @@ fn draw() -> u64 {
 
 fn main() -> Result<ExitCode> {
     let Arguments { hosts, command } = Arguments::parse();
-    // Judging needs no hosts.
-    let judges = matches!(command, Command::Check { .. } | Command::Report { .. } | Command::Export { .. });
-    let placement = if judges { Placement::Loopback } else { hosts };
+    // Judging needs no hosts, and the power goes on the hosts of all servers at once.
+    let alone = matches!(
+        command,
+        Command::Check { .. } | Command::Report { .. } | Command::Export { .. } | Command::Power { .. }
+    );
+    let placement = if alone { Placement::Loopback } else { hosts };
     let (site, why_not) = Site::open(placement)?;
     if let Some(why_not) = why_not {
         tell(&why_not)?;
@@ -201,6 +222,13 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             tell(export(&std::fs::read_to_string(file)?, format.into(), cell)?.trim_end())?;
             Ok(true)
         }
+        Command::Power { rounds, durability, seed } => {
+            let promise = match durability {
+                Promised::Synced => Promise::Synced,
+                Promised::Replicated => Promise::Replicated,
+            };
+            run_power(rounds, promise, seed.unwrap_or_else(draw)).await
+        }
         Command::Measure { subject, by, rounds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
@@ -215,6 +243,21 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
+    if let Some(obstacle) = gfs_tests::Disks::obstacle() {
+        tell(&format!("skipped: {obstacle}"))?;
+        return Ok(true);
+    }
+    let report = power(rounds, promise, seed, tell).await?;
+    for finding in report.findings.iter().take(20) {
+        tell(&format!("  finding: {finding}"))?;
+    }
+    if let Some(kept) = &report.kept {
+        tell(&format!("  kept: {} (each disk is a file to be mounted with -o loop); seed {seed}", kept.display()))?;
+    }
+    Ok(report.findings.is_empty())
 }
 
 async fn run_one(plan: &Plan, site: &Site, keep: bool) -> Result<bool> {

@@ -10,7 +10,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
-use crate::check::append::{Call, Record, Reply, Scan, check};
+use crate::check::append::{Call, Record, Reply, check};
+pub(crate) use crate::check::append::Scan;
 use crate::outcome::Outcome;
 
 /// The file of all records.
@@ -92,7 +93,7 @@ async fn finish(scene: Arc<Scene>) -> Result<()> {
 }
 
 /// Finds every record, also one that is there twice, and everything that is none.
-fn scan(bytes: &[u8], start: u64) -> Scan {
+pub(crate) fn scan(bytes: &[u8], start: u64) -> Scan {
     let mut scan = Scan {
         length: bytes.len() as u64,
         hash: crc32fast::hash(bytes),

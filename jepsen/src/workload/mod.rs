@@ -1,6 +1,6 @@
 //! What the clients do. A workload is one file here, one checker, and one line in [`WORKLOADS`].
 
-mod append;
+pub(crate) mod append;
 mod bank;
 mod cells;
 mod namespace;
