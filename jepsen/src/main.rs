@@ -255,7 +255,10 @@ async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
         tell(&format!("  finding: {finding}"))?;
     }
     if let Some(kept) = &report.kept {
-        tell(&format!("  kept: {} (each disk is a file to be mounted with -o loop); seed {seed}", kept.display()))?;
+        tell(&format!(
+            "  kept: {} (each disk is a file to be mounted with -o loop); seed {seed}",
+            kept.display()
+        ))?;
     }
     Ok(report.findings.is_empty())
 }

@@ -151,12 +151,8 @@ pub async fn power(
     seed: u64,
     mut tell: impl FnMut(&str) -> Result<()>,
 ) -> Result<PowerReport> {
-    let shape = Shape {
-        masters: 3,
-        trash: Duration::from_secs(1),
-        disk_bytes: Some(DISK_BYTES),
-        ..Shape::default()
-    };
+    let shape =
+        Shape { masters: 3, trash: Duration::from_secs(1), disk_bytes: Some(DISK_BYTES), ..Shape::default() };
     let cluster = Cluster::start(shape).await?;
     let report = PowerReport::default();
     let dice = StdRng::seed_from_u64(seed);

@@ -44,7 +44,9 @@ impl Disks {
             .into_iter()
             .find(|tool| !std::env::split_paths(&path).any(|directory| directory.join(tool).exists()));
         if let Some(tool) = missing {
-            return Some(format!("disks of their own need {tool} (apt-get install e2fsprogs xfsprogs util-linux)"));
+            return Some(format!(
+                "disks of their own need {tool} (apt-get install e2fsprogs xfsprogs util-linux)"
+            ));
         }
         (!Path::new("/dev/loop-control").exists()).then(|| "there are no loop devices".into())
     }
@@ -149,9 +151,9 @@ impl Drop for Disks {
 /// Unmounts what runs have left whose process is gone.
 fn sweep() -> Result<()> {
     for path in mounts()? {
-        let owner = path.components().find_map(|part| {
-            part.as_os_str().to_str()?.strip_prefix(PREFIX)?.parse::<u32>().ok()
-        });
+        let owner = path
+            .components()
+            .find_map(|part| part.as_os_str().to_str()?.strip_prefix(PREFIX)?.parse::<u32>().ok());
         if let Some(owner) = owner
             && !Path::new(&format!("/proc/{owner}")).exists()
         {

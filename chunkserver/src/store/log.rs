@@ -411,8 +411,13 @@ impl Writer {
                 }
             }
         }
+        // A head of zeros behind it, not the remains of an older record: then a damaged record is never taken for the end
+        // (guard *end_assumed*, `Replay::scan`). The next write begins there.
+        let end = self.buffer.len();
+        let room = usize::try_from(left).unwrap_or(usize::MAX);
+        self.buffer.resize((end + HEAD_BYTES).min(room), 0);
         self.flush(&segment, left)?;
-        left -= self.buffer.len() as u64;
+        left -= end as u64;
         self.shared.queue.lock().current_left = left;
         if batch.iter().any(|entry| entry.firmness == Firmness::Durable) {
             segment.sync()?;

@@ -45,6 +45,15 @@ pub(crate) struct Opening<'a> {
     pub(crate) life: u64,
 }
 
+/// What is surely as the process left it.
+#[derive(Clone, Copy)]
+struct Survived {
+    /// What was written and not synced.
+    page_cache: bool,
+    /// The log, to its end. Else its last records are gone, and they may have been durable: nobody knows whose they were.
+    log: bool,
+}
+
 /// A chunk during the replay.
 #[derive(Default)]
 struct Replayed {
@@ -177,8 +186,13 @@ impl Opening<'_> {
         powered: bool,
     ) -> io::Result<u64> {
         let mut generation = 1;
+        let mut survived = Survived { page_cache: powered, log: true };
         if let Some(replay) = replay {
+            survived.log = replay.ends_clean;
             self.write_logged(chunks, replay)?;
+        }
+        if !survived.log {
+            tracing::info!(disk = %self.directory.display(), "the last record of the log is not whole");
         }
         let mut used = BTreeSet::new();
         for (handle, chunk) in &mut *chunks {
@@ -187,7 +201,7 @@ impl Opening<'_> {
             let path = chunk_directory(self.directory).join(&name);
             let there = chunk.touched || names.contains(&name);
             let file = if there { Some(self.files.open(&path, Open::Existing)?) } else { None };
-            chunk.finish(*handle, file.as_deref(), powered)?;
+            chunk.finish(*handle, file.as_deref(), survived)?;
             used.insert(name);
         }
         for name in names {
@@ -322,7 +336,7 @@ impl Replayed {
     }
 
     /// Decides on the pending changes, makes the file as long as the content, and syncs it.
-    fn finish(&mut self, handle: ChunkHandle, file: Option<&dyn File>, powered: bool) -> io::Result<()> {
+    fn finish(&mut self, handle: ChunkHandle, file: Option<&dyn File>, survived: Survived) -> io::Result<()> {
         let pending = std::mem::take(&mut self.pending);
         self.touched |= !pending.is_empty() && file.is_some();
         let mut lost = 0;
@@ -343,11 +357,12 @@ impl Replayed {
             tracing::info!(%handle, lost, "mutations that nobody was promised to survive are gone");
         }
         // Guard power_cut_ignored: somebody may have been promised what the page cache has lost.
-        self.meta.partial |= self.promised && (!powered || lost > 0);
+        self.meta.partial |= self.promised && (!survived.page_cache || lost > 0);
         self.meta.promised = false;
         let content = &self.meta.content;
-        // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells.
-        let complete = powered && lost == 0;
+        // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells. The same if
+        // the end of the log is damaged: what a mark calls committed may not be all of it.
+        let complete = survived.page_cache && survived.log && lost == 0;
         self.meta.commit_mark = self.meta.commit_mark.filter(|mark| complete && *mark <= content.serial);
         let length = u64::from(content.length);
         match file {

@@ -75,6 +75,8 @@ pub(crate) struct Replay {
     next: usize,
     /// Sequence after anything that was ever seen, also of what is not part of the log.
     pub(crate) beyond: u64,
+    /// Where the log ends there is nothing. Else a record may have been there that was durable, or was never finished.
+    pub(crate) ends_clean: bool,
     window: Vec<u8>,
     window_at: (u32, u64),
 }
@@ -96,10 +98,15 @@ impl Replay {
     ) -> io::Result<Result<Self, BadMiddle>> {
         let mut places = Vec::new();
         let (mut beyond, mut durable) = (from, 0);
+        // The end of the newest record that is not needed any more: the log goes on there.
+        let mut before = (0, (0, 0));
         for (index, segment) in (0u32..).zip(&segments) {
             let bytes = read_all(&*segment.file)?;
             parts(&bytes, |offset, head| {
                 beyond = beyond.max(head.sequence + 1);
+                if head.life == life && head.sequence < from && head.last && head.sequence >= before.0 {
+                    before = (head.sequence, (index, offset + part_bytes(head.length as usize) as u64));
+                }
                 if head.life == life && head.sequence >= from {
                     durable = durable.max(head.durable);
                     let PartHead { sequence, part, last, length, .. } = head;
@@ -123,7 +130,10 @@ impl Replay {
             return Ok(Err(BadMiddle));
         }
         places.truncate(whole);
-        Ok(Ok(Self { segments, places, next: 0, beyond, window: Vec::new(), window_at: (0, 0) }))
+        let last = places.last();
+        let last = last.map(|place| (place.segment, place.offset + part_bytes(place.length as usize) as u64));
+        let ends_clean = ends_clean(&segments, last.unwrap_or(before.1))?;
+        Ok(Ok(Self { segments, places, next: 0, beyond, ends_clean, window: Vec::new(), window_at: (0, 0) }))
     }
 
     /// Starts again.
@@ -160,6 +170,22 @@ impl Replay {
         record.extend_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
+}
+
+/// Whether no record of a log begins where the one before it ends: there, or in another segment if this one is full.
+fn ends_clean(segments: &[Arc<Segment>], (index, end): (u32, u64)) -> io::Result<bool> {
+    let nothing = |segment: &Segment, at: u64| -> io::Result<bool> {
+        let bytes = read_all(&*segment.file)?;
+        let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        // A whole record there is an older one: of another life, or that is not needed any more.
+        Ok(rest.iter().take(HEAD_BYTES).all(|byte| *byte == 0) || parse_part(rest).is_some())
+    };
+    let Some(segment) = segments.get(index as usize) else { return Ok(true) };
+    if end + (HEAD_BYTES + ALIGN) as u64 <= segment.file.len()? {
+        return nothing(segment, end);
+    }
+    let others = segments.iter().zip(0..).filter(|(_, other)| *other != index);
+    others.map(|(segment, _)| nothing(segment, 0)).try_fold(true, |all, one| Ok(all && one?))
 }
 
 /// Calls `found` for every part in a segment, of any life.

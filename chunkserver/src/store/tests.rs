@@ -16,6 +16,7 @@ use gfs_proto::random::SeededRandom;
 mod copy;
 mod crash;
 mod damage;
+mod flips;
 mod life;
 
 /// A small store, so that segments are recycled often.

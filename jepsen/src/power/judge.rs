@@ -139,7 +139,9 @@ impl Judged {
     /// Every acknowledged record is at its place, once, and nothing else is there; what was read before is still so.
     fn log(&mut self, content: &[u8], told: &Told, chunk_bytes: u64) {
         let mut records = Vec::new();
-        for (index, chunk) in (0_u64..).zip(content.chunks(usize::try_from(chunk_bytes).unwrap_or(usize::MAX))) {
+        for (index, chunk) in
+            (0_u64..).zip(content.chunks(usize::try_from(chunk_bytes).unwrap_or(usize::MAX)))
+        {
             let Scan { records: found, damage, gaps, .. } = scan(chunk, index * chunk_bytes);
             records.extend(found);
             if !damage.is_empty() || !gaps.is_empty() {
@@ -157,7 +159,9 @@ impl Judged {
                 (Some((at, there)), Some(place)) if there == *record && at == *place => {}
                 (Some((_, there)), None) if there == *record => {}
                 (None, None) => {}
-                (there, _) => self.findings.push(format!("lost: {record:?} acknowledged at {place:?}, is {there:?}")),
+                (there, _) => {
+                    self.findings.push(format!("lost: {record:?} acknowledged at {place:?}, is {there:?}"))
+                }
             }
         }
         self.findings.extend(places.keys().map(|id| format!("phantom: nobody appended {id:?}")));
@@ -165,7 +169,10 @@ impl Judged {
             let from = usize::try_from(*from).unwrap_or(usize::MAX);
             let now = content.get(from..from + bytes.len());
             if now != Some(bytes) {
-                self.findings.push(format!("taken back: {} bytes at {from} were read, and are not there", bytes.len()));
+                self.findings.push(format!(
+                    "taken back: {} bytes at {from} were read, and are not there",
+                    bytes.len()
+                ));
             }
         }
     }
@@ -178,7 +185,9 @@ impl Judged {
             let fits = |tag: &u64| if *tag == 0 { there == hole } else { there == cell(*tag, *index) };
             if !may_hold.iter().any(fits) {
                 let begins = there.get(..16);
-                self.findings.push(format!("lost: cell {index} of {path} may be {may_hold:?}, begins with {begins:?}"));
+                self.findings.push(format!(
+                    "lost: cell {index} of {path} may be {may_hold:?}, begins with {begins:?}"
+                ));
             }
         }
     }

@@ -185,7 +185,9 @@ async fn rename(round: Arc<Round>) -> Result<Told> {
         let (old, new) = (told.names.iter().choose(&mut dice).cloned(), format!("n{number}"));
         let (outcome, gone, come) = match (dice.random_range(0..4), old) {
             (0, Some(old)) => (told.note(client.delete(&path(&old)).await), Some(old), None),
-            (1, Some(old)) => (told.note(client.rename(&path(&old), &path(&new)).await), Some(old), Some(new)),
+            (1, Some(old)) => {
+                (told.note(client.rename(&path(&old), &path(&new)).await), Some(old), Some(new))
+            }
             (2, _) => (told.note(client.mkdir(&path(&new)).await.map(drop)), None, Some(new)),
             _ => (told.note(client.create(&path(&new), 0).await.map(drop)), None, Some(new)),
         };

@@ -10,8 +10,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
-use crate::check::append::{Call, Record, Reply, check};
 pub(crate) use crate::check::append::Scan;
+use crate::check::append::{Call, Record, Reply, check};
 use crate::outcome::Outcome;
 
 /// The file of all records.

@@ -22,6 +22,7 @@ pub struct MemoryFiles {
     machine: Arc<Mutex<Machine>>,
 }
 
+#[derive(Clone)]
 struct Machine {
     nodes: BTreeMap<u64, Node>,
     next_node: u64,
@@ -40,13 +41,14 @@ struct Machine {
     syncs_fail: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Node {
     now: Vec<u8>,
     durable: Vec<u8>,
     changes: Vec<Change>,
 }
 
+#[derive(Clone)]
 enum Change {
     Write(usize, Vec<u8>),
     Length(usize),
@@ -70,6 +72,12 @@ impl MemoryFiles {
             syncs_fail: false,
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
+    }
+
+    /// Another machine, with the same files.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self { machine: Arc::new(Mutex::new(self.machine.lock().clone())) }
     }
 
     /// Lets the process die at the change after so many more; everything fails from then on.
