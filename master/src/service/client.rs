@@ -156,7 +156,10 @@ impl pb::master_server::Master for Service {
         if self.leader.granter().copies.is_held(file) {
             return Err(Error::Busy { what: "the file".into() }.into());
         }
-        let goal = read::file_by_id(&self.node.view(), file).map_err(Error::from)?.replication;
+        // A leader that has only begun may not have applied the file's creation: only a state that is surely new enough may
+        // say that there is no such file.
+        let (entry, _) = self.look_up(None, |view| read::file_by_id(view, file)).await?;
+        let goal = entry.replication;
         let (members, primary) = self.place(goal)?;
         let expected_count = request.expected_count;
         let command = Command::AddChunk { file, expected_count, members, primary };
