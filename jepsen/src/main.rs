@@ -108,6 +108,9 @@ enum Command {
         /// How they lose it.
         #[arg(long, value_enum, default_value_t = How::Kill)]
         by: How,
+        /// Fails if one wait is longer.
+        #[arg(long, value_parser = parse_time)]
+        within: Option<Duration>,
         /// How often.
         #[arg(long, default_value_t = 20)]
         rounds: u32,
@@ -229,7 +232,7 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             };
             run_power(rounds, promise, seed.unwrap_or_else(draw)).await
         }
-        Command::Measure { subject, by, rounds } => {
+        Command::Measure { subject, by, within, rounds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
                 Whom::Primary => Subject::Primary,
@@ -239,8 +242,9 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
                 How::Pause => Loss::Pause,
                 How::Cut => Loss::Cut,
             };
-            tell(&measure(subject, loss, rounds, site).await?.to_string())?;
-            Ok(true)
+            let measured = measure(subject, loss, rounds, site).await?;
+            tell(&measured.to_string())?;
+            Ok(within.is_none_or(|within| measured.longest() <= within))
         }
     }
 }
@@ -300,6 +304,12 @@ async fn run_matrix(time: Duration, nemesis: &[String], seed: u64, site: &Site) 
     } else {
         nemesis.iter().map(|mix| split(mix)).collect()
     };
+    let possible = |name: &String| FAULTS.iter().any(|fault| fault.name == name && site.has(fault.needs));
+    let (mixes, left_out): (Vec<_>, Vec<_>) =
+        mixes.into_iter().partition(|mix| mix.is_empty() || mix.iter().any(possible));
+    for mix in left_out {
+        tell(&format!("left out, it can't be done here: {}", mix.join("+")))?;
+    }
     let (mut passed, mut failed) = (0, 0);
     for workload in WORKLOADS {
         for (index, mix) in (0_u64..).zip(&mixes) {

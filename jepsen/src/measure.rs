@@ -39,6 +39,13 @@ pub struct Measured {
     waits: Vec<Duration>,
 }
 
+impl Measured {
+    /// The longest wait.
+    pub fn longest(&self) -> Duration {
+        self.waits.last().copied().unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = |percent: usize| {
@@ -48,11 +55,12 @@ impl fmt::Display for Measured {
         let (subject, rounds) = (self.subject, self.waits.len());
         write!(
             f,
-            "{subject:?} lost {rounds} times by {:?}: p50 {} ms, p90 {} ms, p99 {} ms",
+            "{subject:?} lost {rounds} times by {:?}: p50 {} ms, p90 {} ms, p99 {} ms, longest {} ms",
             self.loss,
             at(50),
             at(90),
-            at(99)
+            at(99),
+            self.longest().as_millis()
         )
     }
 }
