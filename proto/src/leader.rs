@@ -13,12 +13,16 @@ use crate::net::{self, Net};
 use crate::pb::master_client::MasterClient;
 use crate::retry::Backoff;
 use crate::size::MESSAGE_BYTES_MAX;
+use crate::time::Moment;
 use crate::{Environment, pb};
 
 /// How long one master may take to answer one call before another one is asked.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one of several masters may take to answer a lookup that any of them can.
 const TURN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long after a master fell silent it is not asked, nor believed to lead, if there are others: they elect the
+/// next one meanwhile, and until they have they name the lost one.
+const SILENT_PAUSE: Duration = Duration::from_secs(1);
 /// Most masters that are remembered.
 const MASTERS_MAX: usize = 64;
 
@@ -38,6 +42,8 @@ struct Shared {
     masters: BTreeMap<String, Master>,
     order: Vec<String>,
     leader: Option<String>,
+    /// Who fell silent last, and when.
+    silent: Option<(String, Moment)>,
     next: usize,
     /// Counts what [`MasterChannel::ask_any`] asked.
     turn: usize,
@@ -58,8 +64,14 @@ impl MasterChannel {
         if masters.is_empty() {
             return Err(Error::bad_argument("no master is given (--masters HOST:PORT,.. or GFS_MASTERS)"));
         }
-        let mut shared =
-            Shared { masters: BTreeMap::new(), order: Vec::new(), leader: None, next: 0, turn: 0 };
+        let mut shared = Shared {
+            masters: BTreeMap::new(),
+            order: Vec::new(),
+            leader: None,
+            silent: None,
+            next: 0,
+            turn: 0,
+        };
         for address in masters {
             shared.add(&environment.net, address)?;
         }
@@ -99,7 +111,7 @@ impl MasterChannel {
         // Each master once without a pause, so that a dead or deposed leader costs no waiting.
         let mut hurried = 0;
         loop {
-            let (address, master) = self.shared.lock().pick();
+            let (address, master) = self.shared.lock().pick(self.environment.clock.moment());
             let budget = backoff.remaining().min(REQUEST_TIMEOUT);
             let asked = call(master);
             let asked = async {
@@ -160,8 +172,12 @@ impl MasterChannel {
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other failure turns to the next master")]
     fn turn_from(&self, address: &str, error: &Error) -> bool {
         let mut shared = self.shared.lock();
+        let now = self.environment.clock.moment();
+        if matches!(error, Error::Unavailable { .. }) {
+            shared.silent = Some((address.to_owned(), now));
+        }
         match error {
-            Error::NotLeader { leader: Some(hint) } if hint != address => {
+            Error::NotLeader { leader: Some(hint) } if hint != address && !shared.avoids(hint, now) => {
                 if shared.add(&self.environment.net, hint).is_ok() {
                     shared.leader = Some(hint.clone());
                     return true;
@@ -237,6 +253,11 @@ impl Shared {
         Ok(())
     }
 
+    fn avoids(&self, address: &str, now: Moment) -> bool {
+        let mut silent = self.silent.iter();
+        silent.any(|(silent, since)| silent == address && now.since(*since) < SILENT_PAUSE)
+    }
+
     /// Another one each time, so that the lookups of many clients are spread over all.
     fn pick_next(&mut self) -> (String, Master) {
         self.turn = self.turn.wrapping_add(1);
@@ -244,11 +265,14 @@ impl Shared {
         (address.clone(), self.masters[address].clone())
     }
 
-    fn pick(&self) -> (String, Master) {
-        let address = match &self.leader {
-            Some(leader) => leader,
-            None => &self.order[self.next % self.order.len()],
+    /// The leader if it is known, else the next in turn.
+    fn pick(&self, now: Moment) -> (String, Master) {
+        let in_turn = || {
+            let (before, after) = self.order.split_at(self.next % self.order.len());
+            let mut turns = after.iter().chain(before);
+            turns.find(|address| !self.avoids(address, now)).unwrap_or(&self.order[0])
         };
+        let address = self.leader.as_ref().unwrap_or_else(in_turn);
         (address.clone(), self.masters[address].clone())
     }
 }
@@ -257,19 +281,53 @@ impl Shared {
 mod tests {
     use super::*;
 
+    fn channel(masters: u16) -> (MasterChannel, Vec<String>) {
+        let masters: Vec<String> = (1..=masters).map(|port| format!("127.0.0.1:{port}")).collect();
+        (MasterChannel::new(&Environment::real(), &masters).unwrap(), masters)
+    }
+
+    impl MasterChannel {
+        fn picked(&self) -> String {
+            self.shared.lock().pick(self.environment.clock.moment()).0
+        }
+    }
+
     #[tokio::test]
     async fn whichever_master_falls_silent_the_next_one_to_be_asked_is_another() {
-        let masters: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:{port}")).collect();
-        for leader in &masters {
-            let channel = MasterChannel::new(&Environment::real(), &masters).unwrap();
-            channel.shared.lock().leader = Some(leader.clone());
-            let mut asked = vec![leader.clone()];
+        for leader in 0..3 {
+            let (channel, masters) = channel(3);
+            channel.shared.lock().leader = Some(masters[leader].clone());
+            let mut asked = vec![masters[leader].clone()];
             for _ in 0..2 {
                 channel.turn_from(asked.last().unwrap(), &Error::unavailable("no answer"));
-                asked.push(channel.shared.lock().pick().0);
+                asked.push(channel.picked());
             }
             asked.sort();
             assert_eq!(asked, masters, "beginning with {leader}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_has_fallen_silent_is_not_asked_again_because_others_still_name_it() {
+        let (channel, masters) = channel(3);
+        let lost = &masters[0];
+        channel.turn_from(lost, &Error::unavailable("no answer"));
+        for _ in 0..4 {
+            let asked = channel.picked();
+            assert_ne!(&asked, lost);
+            assert!(!channel.turn_from(&asked, &Error::NotLeader { leader: Some(lost.clone()) }));
+        }
+        // Until they know better.
+        let asked = channel.picked();
+        let new = masters.iter().find(|master| **master != asked && *master != lost).unwrap();
+        assert!(channel.turn_from(&asked, &Error::NotLeader { leader: Some(new.clone()) }));
+        assert_eq!(&channel.picked(), new);
+    }
+
+    #[tokio::test]
+    async fn an_only_master_is_asked_again() {
+        let (channel, masters) = channel(1);
+        channel.turn_from(&masters[0], &Error::unavailable("no answer"));
+        assert_eq!(channel.picked(), masters[0]);
     }
 }
