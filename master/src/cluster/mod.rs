@@ -101,6 +101,7 @@ impl Cluster {
     pub(crate) fn report(&mut self, id: ServerId, report: &Report, view: &dyn View, now: Moment) -> bool {
         let Some(server) = self.servers.get_mut(&id) else { return false };
         let Some(gone) = server.take(report) else { return false };
+        server.note_lost(&gone, now);
         let changed: Vec<ChunkHandle> = report.replicas.iter().map(|(handle, _)| *handle).collect();
         // The state is read after the batch is in, under the same lock: a grant prepared meanwhile either is
         // in this view or finds the batch when it is examined.
@@ -231,10 +232,20 @@ impl Cluster {
         }
     }
 
-    /// A grant was confirmed: each member has stored and adopted its version, whatever it reported last.
-    pub(crate) fn adopted(&mut self, handle: ChunkHandle, version: ChunkVersion, members: &[ServerId]) {
+    /// A grant that began at `since` was confirmed: each member has stored and adopted its version, whatever it reported
+    /// before. What it has lost after that it has not.
+    pub(crate) fn adopted(
+        &mut self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        members: &[ServerId],
+        since: Moment,
+    ) {
         for id in members {
             if let Some(server) = self.servers.get_mut(id) {
+                if server.lost.get(&handle).is_some_and(|lost| *lost >= since) {
+                    continue;
+                }
                 let held = server.replicas.entry(handle).or_default();
                 if held.version < version {
                     *held = Held { version, partial: false, ..*held };

@@ -10,6 +10,9 @@ use super::SILENCE;
 use crate::plan::placement::Candidate;
 use crate::state::Chunk;
 
+/// Most lost replicas that are remembered of one server, for grants that are under way.
+const LOST_MAX: usize = 10_000;
+
 /// What a server reported of one replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Held {
@@ -105,6 +108,8 @@ pub(crate) struct Server {
     pub(crate) recent: u64,
     /// What it holds, as reported.
     pub(crate) replicas: BTreeMap<ChunkHandle, Held>,
+    /// Chunks that it said it has no more, and when: a grant that was under way must not bring them back.
+    pub(super) lost: BTreeMap<ChunkHandle, Moment>,
     /// Chunks that it holds and may not serve; kept up to date as reports come and the state changes.
     pub(crate) denied: BTreeSet<ChunkHandle>,
     reports: Reports,
@@ -141,6 +146,7 @@ impl Server {
             space: Space::default(),
             recent: 0,
             replicas: BTreeMap::new(),
+            lost: BTreeMap::new(),
             denied: BTreeSet::new(),
             reports: Reports::default(),
         }
@@ -211,6 +217,14 @@ impl Server {
         }
         self.reports.taken = report.sequence;
         Some(gone)
+    }
+
+    /// Takes note of what a report said is gone.
+    pub(super) fn note_lost(&mut self, gone: &[ChunkHandle], now: Moment) {
+        if self.lost.len() + gone.len() > LOST_MAX {
+            self.lost.clear();
+        }
+        self.lost.extend(gone.iter().take(LOST_MAX).map(|handle| (*handle, now)));
     }
 
     /// As placement sees it.

@@ -10,6 +10,7 @@ use gfs_proto::task::every;
 use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 
+use super::build::Stuck;
 use super::grant::{Granter, LEASE, Wish};
 use super::seams::{Log, Orders};
 use crate::cluster::Reign;
@@ -35,6 +36,8 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 /// Most replicas looked at, and deleted, in one step of the sweep: also a cap on what a mistake could do (trap T23).
 const SWEEP_BATCH: usize = 2000;
 const DELETIONS_MAX: usize = 64;
+/// How often it is looked whether a snapshot is being built.
+const BUILD_PERIOD: Duration = Duration::from_millis(50);
 /// How often dates are looked at, and how much is removed by one command.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 1000;
@@ -44,15 +47,19 @@ type Failures = BTreeMap<(ChunkHandle, ChunkVersion, ServerId), BTreeSet<ServerI
 /// The background work of a leader. Clones share what waits to be done.
 #[derive(Clone)]
 pub(crate) struct Duties {
-    log: Arc<dyn Log>,
+    pub(super) log: Arc<dyn Log>,
     orders: Arc<dyn Orders>,
-    granter: Arc<Granter>,
+    pub(super) granter: Arc<Granter>,
     /// What heartbeats brought since the last tick; never held across an await.
     inbox: Arc<Mutex<Inbox>>,
     /// Where the sweep goes on; never held across an await.
     swept: Arc<Mutex<BTreeMap<ServerId, ChunkHandle>>>,
     /// Chunks that repair has a grant under way for; never held across an await.
     clones: Arc<Mutex<BTreeSet<ChunkHandle>>>,
+    /// Where the care for pending grants goes on; never held across an await.
+    cared: Arc<Mutex<ChunkHandle>>,
+    /// The snapshot that does not come forward; never held across an await.
+    pub(super) stuck: Arc<Mutex<Stuck>>,
 }
 
 #[derive(Default)]
@@ -65,7 +72,8 @@ impl Duties {
     /// Nothing waits.
     pub(super) fn new(log: Arc<dyn Log>, orders: Arc<dyn Orders>, granter: Arc<Granter>) -> Self {
         let (inbox, swept, clones) = (Arc::default(), Arc::default(), Arc::default());
-        Self { log, orders, granter, inbox, swept, clones }
+        let (cared, stuck) = (Arc::default(), Arc::default());
+        Self { log, orders, granter, inbox, swept, clones, cared, stuck }
     }
 
     /// Asks for an extension of a lease that is used; one that does not fit is asked for again by the next
@@ -110,6 +118,7 @@ impl Duties {
             ticking!("care", CARE_PERIOD, |duties, reign, _node| duties.tick_care(&reign)),
             ticking!("repair", REPAIR_PERIOD, |duties, reign, _node| duties.tick_repair(&reign)),
             ticking!("sweep", SWEEP_PERIOD, |duties, reign, node| duties.tick_sweep(&node, &reign).await),
+            ticking!("build", BUILD_PERIOD, |duties, reign, _node| duties.tick_build(&reign).await),
             ticking!("expiry", EXPIRY_PERIOD, |duties, _reign, _node| duties.tick_expiry().await),
         );
     }
@@ -134,15 +143,38 @@ impl Duties {
         }
         fault::try_reach("leader::before_extend").await?;
         let expires_at = self.granter.clock.wall().plus(LEASE);
-        let leases = extensions.into_iter().collect();
+        let leases = self.still_wanted(extensions)?;
+        if leases.is_empty() {
+            return Ok(());
+        }
         self.log.propose(Command::ExtendLeases { leases, expires_at }).await?.map(drop).map_err(Error::from)
+    }
+
+    /// Leases of files that were not deleted: with a deleted tree they end by themselves (docs/decisions/0015).
+    fn still_wanted(
+        &self,
+        extensions: BTreeMap<ChunkHandle, ChunkVersion>,
+    ) -> Result<Vec<(ChunkHandle, ChunkVersion)>> {
+        let mut leases = Vec::with_capacity(extensions.len());
+        for (handle, version) in extensions {
+            match read::chunk(&*self.log.view(), handle) {
+                Ok(chunk) if self.granter.may_be_written(&chunk) => leases.push((handle, version)),
+                Ok(_) | Err(Rejected::NoSuchChunk { .. }) => {}
+                Err(damaged) => return Err(damaged.into()),
+            }
+        }
+        Ok(leases)
     }
 
     /// Finds grants that nobody drives (their leader died, or whoever asked for them), and leased chunks whose
     /// primary fell silent.
     pub(super) fn tick_care(&self, reign: &Reign) -> Result<()> {
         let mut room = CARE_FLIGHTS_MAX.saturating_sub(self.granter.in_flight());
-        let pending = read::pending_grants(&*self.log.view(), ChunkHandle::default(), CARE_FLIGHTS_MAX)?;
+        let from = *self.cared.lock();
+        let pending = read::pending_grants(&*self.log.view(), from, CARE_FLIGHTS_MAX)?;
+        // Those at the front may be without hope for as long as a server is away: the others have their turn.
+        let next = pending.items.last().filter(|_| pending.more).map(|last| last.raw() + 1);
+        *self.cared.lock() = ChunkHandle::from_raw(next.unwrap_or_default());
         for handle in pending.items {
             let chunk = read::chunk(&*self.log.view(), handle)?;
             let writer = chunk.pending.as_ref().is_some_and(|pending| pending.writer);
@@ -215,6 +247,7 @@ impl Duties {
         let wall = self.granter.clock.wall();
         // Who is writing goes on writing.
         let writer = chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.since(wall).is_zero());
+        let writer = writer && self.granter.may_be_written(&chunk);
         let wish = Wish { writer, reach: Reach::Goal, avoid: BTreeSet::new() };
         self.granter.grant(reign, handle, wish).await?;
         tracing::info!(%handle, "chunk repaired");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, ServerId};
-use gfs_proto::time::Clock;
+use gfs_proto::time::{Clock, Moment};
 use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -353,7 +353,7 @@ impl Granter {
             futures::try_join!(self.reconcile(reign, handle, &pending), fences)?;
             fault::try_reach("grant::reconciled").await?;
         }
-        self.confirm(handle, &pending).await?;
+        self.confirm(handle, &pending, denied_since).await?;
         self.activate(reign, handle, &pending).await
     }
 
@@ -436,7 +436,7 @@ impl Granter {
     }
 
     /// Step 5.
-    async fn confirm(&self, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+    async fn confirm(&self, handle: ChunkHandle, pending: &Pending, since: Moment) -> Result<(), Setback> {
         fault::try_reach("grant::before_confirm").await?;
         let lease_expires_at = self.clock.wall().plus(LEASE);
         // Guard confirm_not_cas: the state refuses it unless this version is still the pending one.
@@ -451,7 +451,7 @@ impl Granter {
         }
         fault::try_reach("grant::confirmed").await?;
         self.soft.with(|cluster, view, now| {
-            cluster.adopted(handle, pending.version, &pending.members);
+            cluster.adopted(handle, pending.version, &pending.members, since);
             cluster.examine_in(handle, view, now);
         });
         tracing::debug!(%handle, version = %pending.version, members = ?pending.members, "grant confirmed");

@@ -45,10 +45,11 @@ pub(crate) struct Leased {
 }
 
 impl Granter {
-    /// The lease of a chunk: the running one if its primary is there, else a new one.
+    /// The lease of a chunk, whatever file has it: the running one if its primary is there, else a new one.
     ///
     /// # Errors
     /// [`Error::GrantPending`] if it takes longer than a caller waits; or why there can be none.
+    #[cfg(test)]
     pub(crate) async fn find_lease(
         self: &Arc<Self>,
         reign: &Reign,
@@ -65,7 +66,8 @@ impl Granter {
     /// The lease of a file's chunk; if the chunk is shared, of a copy of its own (GFS §3.4).
     ///
     /// # Errors
-    /// As [`Granter::find_lease`]; [`Error::GrantPending`] also while a snapshot of the file is being made.
+    /// [`Error::GrantPending`] if it takes longer than a caller waits, or while the file is held still;
+    /// [`Error::NotFound`] if it is deleted; or why there can be none.
     pub(crate) async fn find_lease_of(
         self: &Arc<Self>,
         reign: &Reign,
@@ -73,13 +75,13 @@ impl Granter {
         handle: ChunkHandle,
         hint: Option<Hint>,
     ) -> Result<Leased> {
-        if self.copies.is_held(file) {
-            return Err(Error::GrantPending { handle });
-        }
+        self.check_writable(file, handle)?;
         let finding = async {
             let own = self.own_chunk(reign, (file, index), handle).await?;
             let hint = hint.filter(|_| own == handle);
-            self.find_lease_slowly(reign, own, hint).await
+            let leased = self.find_lease_slowly(reign, own, hint).await?;
+            self.check_writable(file, own)?;
+            Ok(leased)
         };
         match tokio::time::timeout(GRANT_PATIENCE, finding).await {
             Ok(leased) => leased,
@@ -243,6 +245,7 @@ impl Granter {
         let chunk = read::chunk(&*self.log.view(), handle)?;
         let wall = self.clock.wall();
         let writer = chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.since(wall).is_zero());
+        let writer = writer && self.may_be_written(&chunk);
         self.grant(reign, handle, Wish { writer, ..Wish::write() }.without(avoid)).await
     }
 

@@ -1,6 +1,7 @@
 //! What only the leader does: grants leases, repairs, sweeps, collects. Begins and ends with its reign; the
 //! replicated state carries everything that the next leader must know.
 
+mod build;
 mod contact;
 mod duties;
 mod fence;
@@ -9,6 +10,7 @@ mod lease;
 mod orders;
 mod seams;
 mod snapshot;
+mod unlink;
 
 use std::sync::Arc;
 use std::time::Duration;

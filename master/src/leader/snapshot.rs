@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId};
 use gfs_proto::path::FilePath;
+use gfs_proto::time::Moment;
 use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use super::grant::{Granter, Outcome, Wish};
 use crate::cluster::Reign;
 use crate::state::snapshot::{covered, is_settled};
-use crate::state::{Applied, Chunk, Command, read};
+use crate::state::{Applied, Chunk, Command, Rejected, build, read};
 
 /// Most revocations of one snapshot under way at one time.
 const REVOCATIONS_MAX: usize = 64;
@@ -39,6 +40,8 @@ pub(crate) struct Copies {
     reserved: Mutex<BTreeSet<ChunkHandle>>,
     /// Files whose leases are being revoked, and by how many requests.
     held: Mutex<BTreeMap<EntryId, usize>>,
+    /// Files that are to be deleted and whose servers can't be reached, and since when.
+    pub(super) waited: Mutex<BTreeMap<EntryId, Moment>>,
 }
 
 impl Copies {
@@ -49,6 +52,8 @@ impl Copies {
     /// A new reign begins: what an earlier one proposed is in the state before this one sweeps, or never will be.
     pub(super) fn begin(&self) {
         self.reserved.lock().clear();
+        // An earlier reign may have told leases that this one knows nothing of.
+        self.waited.lock().clear();
     }
     /// Whether nobody is to get a lease on a chunk of this file now.
     pub(crate) fn is_held(&self, file: EntryId) -> bool {
@@ -78,7 +83,7 @@ impl Drop for Hold {
 
 impl Granter {
     /// Gives out no new leases on these files while the hold lives.
-    fn hold(self: &Arc<Self>, files: BTreeSet<EntryId>) -> Hold {
+    pub(super) fn hold(self: &Arc<Self>, files: BTreeSet<EntryId>) -> Hold {
         let mut held = self.copies.held.lock();
         for file in &files {
             *held.entry(*file).or_default() += 1;
@@ -108,14 +113,23 @@ impl Granter {
         };
         let hold = self.hold(files);
         let first = chunks.first().copied().unwrap_or_default();
-        let revoking = futures::stream::iter(chunks)
-            .map(|handle| self.revoke(reign, handle))
-            .buffer_unordered(REVOCATIONS_MAX)
-            .collect::<Vec<Result<()>>>();
-        match tokio::time::timeout(REVOKE_PATIENCE, revoking).await {
-            Ok(outcomes) => outcomes.into_iter().collect::<Result<()>>().map(|()| hold),
+        match tokio::time::timeout(REVOKE_PATIENCE, self.revoke_all(reign, chunks)).await {
+            Ok(revoked) => revoked.map(|()| hold).map_err(|(_, error)| error),
             Err(_) => Err(Error::GrantPending { handle: first }),
         }
+    }
+
+    /// Ends the leases of these chunks; or tells one for which it did not work, when all have been tried.
+    pub(super) async fn revoke_all(
+        self: &Arc<Self>,
+        reign: &Reign,
+        chunks: BTreeSet<ChunkHandle>,
+    ) -> Result<(), (ChunkHandle, Error)> {
+        let revoke =
+            |handle| async move { self.revoke(reign, handle).await.map_err(|error| (handle, error)) };
+        let outcomes: Vec<_> =
+            futures::stream::iter(chunks).map(revoke).buffer_unordered(REVOCATIONS_MAX).collect().await;
+        outcomes.into_iter().collect()
     }
 
     /// Ends the lease of a chunk by a grant without a writer, confirmed (guard *snapshot_under_lease*), also one that an
@@ -126,7 +140,8 @@ impl Granter {
                 let view = self.log.view();
                 is_settled(&*view, &read::chunk(&*view, handle)?)?
             };
-            if settled {
+            // A grant under way may be about to be prepared: it is waited for.
+            if settled && !self.is_in_flight(handle) {
                 return Ok(());
             }
             self.grant(reign, handle, Wish { writer: false, ..Wish::write() }).await?;
@@ -150,6 +165,8 @@ impl Granter {
         if read::chunk(&*self.log.view(), handle)?.references < 2 {
             return Ok(handle);
         }
+        // Nobody copies what the state would not take.
+        build::check_chunks(&*self.log.view(), spot.0)?;
         let mut outcome = self.start_copy(reign, spot)?;
         let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
         outcome.ok().flatten().unwrap_or(Err(Error::NotLeader { leader: None }))?;
@@ -222,7 +239,8 @@ impl Granter {
     ) -> Result<()> {
         let first = ChunkVersion::NONE.next();
         // Traps T16: only confirmed members that are whole; each checks version and checksums itself.
-        let holders = self.soft.with(|cluster, _, now| cluster.current(shared, &BTreeSet::new(), now));
+        let (holders, since) =
+            self.soft.with(|cluster, _, now| (cluster.current(shared, &BTreeSet::new(), now), now));
         let copied = futures::future::join_all(holders.iter().map(|(server, _)| {
             let request = pb::CopyReplicaRequest {
                 head: Some(self.head(reign, *server)),
@@ -249,9 +267,13 @@ impl Granter {
         let (old, version) = (shared.handle, shared.version);
         fault::try_reach("leader::copied").await?;
         let command = Command::CopyChunk { file, index, old, version, copy, members: members.clone() };
-        self.log.propose(command).await??;
+        match self.log.propose(command).await? {
+            // It was decided, so the handle need not be kept.
+            Err(Rejected::Held { .. }) => return Err(Error::GrantPending { handle: old }),
+            decided => decided.map(drop)?,
+        }
         self.soft.with(|cluster, view, now| {
-            cluster.adopted(copy, first, &members);
+            cluster.adopted(copy, first, &members, since);
             cluster.examine_in(copy, view, now);
         });
         Ok(())

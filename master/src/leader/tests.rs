@@ -1,6 +1,8 @@
 //! One claim per test: what the grant driver orders, in which order, and when it waits.
 
+mod build;
 mod snapshot;
+mod unlink;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
+use gfs_proto::id::{ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
 use gfs_proto::path::Name;
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Error, Result, pb};
@@ -95,33 +95,29 @@ impl pb::master_server::Master for Service {
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::RevReply> {
         let request = request.into_inner();
-        let command = Command::Delete { path: convert::path(&request.path)?, recursive: request.recursive };
-        let (rev, _) = self.mutate(request.request, command).await?;
+        let path = convert::path(&request.path)?;
+        let command = Command::Delete { path: path.clone(), recursive: request.recursive };
+        let rev = self.unlink(request.request, &path, command).await?;
         Ok(Response::new(pb::RevReply { rev }))
     }
 
     async fn rename(&self, request: Request<pb::RenameRequest>) -> Answer<pb::RevReply> {
         let request = request.into_inner();
         let (source, target) = (convert::path(&request.source)?, convert::path(&request.target)?);
-        let command = Command::Rename { source, target, replace: request.replace };
-        let (rev, _) = self.mutate(request.request, command).await?;
+        let command = Command::Rename { source, target: target.clone(), replace: request.replace };
+        let rev = if request.replace {
+            self.unlink(request.request, &target, command).await?
+        } else {
+            self.mutate(request.request, command).await?.0
+        };
         Ok(Response::new(pb::RevReply { rev }))
     }
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Answer<pb::EntryReply> {
         let request = request.into_inner();
         let (source, target) = (convert::path(&request.source)?, convert::path(&request.target)?);
-        let reign = self.leader.reign()?;
-        let command = Command::Snapshot { source: source.clone(), target };
-        let first = self.mutate(request.request, command.clone()).await;
-        if !matches!(first, Err(Error::GrantPending { .. })) {
-            return Ok(Response::new(convert::entry_reply(first?)?));
-        }
-        // Somebody may be writing there: no longer, from here to the end of this call.
-        let hold = self.leader.granter().still(&reign, &source).await?;
-        let made = self.mutate(request.request, command).await;
-        drop(hold);
-        Ok(Response::new(convert::entry_reply(made?)?))
+        let entry = self.make_snapshot(request.request, source, target).await?;
+        Ok(Response::new(entry))
     }
 
     async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::EntryReply> {
@@ -175,13 +171,14 @@ impl pb::master_server::Master for Service {
     async fn find_lease(&self, request: Request<pb::FindLeaseRequest>) -> Answer<pb::FindLeaseReply> {
         let request = request.into_inner();
         let reign = self.leader.reign()?;
-        let handle = |view: &ReadView| match request.file {
-            0 => read::chunk(view, ChunkHandle::from_raw(request.handle)).map(|chunk| Some(chunk.handle)),
-            file => {
-                let (file, index) = (EntryId::from_raw(file), ChunkIndex::from_raw(request.index));
-                let chunks = read::file_chunks(view, file, index, 1)?;
-                Ok(chunks.first().map(|(_, chunk)| chunk.handle))
-            }
+        // Whoever writes says which file: a handle alone may be of a chunk that no file has any more.
+        if request.file == 0 {
+            return Err(Error::bad_argument("a lease is asked for by file and chunk index").into());
+        }
+        let spot = (EntryId::from_raw(request.file), ChunkIndex::from_raw(request.index));
+        let handle = |view: &ReadView| {
+            let chunks = read::file_chunks(view, spot.0, spot.1, 1)?;
+            Ok(chunks.first().map(|(_, chunk)| chunk.handle))
         };
         let (handle, rev) = self.look_up(None, handle).await?;
         let what = || format!("chunk {} of file {}", request.index, request.file);
@@ -191,13 +188,7 @@ impl pb::master_server::Master for Service {
         let is_of_it = request.handle == 0 || request.handle == handle.raw();
         let hint = (version != ChunkVersion::NONE && is_of_it).then_some(Hint { version, server });
         let granter = self.leader.granter();
-        let leased = match request.file {
-            0 => granter.find_lease(&reign, handle, hint).await?,
-            file => {
-                let spot = (EntryId::from_raw(file), ChunkIndex::from_raw(request.index));
-                granter.find_lease_of(&reign, spot, handle, hint).await?
-            }
-        };
+        let leased = granter.find_lease_of(&reign, spot, handle, hint).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
         Ok(Response::new(pb::FindLeaseReply { lease, rev }))
     }

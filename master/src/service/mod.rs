@@ -2,6 +2,7 @@
 
 mod client;
 mod convert;
+mod moving;
 mod peer;
 mod registry;
 

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use gfs_proto::id::{ChunkHandle, ChunkIndex, EntryId, LogIndex, ServerId};
+use gfs_proto::id::{ChunkHandle, ChunkIndex, EntryId, LogIndex, RequestId, ServerId};
 use gfs_proto::time::UnixMs;
 
 use crate::state::codec::encode;
 use crate::state::format::{
-    self, Chunk, Counters, Entry, EntryKind, Master, Origin, Place, Server, Session, Settings, Trashed,
-    system,
+    self, Build, Chunk, Counters, Entry, EntryKind, Master, Origin, Place, Server, Session, Settings,
+    Trashed, system,
 };
 use crate::state::read;
-use crate::state::reply::Rejected;
+use crate::state::reply::{Applied, Rejected, Reply};
+use crate::state::session;
 use crate::state::table::{Overlay, Table, View, Writes};
 
 /// What a command reads and writes.
@@ -160,10 +161,25 @@ impl<'a> Change<'a> {
     pub(crate) fn put_chunk(&mut self, chunk: &Chunk) {
         self.touched.insert(chunk.handle);
         self.overlay.put(Table::Chunk, format::chunk_key(chunk.handle), encode(chunk));
-        match chunk.pending {
-            Some(_) => self.overlay.put(Table::System, system::pending(chunk.handle), Vec::new()),
-            None => self.overlay.remove(Table::System, system::pending(chunk.handle)),
+        let key = system::pending(chunk.handle);
+        match (&chunk.pending, self.overlay.get(Table::System, &key)) {
+            (Some(_), None) => self.overlay.put(Table::System, key, Vec::new()),
+            // Only what is there: whoever scans the list has to step over every removal.
+            (None, Some(_)) => self.overlay.remove(Table::System, key),
+            (Some(_), Some(_)) | (None, None) => {}
         }
+    }
+    /// Writes a chunk of which only the number of references has changed: of no interest to the soft state.
+    pub(crate) fn put_references(&mut self, chunk: &Chunk) {
+        self.overlay.put(Table::Chunk, format::chunk_key(chunk.handle), encode(chunk));
+    }
+    /// Takes note of how far the snapshot of a large tree is.
+    pub(crate) fn put_build(&mut self, build: &Build) {
+        self.overlay.put(Table::System, system::BUILD.to_vec(), encode(build));
+    }
+    /// No snapshot of a large tree is being built any more.
+    pub(crate) fn remove_build(&mut self) {
+        self.overlay.remove(Table::System, system::BUILD.to_vec());
     }
     /// Takes note of where a copy comes from.
     pub(crate) fn put_origin(&mut self, copy: ChunkHandle, origin: &Origin) {
@@ -217,6 +233,10 @@ impl<'a> Change<'a> {
             counters.sessions = counters.sessions.checked_sub(1)?;
             Some(())
         })
+    }
+    /// Keeps the answer to a request that this command is not, but ends.
+    pub(crate) fn put_reply(&mut self, request: RequestId, command: u8, result: Result<Applied, Rejected>) {
+        session::store(&mut self.overlay, request, command, Reply { decided_at: self.index, result });
     }
     /// Removes a stored reply by its key.
     pub(crate) fn remove_reply(&mut self, key: Vec<u8>) {

@@ -3,6 +3,7 @@
 use gfs_proto::id::{ChunkIndex, ChunkVersion, EntryId, ServerId};
 use gfs_proto::size::CHUNKS_PER_FILE_MAX;
 
+use crate::state::build;
 use crate::state::change::Change;
 use crate::state::format::{Chunk, Pending};
 use crate::state::lease;
@@ -30,6 +31,7 @@ pub(crate) fn add(
     if expected_count > entry.chunk_count {
         return Err(Rejected::BadChunkCount { expected: expected_count, found: entry.chunk_count });
     }
+    build::check_chunks(change.view(), file)?;
     if entry.chunk_count >= CHUNKS_PER_FILE_MAX {
         let (size, limit) = (u64::from(entry.chunk_count) + 1, CHUNKS_PER_FILE_MAX.into());
         return Err(Rejected::TooLarge { what: Limit::Chunks {}, size, limit });

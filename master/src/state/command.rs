@@ -194,7 +194,8 @@ tagged! {
             /// Whether it joins as a shadow.
             shadow: bool,
         }
-        /// Makes a copy of a file or a small tree that shares all chunks (GFS §3.4; docs/decisions/0013).
+        /// Makes a copy of a file or a small tree that shares all chunks (GFS §3.4; docs/decisions/0013); a larger one is
+        /// refused and begun with 21.
         18 Snapshot {
             /// Of what.
             source: FilePath,
@@ -218,6 +219,30 @@ tagged! {
             copy: ChunkHandle,
             /// Who has copied: some of the confirmed members of the old chunk.
             members: Vec<ServerId>,
+        }
+        /// Begins to build the snapshot that a request asks for and that is too large for one command
+        /// (docs/decisions/0014). From here on the names below the source stand still.
+        21 BeginSnapshot {
+            /// Of what.
+            source: FilePath,
+            /// To where; the name must be free, now and in the end.
+            target: FilePath,
+            /// The request, which gets its answer in the last step.
+            request: RequestId,
+        }
+        /// Copies some more names and chunks; in the end shows the copy under its name.
+        22 BuildSnapshot {
+            /// The copy, which names the build.
+            root: EntryId,
+            /// Most names and chunks to copy.
+            limit: u32,
+        }
+        /// Gives a build up.
+        23 AbandonSnapshot {
+            /// The copy, which names the build.
+            root: EntryId,
+            /// The chunk that can't be settled.
+            handle: ChunkHandle,
         }
     }
 }
@@ -274,6 +299,11 @@ impl fmt::Display for Command {
             }
             Self::Snapshot { source, target } => write!(f, "snapshot {source} {target}"),
             Self::ReserveChunk {} => f.write_str("reserve a handle"),
+            Self::BeginSnapshot { source, target, request } => {
+                write!(f, "begin snapshot {source} {target} for {request}")
+            }
+            Self::BuildSnapshot { root, limit } => write!(f, "build snapshot {root}, {limit} rows"),
+            Self::AbandonSnapshot { root, handle } => write!(f, "abandon snapshot {root} for {handle}"),
             Self::CopyChunk { file, index, old, version, copy, members } => {
                 write!(f, "chunk {index} of {file} is {copy} on {members:?}, a copy of {old} {version}")
             }

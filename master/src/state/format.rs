@@ -5,6 +5,7 @@
 //! system      01                                    Settings
 //!             02                                    clock: UnixMs
 //!             03                                    Counters
+//!             04                                    Build: the snapshot of a large tree that is being made
 //!             10 server(8)                          Server
 //!             11 master(8)                          Master
 //!             20 uuid(16)                           id of the server with this identity
@@ -27,8 +28,9 @@
 use std::fmt;
 
 use gfs_proto::id::{
-    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, MasterId, ServerId, Uuid,
+    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, ClusterId, EntryId, MasterId, RequestId, ServerId, Uuid,
 };
+use gfs_proto::path::FilePath;
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::UnixMs;
 
@@ -202,6 +204,32 @@ record! {
 }
 
 record! {
+    /// A snapshot of a large tree that is being built; there is one at most (docs/decisions/0014).
+    pub struct Build {
+        /// The copy of the source, in the trash until everything is copied.
+        root: EntryId,
+        /// What is copied: the names below it stand still.
+        source: EntryId,
+        /// Where it must be to the end.
+        source_path: FilePath,
+        /// Where the copy goes.
+        target: FilePath,
+        /// Who gets the answer.
+        request: RequestId,
+        /// When it began.
+        began_at: UnixMs,
+        /// The directory, or file of many chunks, that is being copied.
+        original: EntryId,
+        /// Its copy; how far a file has come, its count of chunks says.
+        copy: EntryId,
+        /// The name in the directory that was copied last; empty before the first.
+        after: String,
+        /// Names and chunks copied so far.
+        rows: u64,
+    }
+}
+
+record! {
     /// A chunkserver.
     pub struct Server {
         /// Its id; never reused.
@@ -304,6 +332,8 @@ pub(crate) mod system {
     pub(crate) const CLOCK: [u8; 1] = [0x02];
     /// Counters.
     pub(crate) const COUNTERS: [u8; 1] = [0x03];
+    /// The snapshot that is being built.
+    pub(crate) const BUILD: [u8; 1] = [0x04];
     /// First byte of chunkservers; one more ends them.
     pub(crate) const SERVERS: u8 = 0x10;
     /// First byte of masters; one more ends them.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, EntryId, MasterId, ServerId};
 use gfs_proto::size::REPLICATION_MAX;
+use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
@@ -30,6 +31,7 @@ pub fn check(view: &dyn View) -> Result<(), String> {
     check_entry_counts(&entries, &counters)?;
     let mut references = check_file_chunks(view, &entries)?;
     check_origins(view, &mut references)?;
+    check_build(view, &entries)?;
     check_chunks(view, &references, &counters)?;
     check_sessions(view, &counters)?;
     check_members(view, &counters)
@@ -139,6 +141,27 @@ fn check_file_chunks(
     }
     ensure(rows.is_empty(), || format!("chunks past the end of a file: {rows:?}"))?;
     Ok(references)
+}
+
+/// A snapshot that is being built is out of sight, stands where it says, and nothing else is hidden like it.
+fn check_build(view: &dyn View, entries: &BTreeMap<u64, Entry>) -> Result<(), String> {
+    let build = read::build(view).map_err(|error| error.to_string())?;
+    let never = UnixMs::from_raw(u64::MAX);
+    let hidden = |entry: &&Entry| entry.place == Place::Trash { collect_at: never };
+    let hidden: Vec<EntryId> = entries.values().filter(hidden).map(|entry| entry.id).collect();
+    ensure(hidden == build.iter().map(|build| build.root).collect::<Vec<_>>(), || {
+        format!("hidden for ever: {hidden:?}, but the snapshot is {build:?}")
+    })?;
+    let Some(build) = build else { return Ok(()) };
+    let mut at = build.copy;
+    while at != build.root {
+        let above = entries.get(&at.raw()).map(|entry| &entry.place);
+        let Some(Place::In { parent, .. }) = above else {
+            return Err(format!("{build:?} copies to somewhere else"));
+        };
+        at = *parent;
+    }
+    Ok(())
 }
 
 /// A copy's origin is there, and counts as one who has it.

@@ -4,6 +4,7 @@
 //! One way in: [`apply`]. Lookups: [`read`]. Keys and values: [`format`](mod@format).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod build;
 mod change;
 mod chunk;
 pub(crate) mod codec;
@@ -31,8 +32,8 @@ use change::Change;
 pub use codec::DecodeError;
 pub use command::{Command, Proposal};
 pub use format::{
-    Chunk, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Server, Session, Settings,
-    Trashed,
+    Build, Chunk, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Server, Session,
+    Settings, Trashed,
 };
 pub use reply::{Applied, Rejected, Reply};
 pub use table::{Memory, Overlay, Row, Table, View, Writes};
@@ -96,8 +97,7 @@ fn decide(view: &dyn View, index: LogIndex, proposal: &Proposal) -> Result<Outco
         Err(_) => {}
     }
     if let Some(request) = proposal.request
-        // Nothing is decided yet: the same request comes again when leases have been revoked.
-        && !matches!(reply, Err(Rejected::Unsettled { .. }))
+        && !reply.as_ref().is_err_and(Rejected::is_undecided)
     {
         let reply = Reply { decided_at: index, result: reply.clone() };
         session::store(&mut overlay, request, proposal.command.tag(), reply);
@@ -169,7 +169,12 @@ fn run(change: &mut Change<'_>, proposal: &Proposal) -> Result<Applied, Rejected
         Command::RegisterMaster { uuid, address, shadow } => {
             member::register_master(change, *uuid, address, *shadow)
         }
-        Command::Snapshot { source, target } => snapshot::snapshot(change, source, target),
+        Command::Snapshot { source, target } => {
+            snapshot::snapshot(change, (source, target), proposal.request)
+        }
+        Command::BeginSnapshot { source, target, request } => build::begin(change, source, target, *request),
+        Command::BuildSnapshot { root, limit } => build::step(change, *root, *limit),
+        Command::AbandonSnapshot { root, handle } => build::abandon(change, *root, *handle),
         Command::ReserveChunk {} => Ok(Applied::Reserved { handle: change.reserve_chunk()? }),
         &Command::CopyChunk { file, index, old, version, copy, ref members } => {
             snapshot::copy(change, &snapshot::Copy { file, index, old, version, copy, members })

@@ -9,6 +9,7 @@ use gfs_proto::id::EntryId;
 use gfs_proto::path::FilePath;
 use gfs_proto::size::REPLICATION_MAX;
 
+use crate::state::build;
 use crate::state::change::Change;
 use crate::state::format::{Entry, EntryKind, Place};
 use crate::state::read;
@@ -127,6 +128,7 @@ fn make(
     kind: EntryKind,
     replication: u32,
 ) -> Result<Entry, Rejected> {
+    build::check_names(change.view(), parent)?;
     let id = change.draw_entry(&kind)?;
     let now = change.now();
     let place = Place::In { parent, name: name.to_owned() };
@@ -142,6 +144,7 @@ pub(crate) fn delete(change: &mut Change<'_>, path: &FilePath, recursive: bool) 
     if !recursive && !entry.is_file() && !read::is_empty(change.view(), entry.id) {
         return Err(Rejected::NotEmpty { path: path.clone() });
     }
+    build::check_names(change.view(), spot.parent)?;
     trash::bury(change, entry, path)
 }
 
@@ -159,22 +162,28 @@ pub(crate) fn rename(
     if to.way.iter().any(|above| above.id == entry.id) {
         return Err(Rejected::IntoItself { source: source.clone(), target: target.clone() });
     }
-    if let Some(old) = to.entry {
-        if old.id == entry.id {
-            return Ok(Applied::Done {});
-        }
-        if !replace {
-            return Err(Rejected::AlreadyExists { path: target.clone() });
-        }
-        make_way(change, old, &entry, target)?;
+    if to.entry.as_ref().is_some_and(|old| old.id == entry.id) {
+        return Ok(Applied::Done {});
     }
+    build::check_names(change.view(), from.parent)?;
+    build::check_names(change.view(), to.parent)?;
+    let replaced = match to.entry {
+        Some(_) if !replace => return Err(Rejected::AlreadyExists { path: target.clone() }),
+        Some(old) => make_way(change, old, &entry, target)?,
+        None => Applied::Done {},
+    };
     change.take_out(&entry);
     change.put_in(&mut entry, to.parent, to.name);
-    Ok(Applied::Done {})
+    Ok(replaced)
 }
 
-/// Makes the target of a rename free: a file for a file, an empty directory for a directory.
-fn make_way(change: &mut Change<'_>, old: Entry, new: &Entry, target: &FilePath) -> Result<(), Rejected> {
+/// Makes the target of a rename free: a file for a file, an empty directory for a directory. Tells what went.
+fn make_way(
+    change: &mut Change<'_>,
+    old: Entry,
+    new: &Entry,
+    target: &FilePath,
+) -> Result<Applied, Rejected> {
     match (old.is_file(), new.is_file()) {
         (true, false) => return Err(Rejected::NotADirectory { path: target.clone() }),
         (false, true) => return Err(Rejected::IsADirectory { path: target.clone() }),
@@ -183,5 +192,5 @@ fn make_way(change: &mut Change<'_>, old: Entry, new: &Entry, target: &FilePath)
         }
         (true, true) | (false, false) => {}
     }
-    trash::bury(change, old, target).map(drop)
+    trash::bury(change, old, target)
 }

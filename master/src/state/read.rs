@@ -6,8 +6,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings, StoredReply, Trashed,
-    system,
+    self, Build, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings, StoredReply,
+    Trashed, system,
 };
 use crate::state::reply::Rejected;
 use crate::state::table::{Row, Table, View};
@@ -16,7 +16,7 @@ use crate::state::table::{Row, Table, View};
 pub const PAGE_ROWS_MAX: usize = 10_000;
 /// Most steps up from an entry to the root. Directories that were moved whole can lie deeper than a path can
 /// say; past this depth an entry counts as out of reach.
-const CLIMB_MAX: usize = 4096;
+pub(crate) const CLIMB_MAX: usize = 4096;
 
 /// Part of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,6 +70,14 @@ pub fn clock(view: &dyn View) -> Result<UnixMs, Rejected> {
 /// There is no cluster yet.
 pub fn counters(view: &dyn View) -> Result<Counters, Rejected> {
     row(view, Table::System, &system::COUNTERS)?.ok_or(Rejected::NotBootstrapped {})
+}
+
+/// The snapshot of a large tree that is being built, if there is one.
+///
+/// # Errors
+/// Only [`Rejected::Damaged`].
+pub fn build(view: &dyn View) -> Result<Option<Build>, Rejected> {
+    row(view, Table::System, &system::BUILD)
 }
 
 /// The handle that the next chunk gets: one below it that is not in the state is garbage for ever.

@@ -24,6 +24,16 @@ record! {
     }
 }
 
+impl Rejected {
+    /// Whether nothing is decided yet: the same request comes again when what is in its way has gone.
+    pub fn is_undecided(&self) -> bool {
+        matches!(
+            self,
+            Self::Unsettled { .. } | Self::Held { .. } | Self::TooLarge { what: Limit::Snapshot {}, .. }
+        )
+    }
+}
+
 impl Reply {
     /// The bytes for the wire between masters.
     pub fn encode(&self) -> Vec<u8> {
@@ -119,6 +129,15 @@ tagged! {
         14 Reserved {
             /// The handle.
             handle: ChunkHandle,
+        }
+        /// A snapshot of a large tree came forward.
+        15 Built {
+            /// Names and chunks copied in this step.
+            rows: u32,
+            /// Whether there is more to do; else the request has its answer.
+            more: bool,
+            /// The chunk that has to be revoked before the next step.
+            unsettled: Option<ChunkHandle>,
         }
     }
 }
@@ -259,6 +278,17 @@ tagged! {
             /// The chunk.
             handle: ChunkHandle,
         }
+        /// A snapshot of this tree is being built: until then it stands still. Passes, so it is never kept as the answer
+        /// to a request.
+        27 Held {
+            /// The source of the snapshot.
+            entry: EntryId,
+        }
+        /// The snapshot was given up: the lease of this chunk can't be revoked.
+        28 NotSettled {
+            /// The chunk.
+            handle: ChunkHandle,
+        }
     }
 }
 
@@ -334,6 +364,11 @@ impl fmt::Display for Applied {
                 write!(f, "collected in {steps} steps{}", if *more { ", more is due" } else { "" })
             }
             Self::Reserved { handle } => write!(f, "reserved {handle}"),
+            Self::Built { rows, more: true, unsettled: None } => write!(f, "built {rows} rows"),
+            Self::Built { rows, more: true, unsettled: Some(handle) } => {
+                write!(f, "built {rows} rows, {handle} may still be written")
+            }
+            Self::Built { more: false, .. } => f.write_str("built"),
         }
     }
 }
@@ -361,6 +396,8 @@ impl fmt::Display for Rejected {
             Self::Damaged {} => f.write_str("the state on this master can't be read"),
             Self::Shared { handle } => write!(f, "{handle} is shared: it is copied before it is written"),
             Self::Unsettled { handle } => write!(f, "{handle} may still be written"),
+            Self::Held { entry } => write!(f, "a snapshot of {entry} is being made"),
+            Self::NotSettled { handle } => write!(f, "{handle} can't be revoked, so there is no snapshot"),
             Self::NotFound { .. }
             | Self::AlreadyExists { .. }
             | Self::NotADirectory { .. }
@@ -422,7 +459,8 @@ impl From<Rejected> for Error {
             }
             Rejected::SessionExpired { client } => Self::SessionExpired { client },
             Rejected::WindowFull { .. } => Self::Busy { what: "the session's window of requests".to_owned() },
-            Rejected::NotBootstrapped {} => Self::unavailable(rejected),
+            Rejected::NotBootstrapped {} | Rejected::Held { .. } => Self::unavailable(rejected),
+            Rejected::NotSettled { handle } => Self::NoReplica { handle },
             Rejected::BadChunkCount { .. }
             | Rejected::AlreadyAcknowledged { .. }
             | Rejected::RequestReused { .. }

@@ -1,13 +1,15 @@
-//! Snapshots and copy on write: files that share chunks until one of them is written (GFS §3.4; docs/decisions/0013).
+//! Snapshots and copy on write: files that share chunks until one of them is written (GFS §3.4; docs/decisions/0013). Larger
+//! trees than one command may touch: `build.rs`.
 //!
 //! The guards of the protocol (protocol.md, Snapshot) are kept here as refusals: a snapshot of what may still be
 //! written, a grant to write what is shared, a grant to write a copy while its old chunk has its old version.
 
 use std::collections::BTreeMap;
 
-use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, ServerId};
+use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, RequestId, ServerId};
 use gfs_proto::path::FilePath;
 
+use crate::state::build;
 use crate::state::change::Change;
 use crate::state::codec::decode;
 use crate::state::format::{self, Chunk, Entry, Origin, Place};
@@ -18,7 +20,7 @@ use crate::state::reply::{Applied, GrantRule, Limit, Rejected};
 use crate::state::table::{Table, View};
 
 /// Most files, directories and chunks of one snapshot, so that no command holds up the log.
-pub const SNAPSHOT_ROWS_MAX: u64 = 4096;
+pub const SNAPSHOT_ROWS_MAX: u64 = 1024;
 
 /// What a snapshot covers.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -75,14 +77,18 @@ pub fn is_settled(view: &dyn View, chunk: &Chunk) -> Result<bool, Rejected> {
 /// Makes a copy that shares all chunks, in one step.
 pub(crate) fn snapshot(
     change: &mut Change<'_>,
-    source: &FilePath,
-    target: &FilePath,
+    (source, target): (&FilePath, &FilePath),
+    request: Option<RequestId>,
 ) -> Result<Applied, Rejected> {
+    if let Some(build) = read::build(change.view())?.filter(|build| Some(build.request) == request) {
+        return Err(Rejected::Held { entry: build.source });
+    }
     let root = read::stat(change.view(), source)?;
     if target.is_within(source) && target != source && !root.is_file() {
         return Err(Rejected::IntoItself { source: source.clone(), target: target.clone() });
     }
     let spot = Spot::find_free(change, target)?;
+    build::check_names(change.view(), spot.parent)?;
     let covered = covered(change.view(), root)?;
     for (_, chunk) in &covered.chunks {
         // Guard snapshot_under_lease: a mutation under an old lease would change both sides (traps T14).
@@ -121,7 +127,7 @@ fn share(change: &mut Change<'_>, covered: &Covered, made: &[(EntryId, Entry)]) 
             // Read again: two files of the tree may share it already.
             let mut chunk = read::chunk(change.view(), chunk.handle).map_err(|_| Rejected::Damaged {})?;
             chunk.references = chunk.references.checked_add(1).ok_or(Rejected::Exhausted {})?;
-            change.put_chunk(&chunk);
+            change.put_references(&chunk);
             change.put_file_chunk(entry.id, index, chunk.handle);
         }
     }
@@ -146,6 +152,7 @@ pub(crate) fn copy(change: &mut Change<'_>, wish: &Copy<'_>) -> Result<Applied, 
     if !read::is_live(change.view(), file)? {
         return Err(Rejected::NoSuchEntry { entry: file });
     }
+    build::check_chunks(change.view(), file)?;
     let stands = if index.raw() < entry.chunk_count {
         read::file_chunk(change.view(), file, index)?
     } else {
@@ -213,7 +220,7 @@ pub(crate) fn drop_reference(change: &mut Change<'_>, handle: ChunkHandle) -> Re
         let mut chunk = read::chunk(change.view(), handle).map_err(|_| Rejected::Damaged {})?;
         chunk.references = chunk.references.checked_sub(1).ok_or(Rejected::Damaged {})?;
         if chunk.references > 0 {
-            change.put_chunk(&chunk);
+            change.put_references(&chunk);
             continue;
         }
         if let Some(origin) = read::origin(change.view(), handle)? {

@@ -1,5 +1,7 @@
 //! Claims about the state as a whole, each a script.
 
+mod build;
+mod building;
 mod golden;
 mod model;
 mod random;
@@ -232,7 +234,7 @@ fn a_rename_replaces_a_file_by_a_file_and_an_empty_directory_by_a_directory_if_a
             create /g                        -> file e3 *3 0 chunks
             add e3 0 s1 s1                   -> added c1 at #0
             mv /f /g                         -> rejected: /g: exists already
-            mv -f /f /g                      -> done
+            mv -f /f /g                      -> e3 in the trash until 1000
             stat /g                          -> file e2 *3 0 chunks
             stat /f                          -> rejected: /f: not found
             trash                            -> e3 /g until 1000;
@@ -242,7 +244,7 @@ fn a_rename_replaces_a_file_by_a_file_and_an_empty_directory_by_a_directory_if_a
             mv -f /g /d                      -> rejected: /d: is a directory
             mv -f /d /g                      -> rejected: /g: not a directory
             mv -f /d /e                      -> rejected: /e: directory not empty (use -r to remove a tree)
-            mv -f /e /d                      -> done
+            mv -f /e /d                      -> e4 in the trash until 1000
             ls /d                            -> sub=e6
             trash                            -> e3 /g until 1000; e4 /d until 1000;
             counters                         -> 2 files, 4 directories, 1 chunks, 0 sessions

@@ -8,6 +8,7 @@ use std::time::Duration;
 use gfs_proto::id::{ChunkIndex, EntryId};
 use gfs_proto::path::FilePath;
 
+use crate::state::build;
 use crate::state::change::Change;
 use crate::state::codec::decode;
 use crate::state::format::{self, Entry, Place, Trashed};
@@ -41,7 +42,12 @@ fn find(change: &Change<'_>, id: EntryId) -> Result<(Entry, Trashed), Rejected> 
         return Err(Rejected::NotInTrash { entry: id });
     };
     let trashed = read::row(change.view(), Table::Trash, &format::trash_key(collect_at, id))?;
-    Ok((entry, trashed.ok_or(Rejected::Damaged {})?))
+    let trashed: Trashed = trashed.ok_or(Rejected::Damaged {})?;
+    // Nobody deleted it: part of a tree under collection, or a snapshot that is being built.
+    if trashed.path.is_empty() {
+        return Err(Rejected::NotInTrash { entry: id });
+    }
+    Ok((entry, trashed))
 }
 
 /// Takes an entry out of the trash. Past its date it may be half collected, so then it is gone.
@@ -51,6 +57,7 @@ pub(crate) fn undelete(change: &mut Change<'_>, id: EntryId, target: &FilePath) 
         return Err(Rejected::NotInTrash { entry: id });
     }
     let spot = Spot::find_free(change, target)?;
+    build::check_names(change.view(), spot.parent)?;
     change.take_out(&entry);
     change.put_in(&mut entry, spot.parent, spot.name);
     Ok(Applied::Entry { entry })

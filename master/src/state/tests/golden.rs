@@ -14,8 +14,8 @@ use crate::state::codec::{Field, decode, encode};
 use crate::state::format::{self, StoredReply, system};
 use crate::state::reply::{GrantRule, Limit};
 use crate::state::{
-    Applied, Chunk, Command, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Proposal,
-    Rejected, Reply, Server, Session, Settings, Table, Trashed,
+    Applied, Build, Chunk, Command, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place,
+    Proposal, Rejected, Reply, Server, Session, Settings, Table, Trashed,
 };
 
 const HANDLE: ChunkHandle = ChunkHandle::from_raw(1);
@@ -94,7 +94,26 @@ pub(super) fn commands() -> Vec<Command> {
             copy: ChunkHandle::from_raw(9),
             members: servers(&[1, 2]),
         },
+        Command::BeginSnapshot { source: path("/a"), target: path("/s"), request: REQUEST },
+        Command::BuildSnapshot { root: EntryId::from_raw(5), limit: 100 },
+        Command::AbandonSnapshot { root: EntryId::from_raw(5), handle: HANDLE },
     ]
+}
+
+fn build() -> Build {
+    let (original, copy) = (EntryId::from_raw(6), EntryId::from_raw(8));
+    Build {
+        root: EntryId::from_raw(7),
+        source: EntryId::from_raw(5),
+        source_path: path("/a"),
+        target: path("/s"),
+        request: REQUEST,
+        began_at: TIME,
+        original,
+        copy,
+        after: "n".to_owned(),
+        rows: 300,
+    }
 }
 
 fn applied() -> Vec<Applied> {
@@ -113,6 +132,7 @@ fn applied() -> Vec<Applied> {
         Applied::MasterRegistered { master: MasterId::from_raw(1) },
         Applied::Collected { steps: 5, more: false },
         Applied::Reserved { handle: HANDLE },
+        Applied::Built { rows: 3, more: true, unsettled: Some(HANDLE) },
     ]
 }
 
@@ -146,6 +166,8 @@ fn rejected() -> Vec<Rejected> {
         Rejected::Damaged {},
         Rejected::Shared { handle: HANDLE },
         Rejected::Unsettled { handle: HANDLE },
+        Rejected::Held { entry },
+        Rejected::NotSettled { handle: HANDLE },
     ]
 }
 
@@ -194,6 +216,9 @@ fn golden_commands() {
         Snapshot             0112022f61022f73
         ReserveChunk         0113
         CopyChunk            01140401010109020102
+        BeginSnapshot        0115022f61022f7306ac02
+        BuildSnapshot        01160564
+        AbandonSnapshot      01170501
     "#]].assert_eq(&told);
 }
 
@@ -222,6 +247,7 @@ fn golden_replies() {
         MasterRegistered     010c01
         Collected            010d0500
         Reserved             010e01
+        Built                010f03010101
     "#]]
     .assert_eq(&told);
 }
@@ -256,6 +282,8 @@ fn golden_refusals() {
         Damaged              0118
         Shared               011901
         Unsettled            011a01
+        Held                 011b04
+        NotSettled           011c01
     "#]]
     .assert_eq(&told);
     let all = [
@@ -348,6 +376,7 @@ fn golden_entries_and_chunks() {
         golden("chunk leased", &leased),
         golden("trashed", &trashed),
         golden("origin", &Origin { handle: HANDLE, version: ChunkVersion::from_raw(300) }),
+        golden("build", &build()),
         golden("id of a name", &EntryId::from_raw(4)),
         golden("handle of a file", &HANDLE),
     ];
@@ -359,6 +388,7 @@ fn golden_entries_and_chunks() {
         chunk leased         01010403010202020102000101c0843d
         trashed              0104042f612f6605c0843d
         origin               0101ac02
+        build                010705022f61022f7306ac02c0843d0608016eac02
         id of a name         0104
         handle of a file     0101
     "#]]
@@ -505,5 +535,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         the state on this master can't be read; Never: internal error: the state on this master can't be read
         c1 is shared: it is copied before it is written; Later: c1: a new lease is being granted
         c1 may still be written; Later: c1: a new lease is being granted
+        a snapshot of e4 is being made; Later: unavailable: a snapshot of e4 is being made
+        c1 can't be revoked, so there is no snapshot; Later: c1: no live replica
     "#]].assert_eq(&told);
 }

@@ -1,7 +1,9 @@
 //! A naive model of the state: everything in maps, files by their full paths.
 
+mod build;
 mod snapshot;
 
+pub(super) use build::ModelBuild;
 use std::collections::BTreeMap;
 
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
@@ -31,7 +33,7 @@ pub(super) struct ModelChunk {
 }
 
 #[derive(Clone, Debug)]
-struct ModelSession {
+pub(super) struct ModelSession {
     nonce: u8,
     expires_at: u64,
     first_unacked: u64,
@@ -41,7 +43,7 @@ struct ModelSession {
 /// Everything by its full path; whatever moves is renamed one by one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
-    now: u64,
+    pub(super) now: u64,
     pub(super) index: u64,
     pub(super) tree: BTreeMap<String, Node>,
     /// Date, id, and the tree below, its root at "".
@@ -50,10 +52,16 @@ pub(super) struct Model {
     /// Copy to old chunk and its version.
     pub(super) origins: BTreeMap<u64, (u64, u64)>,
     pub(super) next_chunk: u64,
-    sessions: BTreeMap<u64, ModelSession>,
+    /// The snapshot of a large tree that is being built.
+    pub(super) build: Option<ModelBuild>,
+    /// Chunks of copies that nobody sees: being built, or given up and not yet collected.
+    pub(super) staged: Vec<u64>,
+    /// The next command gets this answer.
+    pub(super) forced: Option<Rejected>,
+    pub(super) sessions: BTreeMap<u64, ModelSession>,
     /// Every session ever opened, in order.
     pub(super) opened: Vec<u64>,
-    next_entry: u64,
+    pub(super) next_entry: u64,
 }
 
 impl Model {
@@ -91,7 +99,7 @@ impl Model {
         self.touch(request.client.raw());
         let answer = self.attempt(proposal);
         if let Some(session) = self.sessions.get_mut(&request.client.raw())
-            && !matches!(answer, Err(Rejected::Unsettled { .. }))
+            && !answer.as_ref().is_err_and(Rejected::is_undecided)
         {
             session.replies.insert(request.sequence, (tag, self.index, answer.clone()));
         }
@@ -109,6 +117,9 @@ impl Model {
 
     /// A command that is refused leaves everything as it was.
     fn attempt(&mut self, proposal: &Proposal) -> Answer {
+        if let Some(rejected) = self.forced.take() {
+            return Err(rejected);
+        }
         let mut next = self.clone();
         let answer = next.run(proposal);
         if answer.is_ok() {
@@ -184,6 +195,9 @@ impl Model {
             Command::CopyChunk { .. } => self.copy(command),
             Command::Bootstrap { .. }
             | Command::CollectTrash { .. }
+            | Command::BeginSnapshot { .. }
+            | Command::BuildSnapshot { .. }
+            | Command::AbandonSnapshot { .. }
             | Command::RegisterServer { .. }
             | Command::RegisterMaster { .. } => panic!("the model has no {command}"),
         }
@@ -312,6 +326,7 @@ impl Model {
         if source == target {
             return Ok(Applied::Done {});
         }
+        let mut replaced = Applied::Done {};
         if let Some(to) = to {
             let path = target.clone();
             match (from.entry.is_file(), to.entry.is_file()) {
@@ -321,12 +336,12 @@ impl Model {
                 (false, false) if !self.below(target).is_empty() => {
                     return Err(Rejected::NotEmpty { path });
                 }
-                _ => drop(self.bury(target)),
+                _ => replaced = self.bury(target),
             }
         }
         let tree = self.take(source);
         self.graft(target, tree);
-        Ok(Applied::Done {})
+        Ok(replaced)
     }
 
     // ---- trash ----

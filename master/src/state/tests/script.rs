@@ -36,12 +36,14 @@ pub(super) struct World {
     pub(super) memory: Memory,
     pub(super) index: u64,
     pub(super) now: u64,
+    /// The last build that was begun.
+    pub(super) last_build: Option<Proposal>,
 }
 
 impl World {
     /// An empty state.
     pub(super) fn empty() -> Self {
-        Self { memory: Memory::default(), index: 0, now: 0 }
+        Self { memory: Memory::default(), index: 0, now: 0, last_build: None }
     }
     /// A cluster with chunkservers s1 to s4, at log index 5.
     pub(super) fn with_servers() -> Self {
@@ -258,6 +260,13 @@ fn command(words: &[&str]) -> Command {
 fn snapshot_command(words: &[&str]) -> Command {
     match *words {
         ["snapshot", source, target] => Command::Snapshot { source: path(source), target: path(target) },
+        ["begin", source, target, request] => {
+            let numbers: Vec<u64> = request.split(':').map(number).collect();
+            let request = RequestId { client: ClientId::from_raw(numbers[0]), sequence: numbers[1] };
+            Command::BeginSnapshot { source: path(source), target: path(target), request }
+        }
+        ["build", root, limit] => Command::BuildSnapshot { root: entry(root), limit: limit.parse().unwrap() },
+        ["abandon", root, handle] => Command::AbandonSnapshot { root: entry(root), handle: chunk(handle) },
         ["reserve"] => Command::ReserveChunk {},
         ["copy", file, index, old, of, copy, members] => Command::CopyChunk {
             file: entry(file),

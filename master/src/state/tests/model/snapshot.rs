@@ -15,7 +15,8 @@ impl Model {
     pub(in super::super) fn references(&self, chunk: u64) -> usize {
         let nodes = self.tree.values().chain(self.trash.values().flat_map(BTreeMap::values));
         let files = nodes.flat_map(|node| &node.chunks).filter(|one| **one == chunk).count();
-        files + self.origins.values().filter(|(old, _)| *old == chunk).count()
+        let staged = self.staged.iter().filter(|one| **one == chunk).count();
+        files + staged + self.origins.values().filter(|(old, _)| *old == chunk).count()
     }
     /// Chunks that nobody has are gone, and what was known of them.
     pub(super) fn drop_unused(&mut self) {
