@@ -258,11 +258,12 @@ impl Client {
         Ok(())
     }
 
-    /// Makes a copy of a file or a small tree in a moment: both share all chunks until one of them is written (GFS §3.4).
+    /// Makes a copy of a file or a tree: both share all chunks until one of them is written (GFS §3.4). Takes a moment; of
+    /// a tree with many entries longer, and then changes of names in it wait until it is done.
     /// What was acknowledged before is in it, what is begun later is not; the new name must be free.
     ///
     /// # Errors
-    /// What the master says: [`gfs_proto::Error::TooLarge`] if the tree has too many entries.
+    /// What the master says. If the patience ends before a large snapshot is built, it is made all the same.
     pub async fn snapshot(&self, source: &str, target: &str) -> Result<Entry> {
         let (source, target) = (parsed(source)?, parsed(target)?);
         let reply = self

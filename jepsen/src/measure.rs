@@ -102,7 +102,11 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         bring_back(&mut cluster, &victim, loss, site)?;
         cluster.wait_until_up().await?;
         let patience = Duration::from_secs(60);
-        cluster.wait_for_status("all replicas", patience, |status| status.chunks_below_goal == 0).await?;
+        cluster
+            .wait_for_status("all replicas", patience, |status| {
+                status.counted && status.chunks_below_goal == 0
+            })
+            .await?;
     }
     waits.sort_unstable();
     // What a loss makes servers log is no matter here.

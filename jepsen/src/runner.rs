@@ -210,7 +210,7 @@ async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
     cluster.wait_until_up().await?;
     let status = cluster
         .wait_for_status("every chunk has its replicas", HEALING_PATIENCE, |status| {
-            status.chunks_below_goal == 0
+            status.counted && status.chunks_below_goal == 0
         })
         .await?;
     if status.chunks_without_replica > 0 {

@@ -21,9 +21,11 @@ pub(crate) struct Mv {
 
 /// `gfs snapshot`
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  gfs snapshot /photos /photos-before-cleanup")]
+#[command(after_help = "Example:\n  gfs snapshot /photos /photos-before-cleanup\n\n\
+A tree of more than a thousand entries is built step by step: its names stand still until then (with --timeout to wait \
+longer).")]
 pub(crate) struct Snapshot {
-    /// What to copy: a file, or a tree of up to 4096 files, directories and chunks
+    /// What to copy: a file or a tree
     pub(crate) source: String,
     /// The path of the copy; nothing may have it
     pub(crate) target: String,

@@ -29,9 +29,19 @@ fn as_json(status: &ClusterStatusReply) -> Value {
         "files": status.files,
         "directories": status.directories,
         "chunks": status.chunks,
-        "chunks_below_goal": status.chunks_below_goal,
-        "chunks_without_replica": status.chunks_without_replica,
+        // Nobody is to read a zero that was not counted.
+        "chunks_below_goal": status.counted.then_some(status.chunks_below_goal),
+        "chunks_without_replica": status.counted.then_some(status.chunks_without_replica),
     })
+}
+
+/// Measured, or not known yet (promise P9).
+fn redundancy(status: &ClusterStatusReply) -> String {
+    if !status.counted {
+        return "their replicas are still being counted".to_owned();
+    }
+    let (below, without) = (status.chunks_below_goal, status.chunks_without_replica);
+    format!("{below} below their goal, {without} without a live replica")
 }
 
 fn as_text(status: &ClusterStatusReply) -> String {
@@ -40,12 +50,11 @@ fn as_text(status: &ClusterStatusReply) -> String {
         format!("cluster {}, chunks of {}", status.cluster, show_bytes(status.chunk_bytes)),
         format!("leader {}, term {}, log index {}", status.leader, status.term, status.rev),
         format!(
-            "{} files, {} directories, {} chunks: {} below their goal, {} without a live replica",
+            "{} files, {} directories, {} chunks: {}",
             status.files,
             status.directories,
             status.chunks,
-            status.chunks_below_goal,
-            status.chunks_without_replica
+            redundancy(status)
         ),
         "masters:".to_owned(),
     ];

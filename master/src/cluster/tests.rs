@@ -235,3 +235,19 @@ fn only_reported_live_replicas_on_others_count_before_a_deletion() {
     assert_eq!(cluster.standing(outsider, Some(&pending(&[1, 4])), at(0)), Standing::Member);
     assert_eq!(cluster.standing(outsider, None, at(0)), Standing::Unknown);
 }
+
+#[test]
+fn what_was_lost_while_a_grant_was_under_way_its_confirm_does_not_bring_back() {
+    let mut cluster = cluster();
+    let (begun, version) = (at(100), ChunkVersion::from_raw(6));
+    let lost = report(2, None, &[], &[7]);
+    assert!(cluster.report(ServerId::from_raw(3), &lost, &Memory::default(), at(150)));
+    cluster.adopted(handle(7), version, &ids(&[1, 2, 3]), begun);
+    let confirmed = Chunk { version, confirmed: version, ..chunk() };
+    cluster.examine(handle(7), Some(&confirmed), at(200));
+    assert_eq!(cluster.weak().get(&handle(7)).map(|weakness| weakness.live), Some(2));
+    // A grant that began after the loss gave it a new replica, which is not reported yet.
+    cluster.adopted(handle(7), version, &ids(&[3]), at(160));
+    cluster.examine(handle(7), Some(&confirmed), at(200));
+    assert!(cluster.weak().is_empty());
+}

@@ -111,6 +111,22 @@ impl Soft {
         self.clock.moment().since(self.started) >= SETTLING
     }
 
+    /// Whether what was counted of the replicas says something: every server has reported, or had the time to. A live one
+    /// whose report is not in yet may hold anything.
+    ///
+    /// # Errors
+    /// Only a state that can't be read.
+    pub(crate) fn has_heard_everybody(&self) -> Result<bool> {
+        let had_time = self.is_settled();
+        self.with(|cluster, view, now| {
+            let servers = crate::state::read::servers(view)?;
+            Ok(servers.iter().all(|row| match cluster.server(row.server) {
+                Some(known) if known.is_alive(now) => known.has_full_report(),
+                Some(_) | None => had_time,
+            }))
+        })
+    }
+
     /// Calls `call` with the soft state, the replicated state, and the time, when the soft state has caught up
     /// with every entry that was applied before this call.
     pub(crate) fn with<T>(&self, call: impl FnOnce(&mut Cluster, &dyn View, Moment) -> T) -> T {

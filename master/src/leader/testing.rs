@@ -66,8 +66,10 @@ pub(super) enum Mood {
     Partial,
     /// Acknowledges exclusions of another epoch.
     Forgetful,
-    /// Never ends a reconciliation.
+    /// Never ends a reconciliation, unless woken.
     Slow,
+    /// Refuses to lead the reconciliation under way, as after a restart; then does what it is told.
+    Restarted,
 }
 
 /// The chunkservers, and what they were told.
@@ -77,11 +79,18 @@ pub(super) struct Servers {
     trace: Mutex<Vec<String>>,
     /// Versions stored in this life of the server: chunk, version, server.
     stored: Mutex<BTreeSet<(u64, u64, u64)>>,
+    /// Chunks and versions whose primary has restarted since it stored them.
+    lost_role: Mutex<BTreeSet<(u64, u64)>>,
+    woken: tokio::sync::Notify,
 }
 
 impl Servers {
     pub(super) fn set(&self, server: u64, mood: Mood) {
         self.moods.lock().insert(server, mood);
+    }
+    /// Lets a slow reconciliation go on.
+    pub(super) fn wake(&self) {
+        self.woken.notify_waiters();
     }
     /// Ends every role of a server, as its restart does.
     pub(super) fn restart(&self, server: u64) {
@@ -104,7 +113,7 @@ impl Servers {
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 Err(Error::unavailable("no answer"))
             }
-            mood @ (Mood::Well | Mood::Partial | Mood::Forgetful | Mood::Slow) => Ok(mood),
+            mood @ (Mood::Well | Mood::Partial | Mood::Forgetful | Mood::Slow | Mood::Restarted) => Ok(mood),
         }
     }
 }
@@ -136,7 +145,15 @@ impl Orders for Servers {
         Box::pin(async move {
             if self.reach(&target).await? == Mood::Slow {
                 self.told(format!("{}: reconcile v{}, for ever", target.server, request.version));
-                return std::future::pending().await;
+                self.woken.notified().await;
+            }
+            if self.mood(target.server) == Mood::Restarted {
+                self.lost_role.lock().insert((request.handle, request.version));
+                self.set(target.server.raw(), Mood::Well);
+            }
+            if self.lost_role.lock().contains(&(request.handle, request.version)) {
+                let handle = ChunkHandle::from_raw(request.handle);
+                return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
             }
             self.told(format!("{}: reconcile v{}", target.server, request.version));
             Ok(())

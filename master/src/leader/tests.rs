@@ -1,5 +1,6 @@
 //! One claim per test: what the grant driver orders, in which order, and when it waits.
 
+mod attempts;
 mod build;
 mod snapshot;
 mod unlink;

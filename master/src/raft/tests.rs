@@ -2,4 +2,5 @@
 
 mod crash;
 mod group;
+mod large;
 mod suite;

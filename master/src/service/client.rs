@@ -212,12 +212,15 @@ impl pb::master_server::Master for Service {
         let leadership = self.node.leadership().borrow().clone();
         let settings = read::settings(&self.node.view()).map_err(Error::from)?;
         // Promise P9: counted from what the servers reported, never from what was configured.
+        let mut counted = false;
         for _ in 0..COUNT_STEPS_MAX {
-            if self.leader.soft().with(|cluster, view, now| cluster.is_counted(view, now)) {
+            counted = self.leader.soft().with(|cluster, view, now| cluster.is_counted(view, now));
+            if counted {
                 break;
             }
             tokio::task::yield_now().await;
         }
+        let counted = counted && self.leader.soft().has_heard_everybody()?;
         let (below, without) = self.leader.soft().with(|cluster, _, _| {
             let without = cluster.weak().values().filter(|weakness| weakness.live == 0).count();
             (cluster.weak().len(), without)
@@ -235,6 +238,7 @@ impl pb::master_server::Master for Service {
             directories: counters.directories,
             rev,
             chunk_bytes: settings.chunk_bytes.raw().into(),
+            counted,
         }))
     }
 

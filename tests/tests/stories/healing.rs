@@ -31,7 +31,7 @@ async fn replicas_of_a_dead_server_are_made_again_elsewhere() {
     assert_eq!(digest_of(&read[..]).unwrap(), digest_of(&bytes[..]).unwrap());
     // The count is of what the servers have reported, which comes a little later.
     let whole = |status: &gfs_client::ClusterStatusReply| {
-        status.chunks_below_goal == 0 && status.chunks_without_replica == 0
+        status.counted && status.chunks_below_goal == 0 && status.chunks_without_replica == 0
     };
     cluster.wait_for_status("nothing is below its goal", PATIENCE, whole).await.unwrap();
 }

@@ -140,3 +140,16 @@ async fn what_a_leader_left_between_the_copy_and_the_new_version_its_successor_e
         s1: activate v2"#]],
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_two_disks_is_not_copied_to_one() {
+    // Decision 0009: with one holder left that can copy, the write waits; nothing is mapped.
+    let stage = Stage::new(4);
+    let old = shared(&stage).await;
+    stage.servers.set(2, Mood::Dead);
+    stage.servers.set(3, Mood::Dead);
+    let spot = (stage.file, FIRST);
+    let refused = stage.granter.find_lease_of(&stage.reign, spot, old, None).await;
+    assert_eq!(refused, Err(Error::NoReplica { handle: old }));
+    assert_eq!(read::file_chunks(&*stage.view(), stage.file, FIRST, 1).unwrap()[0].1.handle, old);
+}

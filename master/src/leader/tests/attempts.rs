@@ -1,0 +1,61 @@
+//! What a driver learns from its failures, and in which order members are told.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_that_restarts_in_a_pending_grant_stays_a_member_and_gets_a_new_version() {
+    // Guard late_activation. The servers have stored version 2, restart, and version 2 makes nobody a primary any more.
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.servers.set(1, Mood::Slow);
+    let grant = stage.granter.start(&stage.reign, handle, Wish::write()).unwrap();
+    stage.pass(Duration::from_millis(200)).await;
+    stage.servers.trace();
+    stage.servers.set(1, Mood::Restarted);
+    stage.servers.wake();
+    let deadline = stage.now().plus(Duration::from_secs(10));
+    while grant.borrow().is_none() {
+        stage.pass(Duration::from_millis(50)).await;
+        assert!(stage.now() < deadline, "the same pending grant is tried for ever");
+    }
+    assert_eq!(*grant.borrow(), Some(Ok(())));
+    expect!["c1 v3 confirmed v3 on [s1, s2, s3], leased to s1 until 0"].assert_eq(&show(&stage, handle));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_hears_of_a_grant_only_when_the_base_has_stored_it_whole() {
+    // Trap T21: it drops what it holds, which may be the last good copy.
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.granter.grant(&stage.reign, handle, without(&[3])).await.unwrap();
+    stage.servers.trace();
+    stage.servers.set(1, Mood::Partial);
+    stage.servers.set(2, Mood::Partial);
+    let wish = Wish { writer: true, reach: Reach::Goal, avoid: BTreeSet::new() };
+    let granting = stage.granter.grant(&stage.reign, handle, wish);
+    let outcome = tokio::time::timeout(Duration::from_secs(20), stage.during(granting)).await;
+    assert!(!matches!(outcome, Ok((Ok(()), _))), "nobody is whole");
+    let told = stage.servers.trace();
+    assert!(told.contains("s1: store") && !told.contains("joins"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pending_grants_without_hope_do_not_keep_the_others_from_their_turn() {
+    let stage = Stage::new(4);
+    // More than one tick looks at, on servers that are away; and one behind them that can be granted.
+    (1..=4).for_each(|server| stage.servers.set(server, Mood::Deaf));
+    let handles: Vec<ChunkHandle> = (0..70).map(|index| stage.add_chunk(index)).collect();
+    let duties = Duties::new(stage.log.clone(), stage.servers.clone(), stage.granter.clone());
+    duties.tick_care(&stage.reign).unwrap();
+    let is_looked_at = |at: usize| stage.granter.is_in_flight(handles[at]);
+    assert!(is_looked_at(0) && is_looked_at(63) && !is_looked_at(64));
+    // The first ones end in failure, and are not begun again before the last ones were.
+    stage.reign.over.cancel();
+    while stage.granter.in_flight() > 0 {
+        stage.pass(Duration::from_millis(100)).await;
+    }
+    let reign =
+        crate::cluster::Reign { over: tokio_util::sync::CancellationToken::new(), ..stage.reign.clone() };
+    duties.tick_care(&reign).unwrap();
+    assert!(is_looked_at(64) && is_looked_at(69) && !is_looked_at(0));
+}
