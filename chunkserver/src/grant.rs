@@ -1,10 +1,13 @@
 //! Orders of the leader about one chunk's grants (protocol.md, Grant 2 and 6), exclusions, deletion.
 
+use std::collections::BTreeSet;
+
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::{Error, Result, fault, pb};
+use parking_lot::Mutex;
 
-use crate::chunk::held;
+use crate::chunk::{State, held};
 use crate::replica::{Grant, Replica, Standing, Store as How};
 use crate::report::Change;
 use crate::server::Chunkserver;
@@ -87,30 +90,55 @@ impl Chunkserver {
     }
 
     /// Copies a replica locally, for a file that is about to be written (GFS §3.4). The copy serves nobody before the
-    /// leader answers for it as for any other replica. Blocks on the disk.
+    /// leader answers for it as for any other replica. Blocks on the disk, in steps: no chunk is locked meanwhile.
     pub(crate) fn copy_replica(&self, request: &pb::CopyReplicaRequest) -> Result<u32> {
         let us = self.ordered(request.head.clone())?;
         let source = (ChunkHandle::from_raw(request.handle), ChunkVersion::from_raw(request.version));
         let (copy, version) =
             (ChunkHandle::from_raw(request.copy), ChunkVersion::from_raw(request.copy_version));
-        // Whoever copies the same again waits here, and finds it done.
-        self.with_chunk(copy, |state| {
-            if let Some(replica) = &state.replica
-                && replica.held().version > version
-            {
-                let here = replica.held().version;
-                return Err(Error::VersionMismatch { handle: copy, asked: version, here });
+        let _only_one = Copying::begin(&self.copying, copy)?;
+        if let Ok(chunk) = self.chunk(copy) {
+            chunk.quick(|state| may_be_copied_to(state, copy, version))?;
+        }
+        let made = match self.store.copy(source, (copy, version)) {
+            Ok(made) => held(&made),
+            Err(error) => {
+                self.drop_part_of_copy(copy, version);
+                return Err(self.wire(&error));
             }
-            let made = held(&self.store.copy(source, (copy, version)).map_err(|error| self.wire(&error))?);
-            if state.replica.is_none() {
+        };
+        self.with_chunk(copy, |state| {
+            // A grant may have come in the meantime; then the store has what it made of the copy.
+            may_be_copied_to(state, copy, version)?;
+            if state.replica.as_ref().is_none_or(|replica| replica.held().partial) {
                 let born = self.journal.lock().note(copy, Change::Changed);
                 let standing = Standing { born, void_until: Some(self.now()), ..Standing::default() };
                 state.replica = Some(Replica::restored(us, copy, made, false, standing));
             }
             state.changed();
-            tracing::debug!(handle = %source.0, %copy, length = made.end.length, "replica copied");
-            Ok(made.end.length)
-        })
+            Ok(())
+        })?;
+        tracing::debug!(handle = %source.0, %copy, length = made.end.length, "replica copied");
+        Ok(made.end.length)
+    }
+
+    /// Removes what a copy that failed has left behind: nobody will ever ask for it (traps T16).
+    fn drop_part_of_copy(&self, copy: ChunkHandle, version: ChunkVersion) {
+        let removed = self.with_chunk(copy, |state| {
+            let part = self.store.state(copy).map_err(|error| self.wire(&error))?;
+            if part.version != version || !part.partial {
+                return Ok(());
+            }
+            self.store.delete(copy, version).map_err(|error| self.wire(&error))?;
+            if state.replica.is_some() {
+                state.end();
+                self.note(copy, Change::Removed);
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            tracing::debug!(%copy, %error, "nothing of a failed copy to remove");
+        }
     }
 
     /// Removes a replica that the committed state calls garbage, unless it has been granted anew since.
@@ -136,6 +164,35 @@ impl Chunkserver {
             tracing::info!(%handle, %version_max, "replica deleted");
         }
         Ok(deleted)
+    }
+}
+
+/// Refuses if the handle of a copy is in use at a newer version.
+fn may_be_copied_to(state: &State, copy: ChunkHandle, version: ChunkVersion) -> Result<()> {
+    match state.replica.as_ref().map(|replica| replica.held().version) {
+        Some(here) if here > version => Err(Error::VersionMismatch { handle: copy, asked: version, here }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A copy that is being made; over when dropped.
+struct Copying<'a> {
+    all: &'a Mutex<BTreeSet<ChunkHandle>>,
+    copy: ChunkHandle,
+}
+
+impl<'a> Copying<'a> {
+    fn begin(all: &'a Mutex<BTreeSet<ChunkHandle>>, copy: ChunkHandle) -> Result<Self> {
+        if all.lock().insert(copy) {
+            Ok(Self { all, copy })
+        } else {
+            Err(Error::Busy { what: format!("the copy {copy}") })
+        }
+    }
+}
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.copy);
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Chunkserver {
     pub(crate) doubts: Mutex<BTreeMap<ChunkHandle, (Failure, Moment)>>,
     /// Chunks whose commit mark on the disk is behind.
     pub(crate) marks: Mutex<BTreeSet<ChunkHandle>>,
+    /// Copies of replicas that are being made here.
+    pub(crate) copying: Mutex<BTreeSet<ChunkHandle>>,
     channels: Mutex<BTreeMap<String, Channel>>,
     /// The master that last answered as the leader.
     pub(crate) leader: Mutex<Option<RegistryClient<Channel>>>,
@@ -97,6 +99,7 @@ impl Chunkserver {
             failures: Mutex::default(),
             doubts: Mutex::default(),
             marks: Mutex::default(),
+            copying: Mutex::default(),
             channels: Mutex::default(),
             leader: Mutex::default(),
             expired: Mutex::default(),

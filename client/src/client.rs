@@ -317,10 +317,8 @@ impl Client {
     /// # Errors
     /// What the master says.
     pub async fn stat(&self, path: &str) -> Result<Entry> {
-        self.stat_request(parsed(path)?.to_string(), 0).await
-    }
-    async fn stat_request(&self, path: String, id: u64) -> Result<Entry> {
-        let request = pb::StatRequest { path, freshness: self.core.freshness(), id };
+        let path = parsed(path)?.to_string();
+        let request = pb::StatRequest { path, freshness: self.core.freshness(), id: 0 };
         let reply = self
             .core
             .fresh_lookup(self.core.patience(), |mut master| {

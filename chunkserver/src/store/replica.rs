@@ -1,9 +1,11 @@
 //! The life of a replica: made, given a version, emptied, removed. Every step is one durable record.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
+use parking_lot::MutexGuard;
 
 use super::chunk::{Chunk, State};
 use super::content::{Membership, ReplicaState};
@@ -101,6 +103,28 @@ impl Emptied {
     }
 }
 
+/// What a version that is to be stored meets.
+enum Meets<'a> {
+    /// A replica at a lower version.
+    Lower(MutexGuard<'a, State>),
+    /// One at the same, and its newest record.
+    Same(u64, ReplicaState),
+}
+
+/// Looks what is here before a version is stored: compare and set, never backwards, under the replica's lock (T50).
+fn meet(chunk: &Chunk, version: ChunkVersion) -> Result<Meets<'_>> {
+    let state = chunk.state.lock();
+    let (handle, here) = (chunk.handle, state.meta.version);
+    if state.removed {
+        return Err(Error::NoSuchChunk { handle });
+    }
+    match here.cmp(&version) {
+        Ordering::Less => Ok(Meets::Lower(state)),
+        Ordering::Equal => Ok(Meets::Same(state.last_sequence, state.summary(handle))),
+        Ordering::Greater => Err(Error::VersionMismatch { handle, asked: version, here }),
+    }
+}
+
 /// A fresh replica where there is one already.
 pub(crate) fn create_again(
     disk: &Arc<Disk>,
@@ -108,19 +132,14 @@ pub(crate) fn create_again(
     version: ChunkVersion,
 ) -> Result<ReplicaState> {
     let mut permit = disk.log.reserve(SMALL_RECORD_BYTES)?;
-    let mut state = chunk.state.lock();
-    let (handle, here) = (chunk.handle, state.meta.version);
-    if state.removed {
-        return Err(Error::NoSuchChunk { handle });
-    }
-    if here == version && state.meta.adopted == version {
-        let (sequence, summary) = (state.last_sequence, state.summary(handle));
-        drop(state);
-        return repeated(disk, sequence, summary);
-    }
-    if here >= version {
-        return Err(Error::VersionMismatch { handle, asked: version, here });
-    }
+    let handle = chunk.handle;
+    let mut state = match meet(chunk, version)? {
+        Meets::Lower(state) => state,
+        Meets::Same(sequence, summary) if summary.adopted == version => {
+            return repeated(disk, sequence, summary);
+        }
+        Meets::Same(..) => return Err(Error::VersionMismatch { handle, asked: version, here: version }),
+    };
     let meta = Empty::Fresh.meta(version, disk.next_generation());
     let emptied = empty_out(disk, chunk, &mut state, &mut permit, meta);
     let summary = state.summary(handle);
@@ -137,20 +156,11 @@ pub(crate) fn store_version(
     membership: Membership,
 ) -> Result<ReplicaState> {
     let mut permit = disk.log.reserve(SMALL_RECORD_BYTES)?;
-    let mut state = chunk.state.lock();
-    let (handle, here) = (chunk.handle, state.meta.version);
-    if state.removed {
-        return Err(Error::NoSuchChunk { handle });
-    }
-    // Compare and set, never backwards, under the replica's lock (T50).
-    if version < here {
-        return Err(Error::VersionMismatch { handle, asked: version, here });
-    }
-    if version == here {
-        let (sequence, summary) = (state.last_sequence, state.summary(handle));
-        drop(state);
-        return repeated(disk, sequence, summary);
-    }
+    let handle = chunk.handle;
+    let mut state = match meet(chunk, version)? {
+        Meets::Lower(state) => state,
+        Meets::Same(sequence, summary) => return repeated(disk, sequence, summary),
+    };
     state.adoption += 1;
     match membership {
         Membership::Base => {

@@ -359,3 +359,68 @@ async fn an_error_after_an_attempt_that_may_have_got_through_is_no_proof_that_it
     let told = file.write_at(0, Bytes::from_static(b"a")).await.unwrap_err();
     assert!(matches!(told, Error::DeadlineExceeded { .. }), "{told}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_running_lease_is_written_under_while_nobody_leads() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"a")).await.unwrap();
+    // No master says anything any more.
+    fake.judge(|call, _| if call.starts_with('m') { Verdict::Silence } else { Verdict::Go });
+    let asked = fake.with(|cluster| cluster.calls("m1 ").len() + cluster.calls("m2 ").len());
+    for at in 1..20 {
+        file.write_at(at, Bytes::from_static(b"b")).await.unwrap();
+    }
+    assert_eq!(file.append(Bytes::from_static(b"c")).await.unwrap(), 20);
+    let mut writer = file.writer(21);
+    writer.write(b"dd").await.unwrap();
+    writer.finish().await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.calls("m1 ").len() + cluster.calls("m2 ").len()), asked);
+    assert_eq!(fake.with(|cluster| cluster.content("/a")), b"abbbbbbbbbbbbbbbbbbbcdd");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_or_dead_member_is_a_retry_for_the_client_and_an_error_only_when_its_patience_ends() {
+    let fake = Fake::start();
+    let client = fake.client(Options { patience: Duration::from_secs(20), ..Options::default() }).await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"a")).await.unwrap();
+    let server = gfs_proto::id::ServerId::from_raw(2);
+    let handle = ChunkHandle::from_raw(1);
+    let mut slow = 3;
+    fake.judge(move |call, _| match call.contains(" write ") && slow > 0 {
+        true => {
+            slow -= 1;
+            [Verdict::Silence, Verdict::Refuse(Error::MemberFailed { handle, server }), Verdict::LoseReply]
+                [slow]
+                .clone()
+        }
+        false => Verdict::Go,
+    });
+    file.write_at(1, Bytes::from_static(b"b")).await.unwrap();
+    assert_eq!(fake.with(|cluster| cluster.content("/a")), b"ab");
+    // For ever: then the client is told, when its patience is over and not before.
+    fake.judge(move |call, _| match call.contains(" write ") {
+        true => Verdict::Refuse(Error::MemberFailed { handle, server }),
+        false => Verdict::Go,
+    });
+    let began = tokio::time::Instant::now();
+    let told = file.write_at(2, Bytes::from_static(b"c")).await.unwrap_err();
+    assert!(matches!(told, Error::DeadlineExceeded { .. }), "{told}");
+    assert!((18..=22).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_past_the_largest_file_is_refused_before_anybody_is_asked() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let limit = client.chunk_bytes().file_bytes_max();
+    for offset in [limit, limit - 1] {
+        let told = file.write_at(offset, Bytes::from_static(b"ab")).await.unwrap_err();
+        let expected = Error::TooLarge { what: "file".into(), size: limit, limit };
+        assert_eq!(told, expected, "at {offset}");
+    }
+    assert!(
+        fake.with(|cluster| cluster.calls("add_chunk").is_empty() && cluster.calls(" write ").is_empty())
+    );
+}
