@@ -42,6 +42,9 @@ struct Arguments {
     /// Bytes of a stream in MiB, all streams together.
     #[arg(long, default_value_t = 512)]
     mib: u64,
+    /// Size of a chunk in MiB: small ones show what it costs that appenders go from chunk to chunk.
+    #[arg(long, default_value_t = 64)]
+    chunk_mib: u64,
     /// Seconds of each measurement of operations.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -115,7 +118,8 @@ fn processes(cluster: &Cluster) -> Vec<u32> {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let cluster = if arguments.masters.is_empty() {
-        let shape = Shape { masters: 3, chunk_bytes: 64 << 20, trash: TRASH, ..Shape::default() };
+        let chunk_bytes = arguments.chunk_mib << 20;
+        let shape = Shape { masters: 3, chunk_bytes, trash: TRASH, ..Shape::default() };
         Some(Cluster::start(shape).await?)
     } else {
         None

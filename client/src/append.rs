@@ -81,10 +81,36 @@ impl File {
     }
 
     /// The chunk to try after a sealed one: the last of the file, or a new one.
+    ///
+    /// Of many appenders that meet at the end of a chunk one asks the master, and makes the next chunk if there is
+    /// none; the others find it known when that is done.
     async fn chunk_after(&self, sealed: ChunkIndex) -> Result<ChunkIndex> {
         let next = sealed.next();
+        if let Ok(_first) = self.opened.moving_on.try_lock() {
+            return match self.known_after(next) {
+                Some(known) => Ok(known),
+                None => self.find_after(next).await,
+            };
+        }
+        drop(self.opened.moving_on.lock().await);
+        // Who was first may have failed: then each asks for itself, and says what is wrong.
+        match self.known_after(next) {
+            Some(known) => Ok(known),
+            None => self.find_after(next).await,
+        }
+    }
+
+    /// The last chunk that is known, if that is this one or a later one. Should it be sealed, it says so.
+    fn known_after(&self, next: ChunkIndex) -> Option<ChunkIndex> {
+        let seen = self.opened.chunks_seen.load(Ordering::Relaxed);
+        (seen > next.raw()).then(|| ChunkIndex::from_raw(seen - 1))
+    }
+
+    async fn find_after(&self, next: ChunkIndex) -> Result<ChunkIndex> {
         let located = self.core.locate(&self.opened, next, self.core.patience()).await?;
-        Ok(ChunkIndex::from_raw(located.chunk_count.saturating_sub(1)).max(next))
+        let last = ChunkIndex::from_raw(located.chunk_count.saturating_sub(1)).max(next);
+        self.core.lease(&self.opened, last, self.core.patience()).await?;
+        Ok(last)
     }
 
     /// Asks the primary of a sealed chunk what became of a record.

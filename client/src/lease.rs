@@ -30,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) unsynced: Mutex<Unsynced>,
     /// One question for a lease at a time, so that overlapping writes share the answer.
     leasing: tokio::sync::Mutex<()>,
+    /// Held by the appender that finds the chunk after a sealed one; the others wait for that.
+    pub(crate) moving_on: tokio::sync::Mutex<()>,
 }
 
 impl Opened {
@@ -40,6 +42,7 @@ impl Opened {
             length_seen: AtomicU64::new(0),
             unsynced: Mutex::default(),
             leasing: tokio::sync::Mutex::default(),
+            moving_on: tokio::sync::Mutex::default(),
         }
     }
     pub(crate) fn see_chunks(&self, count: u32) {

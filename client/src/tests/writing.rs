@@ -424,3 +424,44 @@ async fn a_write_past_the_largest_file_is_refused_before_anybody_is_asked() {
         fake.with(|cluster| cluster.calls("add_chunk").is_empty() && cluster.calls(" write ").is_empty())
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_many_appenders_at_the_end_of_a_chunk_one_asks_the_master() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.append(Bytes::from(vec![0; UNIT])).await.unwrap();
+    fake.with(|cluster| cluster.log.clear());
+    // Three more fit into the first chunk, four into each after it.
+    let appends = (1..32).map(|byte| file.append(Bytes::from(vec![byte; UNIT])));
+    let offsets = futures::future::try_join_all(appends).await.unwrap();
+    let distinct: std::collections::BTreeSet<u64> = offsets.iter().copied().collect();
+    assert_eq!(distinct.len(), 31);
+    let (chunks, asked) = fake.with(|cluster| {
+        let count = |what: &str| cluster.calls(what).len();
+        (cluster.chunks.len(), count(" locate") + count("add_chunk") + count("find_lease"))
+    });
+    assert_eq!(chunks, 8);
+    assert!(asked <= 3 * chunks, "{asked} questions for {chunks} chunks");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_record_never_came_to_a_sealed_chunk_is_not_believed_after_the_end_of_its_session() {
+    let fake = Fake::start();
+    let client = fake.client(Options { patience: Duration::from_secs(3600), ..Options::default() }).await;
+    let file = client.create("/a", 0).await.unwrap();
+    let handle = ChunkHandle::from_raw(1);
+    // The answer comes only when the chunk may have forgotten the ids of the session.
+    let answers_at = tokio::time::Instant::now() + Duration::from_secs(900);
+    fake.judge(move |call, cluster| {
+        if call.contains(" append ") {
+            return Verdict::Refuse(Error::Sealed { handle });
+        }
+        if call.contains(" outcome ") && tokio::time::Instant::now() < answers_at {
+            return Verdict::Refuse(Error::unavailable("cut off"));
+        }
+        cluster.chunks.values_mut().for_each(|chunk| chunk.sealed = true);
+        if call.contains("renew") { Verdict::Refuse(Error::unavailable("cut off")) } else { Verdict::Go }
+    });
+    let error = file.append(Bytes::from_static(b"a")).await.unwrap_err();
+    assert!(matches!(error, Error::SessionExpired { .. }), "{error}");
+}
