@@ -129,6 +129,19 @@ fn a_joiner_is_partial_until_it_has_adopted_once() {
 }
 
 #[test]
+fn agreed_content_is_not_known_to_be_committed_whatever_was_before() {
+    let (_memory, store) = one();
+    let chunk = handle(1);
+    store.apply(chunk, &append(1, pattern(1000, 1))).unwrap().wait().unwrap();
+    store.set_commit_mark(chunk, version(1), Serial::from_raw(1)).unwrap();
+    assert_eq!(store.state(chunk).unwrap().commit_mark, Some(Serial::from_raw(1)));
+    let content = store.content(chunk).unwrap();
+    store.store_version(chunk, version(2), Membership::Base).unwrap();
+    let adopted = store.adopt(chunk, version(2), content).unwrap().commit().unwrap();
+    assert_eq!((adopted.adopted, adopted.commit_mark), (version(2), None));
+}
+
+#[test]
 fn a_newer_grant_overtakes_an_adoption() {
     let (_memory, store) = one();
     let chunk = handle(1);
@@ -182,4 +195,28 @@ fn a_ticket_calls_back_and_can_be_awaited() {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ticket).unwrap();
     store.close().unwrap();
     assert!(store.apply(handle(1), &append(3, pattern(1, 1))).is_err());
+}
+
+#[test]
+fn a_mutation_that_waits_for_room_in_the_log_leaves_its_thread_to_others() {
+    let (_memory, store) = one();
+    let disk = store.inner.disks[0].clone();
+    // Nearly all the room that the log will ever have.
+    let taken: Vec<_> = [600, 300, 100].map(|kib| disk.log.reserve(kib * 1000).unwrap()).into();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let (began, has_begun) = std::sync::mpsc::channel();
+    let writer = store.clone();
+    let waiting = runtime.spawn(async move {
+        began.send(()).unwrap();
+        writer.apply(handle(1), &append(1, pattern(60_000, 1))).map(drop)
+    });
+    has_begun.recv().unwrap();
+    let (other, others) = std::sync::mpsc::channel();
+    runtime.spawn(async move { other.send(()).unwrap() });
+    let ran = others.recv_timeout(std::time::Duration::from_secs(20));
+    let finished = waiting.is_finished();
+    drop(taken);
+    runtime.block_on(waiting).unwrap().unwrap();
+    assert!(ran.is_ok(), "the only thread was held");
+    assert!(!finished, "there was room after all: the test shows nothing");
 }
