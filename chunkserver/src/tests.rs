@@ -2,6 +2,7 @@
 //! as a leader would send them.
 
 mod exactly_once;
+mod refusals;
 mod stories;
 
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a condition may take to come true.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// How late a heartbeat is answered that is held: the server still waits for it.
+const HELD: Duration = Duration::from_millis(700);
+
 /// What the master says and has heard.
 #[derive(Default)]
 struct Said {
@@ -47,6 +51,9 @@ struct Said {
     /// Sessions that have ended, and how long their ids are kept.
     expired: Vec<u64>,
     keep_ms: u64,
+    /// The next heartbeat is answered as a leader's, but late, and no other after it; when it came.
+    hold: bool,
+    held_at: Option<tokio::time::Instant>,
 }
 
 /// A master that trusts the test.
@@ -87,13 +94,22 @@ impl pb::registry_server::Registry for Master {
         request: Request<pb::HeartbeatRequest>,
     ) -> std::result::Result<Response<pb::HeartbeatReply>, Status> {
         let request = request.into_inner();
+        let held = std::mem::take(&mut self.0.lock().hold);
+        if held {
+            let came = tokio::time::Instant::now();
+            {
+                let mut said = self.0.lock();
+                (said.silent, said.held_at) = (true, Some(came));
+            }
+            tokio::time::sleep(HELD).await;
+        }
         let mut said = self.0.lock();
         said.beating.insert(request.server);
         said.failures.extend(request.failures);
         said.uses.extend(request.extend);
         Ok(Response::new(pb::HeartbeatReply {
             term: 1,
-            leader: !said.silent,
+            leader: held || !said.silent,
             epoch: request.epoch,
             sequence: request.sequence,
             reported: request.reported,

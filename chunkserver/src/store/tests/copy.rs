@@ -39,6 +39,11 @@ fn only_a_good_replica_of_the_wanted_version_is_copied() {
     let (store, _) = source(&files);
     let copy = |of| store.copy((handle(1), version(of)), (handle(2), version(1)));
     assert!(matches!(copy(2), Err(Error::VersionMismatch { .. })));
+    // One that has only heard of a newer version may lack what was acknowledged under it.
+    store.create(handle(3), version(1)).unwrap();
+    store.store_version(handle(3), version(2), Membership::Base).unwrap();
+    let early = store.copy((handle(3), version(2)), (handle(4), version(1)));
+    assert!(matches!(early, Err(Error::NotAdopted { .. })), "{early:?}");
     // Traps T20: damage is found before it is copied.
     memory.flip(&chunk_path(&memory), 70_000 * 8);
     let refused = copy(1);
