@@ -26,8 +26,9 @@ const ASK_AFTER: Duration = Duration::from_millis(500);
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
 /// A connection on which bytes stay unacknowledged this long is broken. Without this a peer that is lost without a
 /// word leaves it half open for a quarter of an hour, and after a short cut the next attempt comes as late again as
-/// the cut was long.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+/// the cut was long. The same ends a connection whose peer has read nothing for so long while more was sent: it must
+/// be longer than a disk that hesitates makes a server push back, and calls have shorter deadlines of their own.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(4);
 /// An idle connection asks this often whether the other machine is there.
 const PROBE: Duration = Duration::from_secs(1);
 /// Unanswered probes that break it; the time above may do so before.
@@ -379,7 +380,7 @@ mod tests {
         set_options(&connecting).unwrap();
         for stream in [&connecting, accepted.stream.tcp().unwrap()] {
             assert!(rustix::net::sockopt::socket_keepalive(stream).unwrap());
-            assert_eq!(rustix::net::sockopt::tcp_user_timeout(stream).unwrap(), 2000);
+            assert_eq!(rustix::net::sockopt::tcp_user_timeout(stream).unwrap(), 4000);
         }
     }
 
