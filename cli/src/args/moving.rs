@@ -22,7 +22,7 @@ pub(crate) struct Mv {
 /// `gfs snapshot`
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  gfs snapshot /photos /photos-before-cleanup\n\n\
-A tree of more than a thousand entries is built step by step: its names stand still until then (with --timeout to wait \
+A tree of more than some hundred entries is built step by step: its names stand still until then (with --timeout to wait \
 longer).")]
 pub(crate) struct Snapshot {
     /// What to copy: a file or a tree

@@ -78,10 +78,9 @@ impl Service {
     /// Has a large snapshot built and waits until it is; what came of it the request itself is told.
     async fn build(&self, request: RequestId, begin: Command) -> Result<()> {
         let proposal = Proposal::internal(self.environment.clock.wall(), begin);
-        match self.node.propose(proposal).await?.1 {
-            Err(rejected @ Rejected::Held { .. }) => return Err(rejected.into()),
-            // The request itself says why nothing is begun.
-            Ok(_) | Err(_) => {}
+        // Why else nothing is begun the request itself says.
+        if let Err(rejected @ Rejected::Held { .. }) = self.node.propose(proposal).await?.1 {
+            return Err(rejected.into());
         }
         let mut applied = self.node.applied();
         let under_way = || -> Result<Option<EntryId>> {

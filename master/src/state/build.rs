@@ -20,7 +20,7 @@ use crate::state::snapshot::is_settled;
 use crate::state::table::{Overlay, Table, View};
 
 /// Most names and chunks of one step, so that no command holds up the log.
-pub const BUILD_ROWS_MAX: u32 = 512;
+pub const BUILD_ROWS_MAX: u32 = 256;
 /// Names looked at together: what lies behind a directory among them is read again.
 const NAMES_BATCH: usize = 64;
 /// A file with more chunks is copied like a directory, some of them in each step.

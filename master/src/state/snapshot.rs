@@ -20,7 +20,7 @@ use crate::state::reply::{Applied, GrantRule, Limit, Rejected};
 use crate::state::table::{Table, View};
 
 /// Most files, directories and chunks of one snapshot, so that no command holds up the log.
-pub const SNAPSHOT_ROWS_MAX: u64 = 1024;
+pub const SNAPSHOT_ROWS_MAX: u64 = 512;
 
 /// What a snapshot covers.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

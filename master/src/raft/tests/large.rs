@@ -2,6 +2,8 @@
 //!
 //! `cargo test -p gfs-master --lib a_million_files -- --ignored --nocapture`; `GFS_FILES` makes it larger or smaller.
 
+#![allow(clippy::print_stdout, reason = "a measurement tells what it measured")]
+
 use std::time::{Duration, Instant};
 
 use gfs_proto::id::{
@@ -29,10 +31,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// The answer, and the processor time that it took.
     fn apply(&mut self, command: Command) -> (Result<Applied, Rejected>, Duration) {
-        let begun = Instant::now();
+        let begun = cpu_time();
         let reply = self.apply_all(vec![command]).pop().unwrap();
-        (reply, begun.elapsed())
+        (reply, cpu_time().saturating_sub(begun))
     }
     /// As the machine does it: one overlay, one write.
     fn apply_all(&mut self, commands: Vec<Command>) -> Vec<Result<Applied, Rejected>> {
@@ -98,6 +101,13 @@ fn make_tree(bench: &mut Bench, files: u64) {
             assert!(bench.apply_all(chunks).iter().all(Result::is_ok));
         }
     }
+}
+
+/// How long this thread has had a processor: on a busy machine the clock tells of the others.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or_default())
 }
 
 /// Most memory that this process has had, in KiB.
@@ -169,7 +179,7 @@ fn measure(files: u64, timed: bool) {
     times.sort_unstable();
     let at = |part: usize| times[(times.len() - 1) * part / 100];
     println!(
-        "built in {total:?}: {} commands, median {:?}, p99 {:?}, longest {longest:?}",
+        "built in {total:?}: {} commands, processor time median {:?}, p99 {:?}, longest {longest:?}",
         times.len(),
         at(50),
         at(99)

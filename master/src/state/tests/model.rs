@@ -176,16 +176,7 @@ impl Model {
                 Ok(Applied::Extended { leases: extended })
             }
             Command::OpenSession { nonce } => Ok(self.open(nonce[0])),
-            Command::RenewSession { client } => {
-                let rejected = Rejected::SessionExpired { client: *client };
-                let session = self.sessions.get_mut(&client.raw()).ok_or(rejected)?;
-                session.first_unacked = session.first_unacked.max(proposal.first_unacked);
-                let first = session.first_unacked;
-                session.replies.retain(|sequence, _| *sequence >= first);
-                self.touch(client.raw());
-                let expires_at = UnixMs::from_raw(self.sessions[&client.raw()].expires_at);
-                Ok(Applied::SessionRenewed { expires_at })
-            }
+            Command::RenewSession { client } => self.renew(*client, proposal.first_unacked),
             Command::ExpireSessions { limit } => Ok(self.expire(*limit)),
             Command::Snapshot { source, target } => self.snapshot(source, target),
             Command::ReserveChunk {} => {
@@ -201,6 +192,17 @@ impl Model {
             | Command::RegisterServer { .. }
             | Command::RegisterMaster { .. } => panic!("the model has no {command}"),
         }
+    }
+
+    fn renew(&mut self, client: ClientId, first_unacked: u64) -> Answer {
+        let rejected = Rejected::SessionExpired { client };
+        let session = self.sessions.get_mut(&client.raw()).ok_or(rejected)?;
+        session.first_unacked = session.first_unacked.max(first_unacked);
+        let first = session.first_unacked;
+        session.replies.retain(|sequence, _| *sequence >= first);
+        self.touch(client.raw());
+        let expires_at = UnixMs::from_raw(self.sessions[&client.raw()].expires_at);
+        Ok(Applied::SessionRenewed { expires_at })
     }
 
     fn expire(&mut self, limit: u32) -> Applied {
