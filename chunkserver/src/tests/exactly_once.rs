@@ -1,5 +1,6 @@
 //! Random work of clients that repeat, give up, and whose old frames arrive late, across new grants, joiners and restarts:
 //! each mutation happens once, and what is kept about them stays little.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

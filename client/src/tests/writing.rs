@@ -464,4 +464,5 @@ async fn that_a_record_never_came_to_a_sealed_chunk_is_not_believed_after_the_en
     });
     let error = file.append(Bytes::from_static(b"a")).await.unwrap_err();
     assert!(matches!(error, Error::SessionExpired { .. }), "{error}");
+    assert!(tokio::time::Instant::now() < answers_at, "it has waited for an answer that proves nothing");
 }
