@@ -12,6 +12,7 @@ use crate::replica::{Grant, Replica, Standing, Store as How};
 use crate::report::Change;
 use crate::server::Chunkserver;
 use crate::store::Membership;
+use crate::trace;
 
 impl Chunkserver {
     /// Grant step 2: stores the version durably; any role of an older version ends.
@@ -37,6 +38,7 @@ impl Chunkserver {
                 let standing = Standing { born, void_until: Some(now), ..Standing::default() };
                 state.replica = Some(Replica::restored(us, handle, stored, false, standing));
             }
+            trace::stored(handle, &grant);
             state.replica(handle)?.stored(grant, how, stored, now);
             state.changed();
             self.note(handle, Change::Changed);
@@ -59,9 +61,11 @@ impl Chunkserver {
         chunk.quick(|state| {
             let replica = state.replica(handle)?;
             if replica.primary().is_some() && replica.held().version == version {
-                return Ok(());
+                return Ok::<(), Error>(());
             }
-            replica.activate(version)
+            replica.activate(version)?;
+            trace::primary(handle, version);
+            Ok(())
         })?;
         self.committed_more(handle);
         // Readers may come soon, and it serves them once an answer covers the confirmed version.

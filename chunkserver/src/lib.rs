@@ -21,6 +21,7 @@ mod report;
 mod server;
 mod service;
 pub mod store;
+mod trace;
 mod upkeep;
 mod welcome;
 mod write;

@@ -15,6 +15,7 @@ use crate::data::{ApplyRequest, WriteRequest};
 use crate::replica::{Decision, Kind, Order, Outcome, Position, Recorded, Request, Turn, Wish};
 use crate::server::Chunkserver;
 use crate::store::{Durability, Mutation, MutationKind, Recall, Ticket};
+use crate::trace;
 
 /// How long a member may take for one mutation before it has failed.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -61,6 +62,7 @@ impl Chunkserver {
             }
             Next::Send(sent) => {
                 let committed = self.replicate(&chunk, &request, &sent).await?;
+                trace::acknowledged(chunk.handle, sent.version, sent.order.serial);
                 if sent.order.kind == Kind::Seal {
                     fault::reach("replica::sealed").await;
                     return Err(Error::Sealed { handle: request.handle });
@@ -117,6 +119,7 @@ impl Chunkserver {
         };
         let replica = state.replica(chunk.handle)?;
         replica.ordered(&order);
+        trace::applied(chunk.handle, asked.version, order.serial);
         let committed = replica.primary().map(|primary| primary.committed()).unwrap_or_default();
         let others = replica.grant().map(|grant| grant.members.clone()).unwrap_or_default();
         let ticket = state.keep(order.serial, ticket);
@@ -337,6 +340,7 @@ impl Chunkserver {
         let ticket = self.store.apply(chunk.handle, &mutation).map_err(|error| self.wire(&error))?;
         if let Some(replica) = &mut state.replica {
             replica.applied(&order);
+            trace::applied(chunk.handle, request.version, order.serial);
         }
         state.turns.wake(order.serial);
         if order.serial == Serial::from_raw(1) {

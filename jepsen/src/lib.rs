@@ -4,7 +4,9 @@
 //! pure checker (`check`), at once or later. `README.md` beside this crate has the reasoning.
 
 mod check;
+mod converge;
 mod export;
+mod flaky;
 mod history;
 mod hosts;
 mod measure;

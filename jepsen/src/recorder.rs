@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -14,8 +15,13 @@ use serde::de::DeserializeOwned;
 use crate::history::Event;
 use crate::outcome::Outcome;
 
-/// The history of a running test.
+/// The history of a running test, or a part of it: the lines of a part say so.
 pub(crate) struct Recorder {
+    shared: Arc<Shared>,
+    part: Option<&'static str>,
+}
+
+struct Shared {
     started: Instant,
     /// Held for one line: the order of the lines is that of their times.
     file: Mutex<BufWriter<File>>,
@@ -31,11 +37,17 @@ pub(crate) struct Process<'a> {
 
 impl Recorder {
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        Ok(Self {
+        let shared = Shared {
             started: Instant::now(),
             file: Mutex::new(BufWriter::new(File::create_new(path)?)),
             next_process: AtomicU64::new(0),
-        })
+        };
+        Ok(Self { shared: Arc::new(shared), part: None })
+    }
+
+    /// Writes a part of the same history.
+    pub(crate) fn part(&self, part: &'static str) -> Self {
+        Self { shared: self.shared.clone(), part: Some(part) }
     }
 
     pub(crate) fn process(&self) -> Process<'_> {
@@ -47,23 +59,37 @@ impl Recorder {
     }
 
     pub(crate) fn finish(&self) -> Result<()> {
-        let mut file = self.file.lock();
+        let mut file = self.shared.file.lock();
         file.flush()?;
         Ok(file.get_ref().sync_all()?)
     }
 
     fn next_number(&self) -> u64 {
-        self.next_process.fetch_add(1, Ordering::Relaxed)
+        self.shared.next_process.fetch_add(1, Ordering::Relaxed)
     }
 
     fn write<C: Serialize, R: Serialize>(&self, event: impl FnOnce(u64) -> Event<C, R>) -> Result<()> {
-        let mut file = self.file.lock();
-        let at_ns = u64::try_from(self.started.elapsed().as_nanos())?;
-        serde_json::to_writer(&mut *file, &event(at_ns))?;
+        let mut file = self.shared.file.lock();
+        let at_ns = u64::try_from(self.shared.started.elapsed().as_nanos())?;
+        serde_json::to_writer(&mut *file, &Tagged { part: self.part, event: event(at_ns) })?;
         file.write_all(b"\n")?;
         // A runner that dies leaves what has happened.
         Ok(file.flush()?)
     }
+}
+
+/// A line with the name of its part, which comes first.
+#[derive(Serialize)]
+struct Tagged<E> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<&'static str>,
+    #[serde(flatten)]
+    event: E,
+}
+
+/// The part that a line of a history belongs to; none if it belongs to all.
+pub(crate) fn part_of(line: &str) -> Option<&str> {
+    line.strip_prefix("{\"part\":\"")?.split('"').next()
 }
 
 impl Process<'_> {

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use gfs_tests::{Cluster, Shape};
+use gfs_tests::{Cluster, Role, Shape};
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use crate::check::lease;
+use crate::converge;
 use crate::hosts::Site;
 use crate::nemesis::{FAULTS, Fault, Ring};
 use crate::recorder::Recorder;
@@ -24,6 +27,9 @@ use crate::workload::{Scene, WORKLOADS, Workload};
 const HEALING_PATIENCE: Duration = Duration::from_secs(60);
 /// How long clients may take to end after the time is over: longer than their patience.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What servers log: as usual, and the trace of the leases.
+const LOG: &str = "info,openraft=error,gfs::lease=trace";
 
 /// What a run is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,24 +126,33 @@ pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
 /// The plan makes no sense, or the machinery fails: nothing is said about the system then.
 pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     let (workload, (faults, left_out)) = (plan.workload()?, plan.faults(site)?);
-    let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
+    let mut shape = Shape { masters: 3, chunkservers: 4, log: Some(LOG), ..Shape::default() };
+    (workload.tune)(&mut shape);
     let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
     let directory = cluster.keep();
     std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
     let history = directory.join("history.jsonl");
     let scene = Arc::new(Scene {
         masters: cluster.masters(),
+        shadows: cluster.names(Role::Shadow).iter().filter_map(|name| cluster.address_of(name)).collect(),
         recorder: Recorder::create(&history)?,
         seed: plan.seed,
-        stop: AtomicBool::new(false),
+        stop: Arc::new(AtomicBool::new(false)),
         begun: AtomicU64::new(0),
         operations: plan.operations,
+        parts: Mutex::default(),
     });
     (workload.prepare)(scene.clone()).await?;
-    let outcome = drive(plan, &faults, site, &scene, &mut cluster).await;
+    let mut outcome = drive(plan, &faults, site, &scene, &mut cluster).await;
+    let mut end = Verdict::new();
+    if outcome.is_ok() {
+        outcome = converge::check(&cluster, &mut end).await;
+    }
     scene.recorder.finish()?;
     let text = std::fs::read_to_string(&history)?;
     let mut verdict = (workload.check)(&text)?;
+    check_leases(&cluster, &mut end)?;
+    verdict.absorb("end", end);
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
     }
@@ -163,6 +178,19 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
     report(&directory)?;
     Ok((directory, verdict))
+}
+
+/// Who was primary when, as the chunkservers have traced it.
+fn check_leases(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+    let mut logs = Vec::new();
+    for name in cluster.names(Role::Chunkserver) {
+        let log = cluster.directory().join("logs").join(format!("{name}.log"));
+        let text = std::fs::read(&log).with_context(|| log.display().to_string())?;
+        // A kill may tear a line.
+        logs.push((name, String::from_utf8_lossy(&text).into_owned()));
+    }
+    lease::check(logs.iter().map(|(name, text)| (name.as_str(), text.as_str())), verdict);
+    Ok(())
 }
 
 async fn drive(

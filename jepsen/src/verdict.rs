@@ -73,6 +73,17 @@ impl Verdict {
         self.doubts.push(what.into());
     }
 
+    /// Takes in the verdict on a part.
+    pub(crate) fn absorb(&mut self, part: &str, other: Self) {
+        self.ok += other.ok;
+        self.failed += other.failed;
+        self.unknown += other.unknown;
+        self.findings_left_off += other.findings_left_off;
+        other.findings.into_iter().for_each(|finding| self.finding(format!("{part}: {finding}")));
+        other.doubts.into_iter().for_each(|doubt| self.doubt(format!("{part}: {doubt}")));
+        self.notes.extend(other.notes.into_iter().map(|note| format!("{part}: {note}")));
+    }
+
     /// What could not be told is told now: doubts become notes. Findings stay.
     pub(crate) fn settle(&mut self, how: &str) {
         if self.validity == Validity::Unknown {

@@ -57,6 +57,14 @@ impl Moment {
     }
 }
 
+/// Nanoseconds of this machine's monotonic clock, which all its processes share, as they do not share [`Moment`]s. Only
+/// for lines that are compared afterwards: nothing may be decided by it.
+pub fn machine_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, rest) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
 /// Tells the time. Sleeping is tokio's, whose time the simulation controls.
 pub trait Clock: Send + Sync {
     /// Wall time.

@@ -39,6 +39,8 @@ pub struct Shape {
     /// Bytes of a disk of its own for each server, which can lose power ([`Disks`]); needs root. Else the servers'
     /// directories lie on this machine's disk.
     pub disk_bytes: Option<u64>,
+    /// What the servers log, as `RUST_LOG` has it; nothing: as this process does.
+    pub log: Option<&'static str>,
 }
 
 impl Default for Shape {
@@ -51,6 +53,7 @@ impl Default for Shape {
             chunk_bytes: 1 << 20,
             trash: Duration::from_secs(3 * 24 * 3600),
             disk_bytes: None,
+            log: None,
         }
     }
 }
@@ -197,6 +200,7 @@ impl Cluster {
         if let Some(disks) = &self.disks {
             process.wrap(disks.wrapper(&name));
         }
+        process.verbosity = self.shape.log;
         self.servers.insert(name, process);
         Ok(())
     }

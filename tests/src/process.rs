@@ -23,6 +23,8 @@ pub(crate) struct Process {
     /// Stands before the command line; ends by becoming the program after it.
     wrapper: Vec<OsString>,
     child: Option<Child>,
+    /// What it logs, if not as this process does.
+    pub(crate) verbosity: Option<&'static str>,
 }
 
 impl Process {
@@ -34,7 +36,8 @@ impl Process {
         log: PathBuf,
         hosts: Arc<dyn Hosts>,
     ) -> Self {
-        Self { name: name.to_owned(), address, arguments, log, hosts, wrapper: Vec::new(), child: None }
+        let (name, wrapper, child, verbosity) = (name.to_owned(), Vec::new(), None, None);
+        Self { name, address, arguments, log, hosts, wrapper, child, verbosity }
     }
 
     /// Lets another program start it, which becomes the server.
@@ -56,6 +59,9 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(verbosity) = self.verbosity {
+            command.env("RUST_LOG", verbosity);
+        }
         self.child = Some(self.hosts.spawn(&self.name, &mut command)?);
         Ok(())
     }

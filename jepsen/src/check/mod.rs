@@ -3,8 +3,11 @@
 pub(crate) mod append;
 pub(crate) mod bank;
 pub(crate) mod cells;
+pub(crate) mod lease;
 pub(crate) mod namespace;
 mod second;
+pub(crate) mod snapshot;
+pub(crate) mod trash;
 pub(crate) mod tree;
 mod wgl;
 

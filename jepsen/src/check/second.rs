@@ -52,7 +52,11 @@ impl Model for Namespace {
 pub(crate) fn tops(call: &Call) -> Vec<&str> {
     let top = |path: &str| path.trim_start_matches('/').split('/').next().map_or(0, str::len);
     let (first, second) = call.paths();
-    [Some(first), second].into_iter().flatten().map(|path| &path[1..=top(path)]).collect()
+    [Some(first), second]
+        .into_iter()
+        .flatten()
+        .map(|path| path.get(1..=top(path)).unwrap_or_default())
+        .collect()
 }
 
 /// What was found out about all trees.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gfs_client::record::{self, HEAD_BYTES, RecordId};
+use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -23,21 +24,29 @@ const LARGE_PERCENT: u32 = 3;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "append",
-    minimum: Minimum { all_per_second: 5, quiet_per_second: 100 },
-    prepare: |scene| prepare(scene).boxed_local(),
-    client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
-    finish: |scene| finish(scene).boxed_local(),
+    minimum: Minimum { all_per_second: 5, quiet_per_second: 25 },
+    prepare: |scene| prepare(scene, PATH).boxed_local(),
+    client: |scene, number| -> BoxFuture<'static, Result<()>> {
+        client(scene, number, PATH, Environment::real()).boxed()
+    },
+    finish: |scene| finish(scene, PATH).boxed_local(),
     check,
+    ..Workload::PLAIN
 };
 
-async fn prepare(scene: Arc<Scene>) -> Result<()> {
-    scene.connect(LAST_PATIENCE).await?.create(PATH, 0).await?;
+pub(super) async fn prepare(scene: Arc<Scene>, path: &str) -> Result<()> {
+    scene.connect(LAST_PATIENCE).await?.create(path, 0).await?;
     Ok(())
 }
 
-async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
+pub(super) async fn client(
+    scene: Arc<Scene>,
+    number: u64,
+    path: &str,
+    environment: Environment,
+) -> Result<()> {
     let mut dice = scene.dice(number);
-    let file = scene.connect(PATIENCE).await?.open(PATH).await?;
+    let file = scene.connect_over(&environment, PATIENCE).await?.open(path).await?;
     let mut process = scene.recorder.process();
     let mut sequence = 0;
     while scene.goes_on_after(process.performed()) {
@@ -65,10 +74,10 @@ fn payload(dice: &mut StdRng) -> Vec<u8> {
     payload
 }
 
-async fn finish(scene: Arc<Scene>) -> Result<()> {
+pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let client = scene.connect(LAST_PATIENCE).await?;
     let chunk_bytes = client.chunk_bytes().raw();
-    let file = client.open(PATH).await?;
+    let file = client.open(path).await?;
     let mut process = scene.recorder.process();
     let look = async {
         Outcome::of_read(

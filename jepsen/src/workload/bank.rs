@@ -22,11 +22,12 @@ const ROUND_OPERATIONS: u64 = 500;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "bank",
-    minimum: Minimum { all_per_second: 20, quiet_per_second: 150 },
+    minimum: Minimum { all_per_second: 20, quiet_per_second: 25 },
     prepare: |scene| async move { make_root(&scene, ROOT).await }.boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),
     check,
+    ..Workload::PLAIN
 };
 
 async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -31,23 +32,31 @@ const TAGS_PER_CLIENT: u64 = 1 << 32;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "cells",
-    minimum: Minimum { all_per_second: 10, quiet_per_second: 100 },
-    prepare: |scene| prepare(scene).boxed_local(),
-    client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
-    finish: |scene| finish(scene).boxed_local(),
+    minimum: Minimum { all_per_second: 10, quiet_per_second: 20 },
+    prepare: |scene| prepare(scene, PATH).boxed_local(),
+    client: |scene, number| -> BoxFuture<'static, Result<()>> {
+        client(scene, number, PATH, Environment::real()).boxed()
+    },
+    finish: |scene| finish(scene, PATH).boxed_local(),
     check,
+    ..Workload::PLAIN
 };
 
-async fn prepare(scene: Arc<Scene>) -> Result<()> {
-    scene.connect(LAST_PATIENCE).await?.create(PATH, 0).await?;
+pub(super) async fn prepare(scene: Arc<Scene>, path: &str) -> Result<()> {
+    scene.connect(LAST_PATIENCE).await?.create(path, 0).await?;
     Ok(())
 }
 
-async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
+pub(super) async fn client(
+    scene: Arc<Scene>,
+    number: u64,
+    path: &str,
+    environment: Environment,
+) -> Result<()> {
     let mut dice = scene.dice(number);
-    let connected = scene.connect(PATIENCE).await?;
+    let connected = scene.connect_over(&environment, PATIENCE).await?;
     let per_chunk = u64::from(connected.chunk_bytes().raw()) / CELL_BYTES as u64;
-    let file = connected.open(PATH).await?;
+    let file = connected.open(path).await?;
     let mut process = scene.recorder.process();
     let mut tag = (number + 1) * TAGS_PER_CLIENT;
     while scene.goes_on_after(process.performed()) {
@@ -113,11 +122,11 @@ fn tag_of(piece: &[u8], cell: u64) -> u64 {
     if encode(tag, cell, 1) == piece { tag } else { TORN }
 }
 
-async fn finish(scene: Arc<Scene>) -> Result<()> {
+pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let client = scene.connect(LAST_PATIENCE).await?;
     let chunk_bytes = client.chunk_bytes().raw();
     let cells_per_chunk = u64::from(chunk_bytes) / CELL_BYTES as u64;
-    let file = client.open(PATH).await?;
+    let file = client.open(path).await?;
     let mut process = scene.recorder.process();
     let look = async {
         Outcome::of_read(layout(&file).await.map(|servers| Reply::Layout { cells_per_chunk, servers }))

@@ -3,18 +3,27 @@
 pub(crate) mod append;
 mod bank;
 mod cells;
+mod mixed;
 mod namespace;
+mod retry;
+mod shadow;
+mod snapshot;
 mod speaker;
+mod trash;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use futures::FutureExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use gfs_client::{Client, Options};
-use gfs_proto::Error;
 use gfs_proto::id::ServerId;
+use gfs_proto::{Environment, Error};
+use gfs_tests::Shape;
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -43,6 +52,21 @@ pub struct Workload {
     pub(crate) finish: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
     /// Judges the history.
     pub(crate) check: fn(&str) -> Result<Verdict>,
+    /// What its cluster has beside the usual.
+    pub(crate) tune: fn(&mut Shape),
+}
+
+impl Workload {
+    /// What most workloads have in common.
+    const PLAIN: Self = Self {
+        name: "",
+        minimum: Minimum { all_per_second: 1, quiet_per_second: 1 },
+        prepare: |_| async { Ok(()) }.boxed_local(),
+        client: |_, _| async { Ok(()) }.boxed(),
+        finish: |_| async { Ok(()) }.boxed_local(),
+        check: |_| Ok(Verdict::new()),
+        tune: |_| (),
+    };
 }
 
 /// Acknowledged operations per second.
@@ -55,22 +79,56 @@ pub(crate) struct Minimum {
 }
 
 /// Every workload.
-pub const WORKLOADS: &[Workload] = &[append::WORKLOAD, cells::WORKLOAD, namespace::WORKLOAD, bank::WORKLOAD];
+pub const WORKLOADS: &[Workload] = &[
+    append::WORKLOAD,
+    cells::WORKLOAD,
+    namespace::WORKLOAD,
+    bank::WORKLOAD,
+    snapshot::WORKLOAD,
+    shadow::WORKLOAD,
+    trash::WORKLOAD,
+    retry::APPENDS,
+    retry::CELLS,
+    retry::NAMES,
+    mixed::WORKLOAD,
+];
 
 /// What the clients of a run share.
 pub(crate) struct Scene {
     pub(crate) masters: Vec<String>,
+    /// Shadow masters.
+    pub(crate) shadows: Vec<String>,
     pub(crate) recorder: Recorder,
     pub(crate) seed: u64,
     /// Set when the time is over.
-    pub(crate) stop: AtomicBool,
+    pub(crate) stop: Arc<AtomicBool>,
     /// Operations begun, by which workloads go on to new rounds.
     pub(crate) begun: AtomicU64,
     /// Operations of each client, if they are counted.
     pub(crate) operations: Option<u64>,
+    /// The scenes of workloads that run side by side; behind a lock because whoever comes first makes them.
+    pub(crate) parts: Mutex<BTreeMap<&'static str, Arc<Self>>>,
 }
 
 impl Scene {
+    /// The scene of one of several workloads on the same cluster: its lines in the history have its name.
+    fn part(&self, name: &'static str) -> Arc<Self> {
+        let make = || {
+            Arc::new(Self {
+                masters: self.masters.clone(),
+                shadows: self.shadows.clone(),
+                recorder: self.recorder.part(name),
+                // Not the dice of another part: sessions are told apart by what is drawn.
+                seed: self.seed.wrapping_add(u64::from(crc32fast::hash(name.as_bytes()))),
+                stop: self.stop.clone(),
+                begun: AtomicU64::new(0),
+                operations: self.operations,
+                parts: Mutex::default(),
+            })
+        };
+        self.parts.lock().entry(name).or_insert_with(make).clone()
+    }
+
     pub(crate) fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
@@ -96,8 +154,13 @@ impl Scene {
     }
 
     async fn connect(&self, patience: Duration) -> Result<Client> {
+        self.connect_over(&Environment::real(), patience).await
+    }
+
+    /// The same over a given network.
+    async fn connect_over(&self, environment: &Environment, patience: Duration) -> Result<Client> {
         let options = Options { patience, ..Options::default() };
-        Ok(Client::connect(&self.masters, options).await?)
+        Ok(Client::connect_with(environment, &self.masters, options).await?)
     }
 }
 

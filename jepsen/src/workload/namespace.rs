@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -26,20 +27,28 @@ const ROUND_OPERATIONS: u64 = 1600;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "namespace",
-    minimum: Minimum { all_per_second: 20, quiet_per_second: 200 },
+    minimum: Minimum { all_per_second: 20, quiet_per_second: 50 },
     prepare: |scene| async move { make_root(&scene, ROOT).await }.boxed_local(),
-    client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
-    finish: |scene| finish(scene).boxed_local(),
+    client: |scene, number| -> BoxFuture<'static, Result<()>> {
+        client(scene, number, ROOT, Environment::real()).boxed()
+    },
+    finish: |scene| finish(scene, ROOT).boxed_local(),
     check,
+    ..Workload::PLAIN
 };
 
-async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
+pub(super) async fn client(
+    scene: Arc<Scene>,
+    number: u64,
+    root: &'static str,
+    environment: Environment,
+) -> Result<()> {
     let mut dice = scene.dice(number);
-    let mut speaker = Speaker::open(&scene, &mut dice, ROOT).await?;
+    let mut speaker = Speaker::open_with(&environment, &scene, &mut dice, root).await?;
     let mut process = scene.recorder.process();
     let mut entered = None;
     while scene.goes_on_after(process.performed()) {
-        let tree = scene.tick() / ROUND_OPERATIONS * TREES + number % TREES;
+        let tree = tree(&scene, number);
         // The first operation in a tree makes it; of several clients, one succeeds.
         let call = if entered.replace(tree) == Some(tree) {
             draw(&mut dice, tree)
@@ -52,6 +61,11 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     Ok(())
 }
 
+/// The tree that a client works in now.
+pub(super) fn tree(scene: &Scene, number: u64) -> u64 {
+    scene.tick() / ROUND_OPERATIONS * TREES + number % TREES
+}
+
 /// A path of one to three names in a tree.
 fn path(dice: &mut StdRng, tree: u64) -> String {
     let depth = dice.random_range(1..=3);
@@ -59,7 +73,7 @@ fn path(dice: &mut StdRng, tree: u64) -> String {
     format!("/t{tree}{}", names.collect::<String>())
 }
 
-fn draw(dice: &mut StdRng, tree: u64) -> Call {
+pub(super) fn draw(dice: &mut StdRng, tree: u64) -> Call {
     let here = path(dice, tree);
     match dice.random_range(0..100) {
         0..20 => Call::Mkdir { path: here },
@@ -73,14 +87,14 @@ fn draw(dice: &mut StdRng, tree: u64) -> Call {
     }
 }
 
-fn parent_of(path: &str) -> String {
+pub(super) fn parent_of(path: &str) -> String {
     path.rsplit_once('/').map_or(path, |(parent, _)| parent).to_owned()
 }
 
 /// Reads every tree once more, through each master.
-async fn finish(scene: Arc<Scene>) -> Result<()> {
+pub(super) async fn finish(scene: Arc<Scene>, root: &'static str) -> Result<()> {
     let trees = (scene.ticks() / ROUND_OPERATIONS + 1) * TREES;
-    read_trees(&scene, ROOT, (0..trees).map(|tree| format!("/t{tree}")).collect()).await
+    read_trees(&scene, root, (0..trees).map(|tree| format!("/t{tree}")).collect()).await
 }
 
 /// Lists some directories and all that is below them, through each master.

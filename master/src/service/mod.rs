@@ -47,6 +47,8 @@ pub(crate) struct Service {
     environment: Environment,
     /// Bounds the calls in flight: what does not fit is refused at once.
     calls: Arc<Semaphore>,
+    /// Bounds the readings of the whole state.
+    hashing: Arc<Semaphore>,
     /// A moment at which this node's state was known to be the newest; never held across an await.
     fresh_at: Arc<Mutex<Option<Moment>>>,
 }
@@ -55,7 +57,8 @@ impl Service {
     /// Handlers over this node.
     pub(crate) fn new(node: Node, leader: Arc<Leader>, environment: Environment) -> Self {
         let (calls, fresh_at) = (Arc::new(Semaphore::new(CALLS_MAX)), Arc::default());
-        Self { node, leader, environment, calls, fresh_at }
+        let hashing = Arc::new(Semaphore::new(1));
+        Self { node, leader, environment, calls, hashing, fresh_at }
     }
 
     /// Serves on `listener` until `stop`, then lets open calls end.

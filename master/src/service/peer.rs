@@ -5,6 +5,7 @@ use gfs_proto::{Error, pb};
 use tonic::{Request, Response, Status};
 
 use super::Service;
+use crate::state::hash;
 
 #[tonic::async_trait]
 impl pb::peer_server::Peer for Service {
@@ -27,5 +28,20 @@ impl pb::peer_server::Peer for Service {
             leader: confirmed.leader.raw(),
             index: confirmed.index.raw(),
         }))
+    }
+
+    async fn state_hash(
+        &self,
+        request: Request<pb::StateHashRequest>,
+    ) -> Result<Response<pb::StateHashReply>, Status> {
+        self.check_cluster(&request.into_inner().cluster)?;
+        // One at a time: it reads everything.
+        let _turn = self.hashing.try_acquire().map_err(|_| Error::Busy { what: "hashing".into() })?;
+        let view = self.node.view();
+        let hashed = tokio::task::spawn_blocking(move || {
+            let (rows, crc) = hash::hash(&view);
+            view.check().map(|()| pb::StateHashReply { applied: view.applied().raw(), rows, crc })
+        });
+        Ok(Response::new(hashed.await.map_err(Error::internal)??))
     }
 }

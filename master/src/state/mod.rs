@@ -10,6 +10,7 @@ mod chunk;
 pub(crate) mod codec;
 pub mod command;
 pub mod format;
+pub mod hash;
 pub mod invariant;
 pub mod lease;
 mod member;

@@ -39,6 +39,13 @@ impl pb::peer_server::Peer for Peer {
         let (term, leader, index) = (found.term.raw(), found.leader.raw(), found.index.raw());
         Ok(Response::new(pb::ReadIndexReply { term, leader, index }))
     }
+
+    async fn state_hash(
+        &self,
+        _: Request<pb::StateHashRequest>,
+    ) -> Result<Response<pb::StateHashReply>, Status> {
+        Err(Status::unimplemented("nobody asks here"))
+    }
 }
 
 /// One running node with its server.

@@ -1,0 +1,154 @@
+//! The end of every run: a cluster that is left alone becomes whole and stays one (durability and convergence).
+//!
+//! Every chunk that a file has is on as many servers as it should be, the same bytes on each; the servers hold no
+//! replica beside those; every master and shadow has the same state at the same index of the log.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::TryStreamExt;
+use gfs_client::{Client, Options};
+use gfs_proto::id::ChunkIndex;
+use gfs_proto::pb::peer_client::PeerClient;
+use gfs_proto::{Environment, net, pb};
+use gfs_tests::{Cluster, Role, eventually};
+
+use crate::verdict::Verdict;
+
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a master may take for a hash.
+const HASH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the masters' states are compared.
+const COMPARISONS: usize = 2;
+
+/// Waits for the cluster to be whole; complains of what is not within the time.
+///
+/// # Errors
+/// The cluster does not answer.
+pub(crate) async fn check(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+    let started = Instant::now();
+    if let Err(error) = compare_chunks(cluster, verdict).await {
+        verdict.finding(format!("not whole: {error:#}"));
+    }
+    let holding = eventually("the servers hold what they should and nothing else", PATIENCE, async || {
+        let status = cluster.status().await?;
+        let wanted = goals(cluster).await?;
+        let held: u64 = status.servers.iter().map(|server| server.chunks).sum();
+        ensure!(wanted.complete, "some files were deleted meanwhile");
+        // What is in the trash has replicas too, which no file names.
+        ensure!(held >= wanted.replicas, "{held} replicas are held, {} are wanted", wanted.replicas);
+        let most = wanted.replicas + (status.chunks - wanted.chunks) * wanted.goal_max;
+        ensure!(held <= most, "{held} replicas are held, at most {most} are wanted: some are leaked");
+        Ok(())
+    });
+    if let Err(error) = holding.await {
+        verdict.finding(format!("leaked or lost: {error:#}"));
+    }
+    for _ in 0..COMPARISONS {
+        if let Err(error) = compare_states(cluster).await {
+            verdict.finding(format!("masters differ: {error:#}"));
+        }
+    }
+    verdict.note(format!("whole, without leaks, masters alike after {} ms", started.elapsed().as_millis()));
+    Ok(())
+}
+
+/// What the files of the namespace want.
+#[derive(Default)]
+struct Goals {
+    chunks: u64,
+    replicas: u64,
+    goal_max: u64,
+    complete: bool,
+}
+
+async fn goals(cluster: &Cluster) -> Result<Goals> {
+    let client = client(cluster).await?;
+    let mut goals = Goals { complete: true, goal_max: 1, ..Goals::default() };
+    // A chunk that a snapshot shares is one chunk.
+    let mut seen = std::collections::BTreeSet::new();
+    for file in files(&client).await? {
+        for chunk in file.chunks().await? {
+            if seen.insert(chunk.handle) {
+                goals.chunks += 1;
+                goals.replicas += u64::from(chunk.goal);
+                goals.goal_max = goals.goal_max.max(chunk.goal.into());
+            }
+        }
+    }
+    Ok(goals)
+}
+
+async fn client(cluster: &Cluster) -> Result<Client> {
+    let options = Options { patience: Duration::from_secs(20), ..Options::default() };
+    Ok(Client::connect(&cluster.masters(), options).await?)
+}
+
+/// Every file.
+async fn files(client: &Client) -> Result<Vec<gfs_client::File>> {
+    let (mut files, mut directories) = (Vec::new(), vec!["/".to_owned()]);
+    while let Some(directory) = directories.pop() {
+        let entries: Vec<_> = client.list(&directory).try_collect().await?;
+        for entry in entries {
+            if entry.is_directory() {
+                directories.push(format!("{}/{}", directory.trim_end_matches('/'), entry.name));
+            } else {
+                files.push(client.file(&entry)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// All replicas of all chunks of all files hold the same.
+async fn compare_chunks(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+    let client = client(cluster).await?;
+    let mut compared_count = 0;
+    for file in files(&client).await? {
+        for index in 0..file.chunks().await?.len() {
+            let index = ChunkIndex::from_raw(u32::try_from(index)?);
+            let compared = eventually("all replicas answer", PATIENCE, async || {
+                let compared = file.compare_replicas(index).await?;
+                let (there, goal) = (compared.replicas.len(), compared.chunk.goal);
+                ensure!(compared.is_corrupt() || there >= goal as usize, "{there} of {goal} replicas");
+                ensure!(compared.is_corrupt() || compared.is_complete(), "not all can be read: {compared:?}");
+                Ok(compared)
+            });
+            let compared = compared.await.with_context(|| format!("chunk {index} of {}", file.path()))?;
+            if compared.is_corrupt() {
+                verdict.finding(format!("replicas differ: chunk {index} of {}: {compared:?}", file.path()));
+            }
+            compared_count += 1;
+        }
+    }
+    verdict.note(format!("{compared_count} chunks compared on all their servers"));
+    Ok(())
+}
+
+/// Every master and shadow has the same rows at one index of the log.
+async fn compare_states(cluster: &Cluster) -> Result<()> {
+    let environment = Environment::real();
+    let cluster_id = cluster.status().await?.cluster;
+    let names = [cluster.names(Role::Master), cluster.names(Role::Shadow)].concat();
+    let mut peers = Vec::new();
+    for name in &names {
+        let address = cluster.address_of(name).context("a master without an address")?;
+        peers.push(PeerClient::new(net::channel(environment.net.clone(), &address, HASH_TIMEOUT)?));
+    }
+    // The log goes on by itself: until all were asked at the same index.
+    let hashes = eventually("the masters are at the same index", PATIENCE, async || {
+        let asked = peers.iter().cloned().map(|mut peer| {
+            let cluster = cluster_id.clone();
+            async move { peer.state_hash(pb::StateHashRequest { cluster }).await }
+        });
+        let answers = futures::future::try_join_all(asked).await?;
+        let hashes: Vec<pb::StateHashReply> = answers.into_iter().map(tonic::Response::into_inner).collect();
+        let first = hashes.first().map(|hash| hash.applied);
+        ensure!(hashes.iter().all(|hash| Some(hash.applied) == first), "{hashes:?}");
+        Ok(hashes)
+    });
+    let hashes = hashes.await?;
+    ensure!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{names:?} have {hashes:?}");
+    Ok(())
+}
