@@ -289,6 +289,8 @@ impl Master {
         let reply = within(HEARTBEAT_TIMEOUT, self.client.clone().heartbeat(request)).await;
         self.leads.store(reply.as_ref().is_ok_and(|reply| reply.leader), Ordering::Relaxed);
         let reply = reply?;
+        // Mutant from_receipt: validity counts from the answer.
+        let sent = if fault::mutant("from_receipt") { server.now() } else { sent };
         fault::try_reach("heartbeat::answered").await?;
         if reply.leader {
             *server.leader.lock() = Some(self.client.clone());

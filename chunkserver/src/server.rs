@@ -12,7 +12,7 @@ use gfs_proto::pb::chunkserver_client::ChunkserverClient;
 use gfs_proto::pb::registry_client::RegistryClient;
 use gfs_proto::size::MESSAGE_BYTES_MAX;
 use gfs_proto::time::Moment;
-use gfs_proto::{Environment, Error, Result};
+use gfs_proto::{Environment, Error, Result, fault};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -178,6 +178,11 @@ impl Chunkserver {
 
     /// Monotonic time.
     pub(crate) fn now(&self) -> Moment {
+        // Mutant wall_clock_fence: the time of day, which an operator may set back.
+        if fault::mutant("wall_clock_fence") {
+            let since = std::time::Duration::from_millis(self.environment.clock.wall().raw());
+            return Moment::from_start(since);
+        }
         self.environment.clock.moment()
     }
 

@@ -57,7 +57,10 @@ impl Chunkserver {
         match next {
             Next::Reply(outcome) => {
                 // Guard retry_acked_at_once: an id that is in the table is acknowledged when it is committed.
-                let committed = self.when_committed(&chunk, request.version, outcome.serial).await?;
+                // Mutant retry_acked_at_once: the id is known, so the client gets its answer.
+                let at_once = fault::mutant("retry_acked_at_once");
+                let serial = if at_once { Serial::default() } else { outcome.serial };
+                let committed = self.when_committed(&chunk, request.version, serial).await?;
                 Ok(reply(outcome.offset, committed))
             }
             Next::Send(sent) => {
@@ -73,6 +76,8 @@ impl Chunkserver {
             Next::Sealed(seal) => {
                 // Guard seal_told_early: the client goes on when the seal is committed. Its id is not in this
                 // chunk (guard next_without_asking): that was looked up first.
+                // Mutant seal_told_early: the next client goes on before all members have the seal.
+                let seal = if fault::mutant("seal_told_early") { Serial::default() } else { seal };
                 self.when_committed(&chunk, request.version, seal).await?;
                 Err(Error::Sealed { handle: request.handle })
             }

@@ -159,13 +159,22 @@ impl Tail {
                     | Error::NoSuchChunk { .. }
                     | Error::Internal { .. }
             );
+            // Mutant repeat_under_new_id: nobody can tell that it is the same mutation.
+            if fault::mutant("repeat_under_new_id") {
+                for unit in &mut self.units {
+                    unit.request = core.sessions.data_request().await?;
+                }
+            }
             let step = step_after(&error, lease.primary.server);
             match step {
                 Step::NextChunk => return Err(error),
                 // Says itself that the outcome can't be told.
                 Step::Fail if matches!(error, Error::SessionExpired { .. }) => return Err(error),
                 // An earlier attempt may have got through: that it surely failed would be a lie.
-                Step::Fail if unsettled => return Err(backoff.gave_up(&error)),
+                // Mutant unknown_told_failed: the last error speaks for all attempts.
+                Step::Fail if unsettled && !fault::mutant("unknown_told_failed") => {
+                    return Err(backoff.gave_up(&error));
+                }
                 Step::Fail => return Err(error),
                 Step::PushAgain | Step::Wait | Step::NewLease(_) => {}
             }

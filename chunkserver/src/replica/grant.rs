@@ -1,6 +1,7 @@
 //! A grant as its members see it: who takes part and how, and whose content counts (protocol.md, Grant).
 
-use gfs_proto::id::{ChunkVersion, ServerId};
+use gfs_proto::fault;
+use gfs_proto::id::{ChunkVersion, Serial, ServerId};
 use gfs_proto::link::Peer;
 use gfs_proto::size::ChunkBytes;
 
@@ -83,12 +84,15 @@ pub(crate) struct Candidate {
 pub(crate) fn longest(grant: &Grant, candidates: &[Candidate]) -> Option<ServerId> {
     candidates
         .iter()
-        .filter(|candidate| grant.base.contains(&candidate.server))
+        // Mutant joiner_counted_as_base: whoever takes part has what was acknowledged.
+        .filter(|candidate| grant.base.contains(&candidate.server) || fault::mutant("joiner_counted_as_base"))
         .filter(|candidate| !candidate.held.partial && !candidate.held.corrupt)
         // Guard truncate_to_commit: all that a base member holds counts, not what it knows to be committed.
         .max_by_key(|candidate| {
             let held = candidate.held;
-            (held.adopted, held.end.serial, candidate.server == grant.primary)
+            // Mutant own_content_kept: the primary's own content, however short.
+            let serial = if fault::mutant("own_content_kept") { Serial::default() } else { held.end.serial };
+            (held.adopted, serial, candidate.server == grant.primary)
         })
         .map(|candidate| candidate.server)
 }

@@ -12,10 +12,10 @@ mod validation;
 #[cfg(test)]
 mod tests;
 
-use gfs_proto::Error;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial, ServerId};
 use gfs_proto::link::Peer;
 use gfs_proto::time::Moment;
+use gfs_proto::{Error, fault};
 
 pub(crate) use grant::{Candidate, Grant, Held, Step, Store, longest};
 pub(crate) use primary::{Decision, Kind, Order, Outcome, Primary, Recorded, Request, Wish};
@@ -105,7 +105,8 @@ impl Replica {
             role: Role::None,
             grant: None,
             // Guard restart_is_clean: what lies beyond the commit mark is not known to be committed.
-            progress: Progress::at(held.end, clean),
+            // Mutant restart_is_clean: all that survived counts as committed.
+            progress: Progress::at(held.end, clean || fault::mutant("restart_is_clean")),
             standing,
             readable_from: held.version,
         }
@@ -224,7 +225,9 @@ impl Replica {
             return Err(self.mismatch(version));
         }
         // Guard adopt_twice: once per version; a late duplicate would wipe out what came after.
-        Ok(if self.held.adopted == version { Step::Done } else { Step::Go(()) })
+        // Mutant adopt_twice: a late duplicate is adopted again.
+        let done = self.held.adopted == version && !fault::mutant("adopt_twice");
+        Ok(if done { Step::Done } else { Step::Go(()) })
     }
 
     /// Step 4, after the content is durable; `same` if it is byte for byte what was held before.
@@ -337,7 +340,9 @@ impl Replica {
     /// Decides about an ordered mutation.
     pub(crate) fn turn(&self, version: ChunkVersion, serial: Serial) -> Result<Turn, Error> {
         // Guard old_version_applied: only of the very version that is stored here, and adopted.
-        if version != self.held.version || self.held.adopted != version {
+        // Mutant old_version_applied: a member takes orders of any version.
+        let theirs = version == self.held.version || fault::mutant("old_version_applied");
+        if !theirs || self.held.adopted != self.held.version {
             return Err(self.mismatch(version));
         }
         if self.held.corrupt || self.held.partial || self.primary().is_some() {
@@ -347,7 +352,8 @@ impl Replica {
         // Guard gap_applied: strictly at the next position; what overtook others waits (T41).
         if serial <= last {
             Ok(Turn::Repeated)
-        } else if serial == last.next() {
+        // Mutant gap_applied: what overtook others is applied at once.
+        } else if serial == last.next() || fault::mutant("gap_applied") {
             Ok(Turn::Now)
         } else if serial.raw() - last.raw() <= AHEAD_MAX {
             Ok(Turn::After(Serial::from_raw(serial.raw() - 1)))
@@ -383,12 +389,21 @@ impl Replica {
 
     /// Decides about a read at this moment; the bytes must be taken under the same lock.
     pub(crate) fn read(&self, query: Query, fence: &Fence, now: Moment) -> Result<Readable, Error> {
-        if query.version < self.readable_from || query.version > self.held.version {
+        // Mutant stale_location_served: whatever version a reader knows, also from before a copy on write.
+        let known = query.version >= self.readable_from || fault::mutant("stale_location_served");
+        if !known || query.version > self.held.version {
             return Err(self.mismatch(query.version));
         }
         // Guard unfenced_primary_reads: the primary, too, serves only while it is validated.
-        self.validated(fence, now)?;
+        // Mutant unfenced_primary_reads: the primary believes that it needs no validation.
         let active = self.primary().is_some();
+        if !(active && fault::mutant("unfenced_primary_reads")) {
+            self.validated(fence, now)?;
+        }
+        // Mutant dirty_read: what is applied here counts as committed.
+        if fault::mutant("dirty_read") {
+            return Ok(Readable::Yes(self.progress.applied_position()));
+        }
         let progress = &self.progress;
         let settled = progress.committed();
         // Guard dirty_read: with anything in flight that the range may depend on, the primary knows what is committed.

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gfs_proto::Error;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, RequestId, Serial, ServerId};
 use gfs_proto::size::ChunkBytes;
+use gfs_proto::{Error, fault};
 
 use super::Grant;
 
@@ -181,7 +181,9 @@ impl Primary {
         }
         let serial = end.serial.next();
         let order = |kind, offset, request| Order { serial, kind, offset, length, request };
-        let fits = |offset: u32| u64::from(offset) + u64::from(length) <= self.chunk_bytes.raw().into();
+        // Mutant append_off_by_one: one byte too many fits.
+        let end_max = u64::from(self.chunk_bytes.raw()) + u64::from(fault::mutant("append_off_by_one"));
+        let fits = |offset: u32| u64::from(offset) + u64::from(length) <= end_max;
         let room = recorded.kept < REQUESTS_MAX;
         let record_max = self.chunk_bytes.record_bytes_max();
         match wish {
@@ -227,7 +229,11 @@ impl Primary {
         }
         let before = self.committed;
         // Guard ack_early: a mutation is committed when no member's acknowledgement is missing, not one earlier.
-        while let Some(first) = self.missing.first_entry().filter(|first| first.get().is_empty()) {
+        // Mutant ack_early: the primary's own word is enough.
+        let enough = |missing: &BTreeSet<ServerId>| {
+            missing.is_empty() || (missing.len() < self.members.len() && fault::mutant("ack_early"))
+        };
+        while let Some(first) = self.missing.first_entry().filter(|first| enough(first.get())) {
             self.committed = *first.key();
             first.remove();
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, Term};
 use gfs_proto::time::{Moment, VALIDITY};
 
@@ -79,7 +80,8 @@ impl Fence {
             return false;
         }
         // Guard no_epoch: an answer to an earlier life, or from before a lapse, is void.
-        if answer.epoch != self.epoch {
+        // Mutant no_epoch: an answer to an earlier life is as good as any.
+        if answer.epoch != self.epoch && !fault::mutant("no_epoch") {
             return false;
         }
         self.term = answer.term;
@@ -88,7 +90,9 @@ impl Fence {
             return false;
         }
         // Guard late_answer_validates: an answer to an older heartbeat than the newest one answered is void.
-        if self.answer.as_ref().is_some_and(|known| known.sent >= answer.sent) {
+        // Mutant late_answer_validates: the last answer to come counts.
+        let late = self.answer.as_ref().is_some_and(|known| known.sent >= answer.sent);
+        if late && !fault::mutant("late_answer_validates") {
             return false;
         }
         // Guard from_receipt: validity counts from the sending, so a late answer may be worth nothing.
@@ -119,13 +123,15 @@ impl Fence {
     ) -> bool {
         let Some(answer) = &self.answer else { return false };
         // Guard no_term_start and no_fence_wait, this server's part: after 3 s without an answer it serves nothing.
-        now < answer.sent.plus(VALIDITY)
+        // Mutant validity_not_checked: a server that was paused goes on where it stopped.
+        (now < answer.sent.plus(VALIDITY) || fault::mutant("validity_not_checked"))
             // Guard server_fence_only: the answer must have covered this chunk and not denied it.
             && standing.born <= answer.reported
             && !answer.denied.contains(&handle)
             // Guard exclusion_forgotten: what was on its way when the exclusion came does not validate again ..
             && standing.void_until.is_none_or(|void| answer.sent > void)
             // .. and nothing does, before a later grant takes this server in.
-            && version > standing.excluded
+            // Mutant exclusion_forgotten: the next answer validates again.
+            && (version > standing.excluded || fault::mutant("exclusion_forgotten"))
     }
 }

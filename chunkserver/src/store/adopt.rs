@@ -63,7 +63,8 @@ pub(crate) fn adopt(
         return Err(Error::VersionMismatch { handle, asked: version, here });
     }
     // Guard adopt_twice: mutations may follow the first adoption; a second one would take them back.
-    if state.meta.adopted == version {
+    // Mutant adopt_twice: here and in the replica's own rules.
+    if state.meta.adopted == version && !fault::mutant("adopt_twice") {
         return Err(Error::AlreadyAdopted { handle, version });
     }
     disk.check_space(u64::from(content.length.saturating_sub(state.length())))?;
@@ -153,7 +154,10 @@ impl Adoption {
                 let (offset, length) = (u64::from(offset), data.len() as u64);
                 return Err(Error::OutOfRange { handle, offset, length, end: end.into() });
             }
-            if crc32fast::hash(piece) != self.content.block_crcs[index as usize] {
+            // Mutant copy_not_verified: what comes from another replica is believed.
+            if crc32fast::hash(piece) != self.content.block_crcs[index as usize]
+                && !fault::mutant("copy_not_verified")
+            {
                 return Err(Error::Corrupt { handle, block: index });
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Serial};
 use gfs_proto::net::blocking;
 use parking_lot::{Mutex, MutexGuard};
@@ -126,6 +127,10 @@ impl Meta {
         self.adopted = version;
         self.generation = generation;
         self.content = Content { serial, ..content };
+        // Mutant ids_not_content: who takes over content does not take over its request ids.
+        if fault::mutant("ids_not_content") {
+            self.content.requests.clear();
+        }
         // Guard committed_before_confirm: adopted is not yet known to be committed.
         self.commit_mark = None;
         (self.partial, self.corrupt, self.promised) = (false, false, false);

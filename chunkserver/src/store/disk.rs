@@ -211,7 +211,8 @@ impl Disk {
         let file = self.file(chunk, &mut state).map_err(|error| self.fail("opening a chunk", &error))?;
         drop(state);
         fault::try_at("store::file::before_sync")
-            .and_then(|()| file.sync_data())
+            // Mutant file_not_synced: the file is taken for synced when it is not.
+            .and_then(|()| if fault::mutant("file_not_synced") { Ok(()) } else { file.sync_data() })
             .map_err(|error| self.fail("syncing a chunk", &error))?;
         fault::at("store::file::synced");
         self.sync_names(name_change)?;
@@ -225,7 +226,8 @@ impl Disk {
     /// Makes new names in the directory of chunks durable up to this change; one sync serves all that wait.
     pub(crate) fn sync_names(&self, change: u64) -> Result<()> {
         let mut synced = self.names_synced.lock();
-        if *synced >= change {
+        // Mutant names_not_synced: a file is durable, its name is not.
+        if *synced >= change || fault::mutant("names_not_synced") {
             return Ok(());
         }
         let now = self.name_changes.load(Ordering::SeqCst);

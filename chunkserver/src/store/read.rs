@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use gfs_proto::size::{BLOCK_BYTES, block_pieces};
 
 use super::block;
@@ -145,7 +146,8 @@ fn load(disk: &Arc<Disk>, chunk: &Chunk, snapshot: &Snapshot) -> Result<Vec<u8>>
     for ((block, piece), crc) in
         (snapshot.first_block..).zip(bytes.chunks(BLOCK_BYTES as usize)).zip(&snapshot.crcs)
     {
-        if crc32fast::hash(piece) != *crc {
+        // Mutant read_not_verified: whatever the disk gives is believed.
+        if crc32fast::hash(piece) != *crc && !fault::mutant("read_not_verified") {
             return Err(Error::Corrupt { handle: chunk.handle, block });
         }
     }

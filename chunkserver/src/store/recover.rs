@@ -357,7 +357,10 @@ impl Replayed {
             tracing::info!(%handle, lost, "mutations that nobody was promised to survive are gone");
         }
         // Guard power_cut_ignored: somebody may have been promised what the page cache has lost.
-        self.meta.partial |= self.promised && (!survived.page_cache || lost > 0);
+        // Mutant power_cut_ignored: a replica that may have lost something passes for whole.
+        self.meta.partial |= self.promised
+            && (!survived.page_cache || lost > 0)
+            && !fault::mutant("power_cut_ignored");
         self.meta.promised = false;
         let content = &self.meta.content;
         // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells. The same if

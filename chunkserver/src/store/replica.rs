@@ -33,7 +33,8 @@ impl Empty {
         let empty = Meta::empty(version, generation);
         match self {
             Self::Fresh => Meta { adopted: version, ..empty },
-            Self::Partial => Meta { partial: true, ..empty },
+            // Mutant partial_forgotten: an empty joiner passes for whole.
+            Self::Partial => Meta { partial: !fault::mutant("partial_forgotten"), ..empty },
         }
     }
 }
@@ -170,7 +171,10 @@ pub(crate) fn store_version(
             let sequence = disk.record((chunk, &mut state), &mut permit, &record, durably());
             let summary = state.summary(handle);
             drop(state);
-            disk.log.wait_durable(sequence)?;
+            // Mutant version_not_durable: a crash takes the version back.
+            if !fault::mutant("version_not_durable") {
+                disk.log.wait_durable(sequence)?;
+            }
             fault::at("store::version::stored");
             Ok(summary)
         }
@@ -203,7 +207,8 @@ pub(crate) fn delete(disk: &Arc<Disk>, chunk: &Arc<Chunk>, version_max: ChunkVer
     let mut permit = disk.log.reserve(SMALL_RECORD_BYTES)?;
     let handle = chunk.handle;
     let mut state = chunk.state.lock();
-    if state.removed || state.meta.version > version_max {
+    // Mutant delete_any_version: an order to delete reaches a replica that was granted anew.
+    if state.removed || (state.meta.version > version_max && !fault::mutant("delete_any_version")) {
         return Ok(false);
     }
     let old = state.created.then(|| disk.path_of(handle, state.meta.generation));

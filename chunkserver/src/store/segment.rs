@@ -51,6 +51,10 @@ impl Segment {
             .map_err(|error| Error::failed(&self.path, "writing the log", &error))
     }
     pub(crate) fn sync(&self) -> Result<()> {
+        // Mutant log_not_synced: acknowledged before it is on the disk.
+        if fault::mutant("log_not_synced") {
+            return Ok(());
+        }
         fault::try_at("store::log::before_sync")
             .and_then(|()| self.file.sync_data())
             .map_err(|error| Error::failed(&self.path, "syncing the log", &error))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkVersion, ServerId, Term};
 use gfs_proto::time::{Moment, VALIDITY};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +30,12 @@ pub(super) fn validates(chunk: &Chunk, server: ServerId, version: ChunkVersion) 
     // Guard server_fence_only: each chunk by itself, and only for a confirmed member at that version.
     chunk.confirmed != ChunkVersion::NONE
         && chunk.members.contains(&server)
-        && version >= chunk.confirmed
+        // Mutant stale_replica_served: whatever version a member holds.
+        && (version >= chunk.confirmed || fault::mutant("stale_replica_served"))
         // Guard validate_ignores_pending: a server that the pending grant leaves out is on its way out.
-        && chunk.pending.as_ref().is_none_or(|pending| pending.members.contains(&server))
+        // Mutant validate_ignores_pending: it is a member until the confirm.
+        && (chunk.pending.as_ref().is_none_or(|pending| pending.members.contains(&server))
+            || fault::mutant("validate_ignores_pending"))
 }
 
 /// The moment from which a server surely serves nothing of a chunk that a pending grant leaves it out of.
@@ -41,6 +45,8 @@ pub(crate) fn fence_end(server: Option<&Server>, reign: &Reign, prepared: Moment
     // Guard no_term_wait / no_term_start: earlier leaders answered too, up to the start of our own term.
     let answered = match server.and_then(|server| server.answered) {
         Some((term, at)) if term == reign.term => at,
+        // Mutant no_term_start: what an earlier leader answered is forgotten.
+        Some(_) | None if fault::mutant("no_term_start") => return Moment::default(),
         Some(_) | None => reign.started,
     };
     // Guard fence_before_prepare: the wait is for what was answered up to the prepare, not for any other time.

@@ -8,6 +8,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, ServerId, Term};
 use gfs_proto::time::{Moment, UnixMs};
 
@@ -271,8 +272,9 @@ impl Cluster {
         }
         let is_good = |(other, server): &(&ServerId, &Server)| {
             // Trap T22: a server counts only after its full report.
+            // Mutant sweep_before_report: what a server said before its restart still counts.
             server.is_alive(now)
-                && server.has_full_report()
+                && (server.has_full_report() || fault::mutant("sweep_before_report"))
                 && server.replicas.get(&chunk.handle).is_some_and(|held| held.is_current(chunk, **other))
         };
         let good = self.servers.iter().filter(is_good).count();

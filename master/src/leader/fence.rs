@@ -24,6 +24,10 @@ impl Granter {
         pending: &Pending,
         denied_since: Moment,
     ) {
+        // Mutant no_fence_wait: nobody waits for those who are left out.
+        if fault::mutant("no_fence_wait") {
+            return;
+        }
         let left_out = chunk.members.iter().filter(|server| !pending.members.contains(server));
         let waits =
             left_out.map(|server| self.fence_out_one(reign, (chunk.handle, pending), *server, denied_since));

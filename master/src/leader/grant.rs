@@ -399,7 +399,13 @@ impl Granter {
                     return Err(Setback::Overtaken(Error::NoReplica { handle: chunk.handle }));
                 }
                 // Guard partial_forgotten: a base member that says it may have lost bytes is no base.
-                Ok(reply) if reply.partial && !pending.fresh && pending.base.contains(server) => {
+                // Mutant partial_base: it is asked and not heard.
+                Ok(reply)
+                    if reply.partial
+                        && !fault::mutant("partial_base")
+                        && !pending.fresh
+                        && pending.base.contains(server) =>
+                {
                     failed.push((*server, Error::NotValidated { handle: chunk.handle }));
                 }
                 // Guard version_not_durable: only a member that has stored the version counts.

@@ -1,5 +1,6 @@
 //! Which replicas are garbage (GFS §4.4, §4.5): never the last good copy of a live chunk (traps T21 to T25).
 
+use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
 
 /// What is known of a replica that a server reported and that no grant names it for.
@@ -38,10 +39,16 @@ pub(crate) fn is_garbage(suspect: &Suspect, next_handle: ChunkHandle) -> bool {
         Standing::Member => false,
         // Trap T23: a handle that this state has not given yet says that the state is behind, not that the
         // chunk is dead. Trap T24: handles are logged before a server hears of them, and never reused.
-        Standing::Unknown => suspect.handle < next_handle,
+        // Mutant sweep_unknown: whatever this state does not know is garbage.
+        // Mutant orphans_kept: a replica of a deleted chunk is taken back.
+        Standing::Unknown => {
+            (suspect.handle < next_handle || fault::mutant("sweep_unknown")) && !fault::mutant("orphans_kept")
+        }
         // Trap T21: only when the goal is met by others. A grant under way may still need this one.
         Standing::Outsider { pending, confirmed, good_elsewhere, goal } => {
-            !pending && confirmed && good_elsewhere >= goal.max(1)
+            // Mutant sweep_last_copies: one good copy elsewhere is enough.
+            let enough = if fault::mutant("sweep_last_copies") { 1 } else { goal.max(1) };
+            !pending && confirmed && good_elsewhere >= enough
         }
     }
 }

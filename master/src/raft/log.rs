@@ -83,6 +83,9 @@ pub(crate) struct Shared {
     /// Rides on the next batch: losing some only means applying later.
     committed: Mutex<Option<LogId>>,
     pub(crate) poison: Arc<Poison>,
+    /// Count what the database does.
+    #[cfg(test)]
+    options: Options,
 }
 
 impl std::fmt::Debug for Shared {
@@ -103,6 +106,8 @@ fn options() -> Options {
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
     options.set_log_level(rocksdb::LogLevel::Warn);
+    #[cfg(test)]
+    options.enable_statistics();
     options
 }
 
@@ -129,7 +134,8 @@ impl LogStore {
     /// What the disk says, or whose log it is.
     pub(crate) fn open(dir: &Path, owner: &str) -> io::Result<Self> {
         let families = [ENTRIES, META].map(|name| ColumnFamilyDescriptor::new(name, table_options()));
-        let db = DB::open_cf_descriptors(&options(), dir, families).map_err(io::Error::other)?;
+        let options = options();
+        let db = DB::open_cf_descriptors(&options, dir, families).map_err(io::Error::other)?;
         check_owner(&db, owner)?;
         let (vote, committed, tail) = load(&db)?;
         let shared = Arc::new(Shared {
@@ -138,6 +144,8 @@ impl LogStore {
             vote: Mutex::new(vote),
             committed: Mutex::new(committed),
             poison: Arc::new(Poison::new()),
+            #[cfg(test)]
+            options,
         });
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
         let writes = shared.clone();
@@ -145,6 +153,12 @@ impl LogStore {
             .name("log-writer".into())
             .spawn(move || write::run(&writes, commands))?;
         Ok(Self { shared, writer: Writer { queue: Some(queue), thread: Some(thread) } })
+    }
+
+    /// How often the database has synced its write-ahead log.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.shared.options.get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced)
     }
 
     /// What outlives the store while readers do.

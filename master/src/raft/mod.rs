@@ -111,7 +111,7 @@ impl NodeConfig {
             // A follower that installs a checkpoint must find the entries since then still in the log,
             // also when the transfer takes minutes under load: else it needs another one, for ever.
             checkpoint_every: gfs_proto::fault::tuned("checkpoint_every", 500_000),
-            log_keep: 2_000_000,
+            log_keep: gfs_proto::fault::tuned("log_keep", 2_000_000),
         }
     }
 }

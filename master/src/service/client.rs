@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
-use gfs_proto::path::Name;
+use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
+use gfs_proto::path::{FilePath, Name};
 use gfs_proto::time::UnixMs;
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::{Error, Result, fault, pb};
 use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
@@ -104,6 +104,8 @@ impl pb::master_server::Master for Service {
     async fn rename(&self, request: Request<pb::RenameRequest>) -> Answer<pb::RevReply> {
         let request = request.into_inner();
         let (source, target) = (convert::path(&request.source)?, convert::path(&request.target)?);
+        // Mutant rename_in_two_entries: out of the way first, then to the target; somebody may look in between.
+        let source = if fault::mutant("rename_in_two_entries") { self.aside(source).await? } else { source };
         let command = Command::Rename { source, target: target.clone(), replace: request.replace };
         let rev = if request.replace {
             self.unlink(request.request, &target, command).await?
@@ -250,6 +252,13 @@ impl pb::master_server::Master for Service {
 }
 
 impl Service {
+    /// Moves something beside itself: the first half of mutant rename_in_two_entries.
+    async fn aside(&self, source: FilePath) -> Result<FilePath> {
+        let target = convert::path(&format!("{source}.moving"))?;
+        let command = Command::Rename { source, target: target.clone(), replace: false };
+        self.propose(None, 0, command).await?;
+        Ok(target)
+    }
     /// Milliseconds from now to a date.
     fn until(&self, date: UnixMs) -> u64 {
         let left = date.since(self.environment.clock.wall());

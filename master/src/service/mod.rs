@@ -17,7 +17,7 @@ use gfs_proto::pb::peer_server::PeerServer;
 use gfs_proto::pb::registry_server::RegistryServer;
 use gfs_proto::size::MESSAGE_BYTES_MAX;
 use gfs_proto::time::Moment;
-use gfs_proto::{Environment, Error, Result, pb};
+use gfs_proto::{Environment, Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -142,11 +142,18 @@ impl Service {
     async fn freshen(&self, freshness: pb::Freshness) -> Result<()> {
         let bound = Duration::from_millis(freshness.max_staleness_ms);
         let now = self.environment.clock.moment();
-        let is_fresh = !bound.is_zero() && self.fresh_at.lock().is_some_and(|at| now.since(at) <= bound);
-        if !is_fresh {
+        let is_fresh = !bound.is_zero()
+            && self.fresh_at.lock().is_some_and(|at| {
+                // Mutant shadow_past_bound: fresh once is fresh for ever.
+                now.since(at) <= bound || fault::mutant("shadow_past_bound")
+            });
+        // Mutant reads_unasked: any master answers from what it has, as if it led.
+        if !is_fresh && !fault::mutant("reads_unasked") {
             self.refresh().await?;
         }
-        let floor = LogIndex::from_raw(freshness.min_rev);
+        // Mutant floor_ignored: a client may see less than it has seen.
+        let floor = if fault::mutant("floor_ignored") { 0 } else { freshness.min_rev };
+        let floor = LogIndex::from_raw(floor);
         let mut applied = self.node.applied();
         let caught_up =
             tokio::time::timeout(CATCH_UP_PATIENCE, applied.wait_for(|applied| *applied >= floor));

@@ -4,6 +4,7 @@
 //! them (protocol.md, Grant; docs/decisions/0008). Guards of that protocol are named where they are kept; those that need
 //! soft state (no_fence_wait, fence_before_prepare) are the leader's.
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::size::REPLICATION_MAX;
 use gfs_proto::time::UnixMs;
@@ -49,11 +50,18 @@ pub(crate) fn prepare(change: &mut Change<'_>, wish: &Wish<'_>) -> Result<Applie
         return Err(Rejected::BadGrant { rule: GrantRule::Primary {} });
     }
     // Guard version_reuse: also a grant that is given up has used its version up.
-    let version = chunk.version.raw().checked_add(1).map(ChunkVersion::from_raw);
+    // Mutant version_reuse: the version of a grant that came to nothing is given again.
+    let last = if fault::mutant("version_reuse") { chunk.confirmed } else { chunk.version };
+    let version = last.raw().checked_add(1).map(ChunkVersion::from_raw);
     let version = version.ok_or(Rejected::Exhausted {})?;
 
     chunk.version = version;
     chunk.lease = None;
+    // Mutant single_commit: who is to be a member is one already.
+    if fault::mutant("single_commit") {
+        chunk.members = wish.members.to_vec();
+        chunk.confirmed = version;
+    }
     // Guard single_commit: the confirmed members stay who they are until the confirm.
     chunk.pending = Some(Pending {
         version,
@@ -99,7 +107,10 @@ pub(crate) fn confirm(
 ) -> Result<Applied, Rejected> {
     let mut chunk = read::chunk(change.view(), handle)?;
     // Guard confirm_not_cas: a grant that was overtaken by another prepare is void, however far it got.
-    expect_version(&chunk, version)?;
+    // Mutant confirm_not_cas: whatever is pending is confirmed.
+    if !fault::mutant("confirm_not_cas") {
+        expect_version(&chunk, version)?;
+    }
     let Some(pending) = chunk.pending.take() else {
         // Confirmed before: the leader did not hear the answer.
         return Ok(Applied::Confirmed { version });

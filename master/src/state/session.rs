@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ClientId, RequestId};
 use gfs_proto::time::UnixMs;
 
@@ -31,7 +32,10 @@ pub(crate) fn admit(
     if request.sequence < old.first_unacked {
         return Err(Rejected::AlreadyAcknowledged { request });
     }
-    if let Some(stored) = read::stored_reply(overlay, request.client, request.sequence)? {
+    // Mutant repeat_not_recognized: a repeat is carried out again.
+    if let Some(stored) = read::stored_reply(overlay, request.client, request.sequence)?
+        && !fault::mutant("repeat_not_recognized")
+    {
         if stored.command != proposal.command.tag() {
             return Err(Rejected::RequestReused { request });
         }

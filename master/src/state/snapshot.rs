@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, RequestId, ServerId};
 use gfs_proto::path::FilePath;
 
@@ -92,7 +93,8 @@ pub(crate) fn snapshot(
     let covered = covered(change.view(), root)?;
     for (_, chunk) in &covered.chunks {
         // Guard snapshot_under_lease: a mutation under an old lease would change both sides (traps T14).
-        if !is_settled(change.view(), chunk)? {
+        // Mutant snapshot_under_lease: nobody waits for the revocation.
+        if !is_settled(change.view(), chunk)? && !fault::mutant("snapshot_under_lease") {
             return Err(Rejected::Unsettled { handle: chunk.handle });
         }
     }
@@ -126,7 +128,9 @@ fn share(change: &mut Change<'_>, covered: &Covered, made: &[(EntryId, Entry)]) 
             let (_, chunk) = next.ok_or(Rejected::Damaged {})?;
             // Read again: two files of the tree may share it already.
             let mut chunk = read::chunk(change.view(), chunk.handle).map_err(|_| Rejected::Damaged {})?;
-            chunk.references = chunk.references.checked_add(1).ok_or(Rejected::Exhausted {})?;
+            // Mutant snapshot_uncounted: two files have a chunk that counts one.
+            let more = u32::from(!fault::mutant("snapshot_uncounted"));
+            chunk.references = chunk.references.checked_add(more).ok_or(Rejected::Exhausted {})?;
             change.put_references(&chunk);
             change.put_file_chunk(entry.id, index, chunk.handle);
         }
@@ -204,7 +208,8 @@ pub(crate) fn copy(change: &mut Change<'_>, wish: &Copy<'_>) -> Result<Applied, 
 pub(crate) fn let_go(change: &mut Change<'_>, copy: ChunkHandle) -> Result<bool, Rejected> {
     let Some(origin) = read::origin(change.view(), copy)? else { return Ok(true) };
     let old = read::chunk(change.view(), origin.handle).map_err(|_| Rejected::Damaged {})?;
-    if old.confirmed <= origin.version {
+    // Mutant copy_without_bump: the copy is written while readers still have the old location.
+    if old.confirmed <= origin.version && !fault::mutant("copy_without_bump") {
         return Ok(false);
     }
     change.remove_origin(copy);
@@ -219,7 +224,8 @@ pub(crate) fn drop_reference(change: &mut Change<'_>, handle: ChunkHandle) -> Re
     while let Some(handle) = next.take() {
         let mut chunk = read::chunk(change.view(), handle).map_err(|_| Rejected::Damaged {})?;
         chunk.references = chunk.references.checked_sub(1).ok_or(Rejected::Damaged {})?;
-        if chunk.references > 0 {
+        // Mutant references_ignored: the garbage collector takes what another file still has.
+        if chunk.references > 0 && !fault::mutant("references_ignored") {
             change.put_references(&chunk);
             continue;
         }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkIndex, EntryId};
 use gfs_proto::path::FilePath;
 
@@ -53,7 +54,8 @@ fn find(change: &Change<'_>, id: EntryId) -> Result<(Entry, Trashed), Rejected> 
 /// Takes an entry out of the trash. Past its date it may be half collected, so then it is gone.
 pub(crate) fn undelete(change: &mut Change<'_>, id: EntryId, target: &FilePath) -> Result<Applied, Rejected> {
     let (mut entry, trashed) = find(change, id)?;
-    if trashed.collect_at <= change.now() {
+    // Mutant undelete_collected: what may be half collected comes back.
+    if trashed.collect_at <= change.now() && !fault::mutant("undelete_collected") {
         return Err(Rejected::NotInTrash { entry: id });
     }
     let spot = Spot::find_free(change, target)?;

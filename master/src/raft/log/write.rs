@@ -2,6 +2,7 @@
 
 use std::io;
 
+use gfs_proto::fault;
 use openraft::storage::IOFlushed;
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -90,7 +91,12 @@ impl Batch {
                 for (index, row) in rows {
                     self.writes.put_cf(entries, index.to_be_bytes(), row);
                 }
-                self.waiters.push(Waiter::Append(callback));
+                // Mutant append_acked_at_once: counted before it is written here.
+                if fault::mutant("append_acked_at_once") {
+                    callback.io_completed(Ok(()));
+                } else {
+                    self.waiters.push(Waiter::Append(callback));
+                }
             }
             Command::Delete { from, until } => {
                 self.writes.delete_range_cf(entries, from.to_be_bytes(), until.to_be_bytes());
@@ -102,7 +108,15 @@ impl Batch {
             }
             Command::Vote { vote, done } => {
                 self.writes.put_cf(meta, KEY_VOTE, codec::to_disk(&VoteRow::from(&vote)));
-                self.waiters.push(Waiter::Vote(vote, done));
+                // Mutant vote_not_durable: a crash takes the vote back.
+                if fault::mutant("vote_not_durable") {
+                    *shared.vote.lock() = Some(vote);
+                    if done.send(Ok(())).is_err() {
+                        return Ok(());
+                    }
+                } else {
+                    self.waiters.push(Waiter::Vote(vote, done));
+                }
             }
         }
         Ok(())
@@ -120,7 +134,8 @@ impl Batch {
         fail::point(Point::LogBeforeWrite)?;
         shared.db.write(std::mem::take(&mut self.writes)).map_err(io::Error::other)?;
         fail::point(Point::LogBeforeSync)?;
-        if !self.waiters.is_empty() {
+        // Mutant wal_not_synced: what the kernel has counts as durable.
+        if !self.waiters.is_empty() && !fault::mutant("wal_not_synced") {
             shared.db.flush_wal(true).map_err(io::Error::other)?;
         }
         fail::point(Point::LogBeforeCallback)?;

@@ -127,6 +127,23 @@ fn a_writer_that_dies_at_any_step_loses_nothing_acknowledged() {
     }
 }
 
+/// A kill can't tell: the page cache survives the process, not the power cut.
+#[test]
+fn an_append_and_a_vote_are_answered_after_a_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        let mut log = open_log(dir.path());
+        for index in 0..3 {
+            let before = log.syncs();
+            log.blocking_append([entry(1, index)]).await.unwrap();
+            assert!(log.syncs() > before, "entry {index} was acknowledged without a sync");
+            let before = log.syncs();
+            log.save_vote(&Vote::new_committed(index + 1, 1)).await.unwrap();
+            assert!(log.syncs() > before, "vote {index} was acknowledged without a sync");
+        }
+    });
+}
+
 fn blank(index: u64) -> Entry {
     Entry { log_id: id(1, index), payload: EntryPayload::Blank }
 }
