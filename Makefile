@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
 BUILD = $(CARGO) build --locked
 
-.PHONY: help setup build demo test verify fix jepsen proof bench model
+.PHONY: help setup build demo test verify fix jepsen proof faults mutants bench model
 
 help:
 	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
@@ -12,6 +12,8 @@ help:
 	@echo "make fix      formats, and applies what the lints can mend"
 	@echo "make jepsen   clients under faults of processes and of the network, judged (a quarter of an hour)"
 	@echo "make proof    16 clients append 10,000 records each under faults; waits after losses (half an hour)"
+	@echo "make faults   every fail point crashes, fails and stalls under load, judged (half an hour)"
+	@echo "make mutants  every seeded bug, and which check finds it (half an hour)"
 	@echo "make bench    the benchmarks, each beside the bare limit"
 	@echo "make model    explores the chunk protocol exhaustively: half an hour and 6 GiB"
 
@@ -60,6 +62,16 @@ proof: build
 	$(PROOF) measure leader --by cut --rounds 20 --within 2s
 	$(PROOF) measure primary --rounds 20 --within 5s
 	$(PROOF) measure primary --by cut --rounds 20 --within 5s
+
+# Programs with fail points in them (docs/decisions/0016), beside the ordinary ones.
+faults: setup
+	$(BUILD) --package gfs --features faults
+	$(BUILD) --package gfs-jepsen --features faults
+	@mkdir -p target/faults && cp target/debug/gfs target/debug/gfs-jepsen target/faults/
+	GFS_BIN=target/faults/gfs target/faults/gfs-jepsen faults
+
+mutants: setup
+	$(CARGO) run --locked --quiet --package gfs-jepsen --features faults -- mutants
 
 bench: build
 	$(CARGO) run --locked --quiet --package gfs-bench

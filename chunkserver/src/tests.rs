@@ -7,6 +7,7 @@ mod stories;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use gfs_proto::link::{Links, Mutation, Peer, Range, ReadReply, Source};
 use gfs_proto::net::{Net, TcpNet};
 use gfs_proto::pb::chunkserver_client::ChunkserverClient;
 use gfs_proto::random::SystemRandom;
+use gfs_proto::time::{Clock, Moment, SystemClock, UnixMs};
 use gfs_proto::{Environment, Result, pb};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -54,6 +56,9 @@ struct Said {
     /// The next heartbeat is answered as a leader's, but late, and no other after it; when it came.
     hold: bool,
     held_at: Option<tokio::time::Instant>,
+    /// How long the answer to a heartbeat is on its way, and how many of them confirmed the leadership.
+    travel: Duration,
+    answered: u64,
 }
 
 /// A master that trusts the test.
@@ -103,19 +108,25 @@ impl pb::registry_server::Registry for Master {
             }
             tokio::time::sleep(HELD).await;
         }
-        let mut said = self.0.lock();
-        said.beating.insert(request.server);
-        said.failures.extend(request.failures);
-        said.uses.extend(request.extend);
-        Ok(Response::new(pb::HeartbeatReply {
-            term: 1,
-            leader: held || !said.silent,
-            epoch: request.epoch,
-            sequence: request.sequence,
-            reported: request.reported,
-            denied: said.denied.clone(),
-            ..Default::default()
-        }))
+        let (reply, travel) = {
+            let mut said = self.0.lock();
+            said.beating.insert(request.server);
+            said.failures.extend(request.failures);
+            said.uses.extend(request.extend);
+            said.answered += u64::from(!said.silent);
+            let reply = pb::HeartbeatReply {
+                term: 1,
+                leader: held || !said.silent,
+                epoch: request.epoch,
+                sequence: request.sequence,
+                reported: request.reported,
+                denied: said.denied.clone(),
+                ..Default::default()
+            };
+            (reply, said.travel)
+        };
+        tokio::time::sleep(travel).await;
+        Ok(Response::new(reply))
     }
     async fn expired_clients(
         &self,
@@ -146,9 +157,27 @@ struct Cluster {
     environment: Environment,
 }
 
+/// The clocks of this machine, with a time of day that somebody sets back.
+struct SetBack {
+    real: SystemClock,
+    back_ms: AtomicU64,
+}
+
+impl Clock for SetBack {
+    fn wall(&self) -> UnixMs {
+        UnixMs::from_raw(self.real.wall().raw().saturating_sub(self.back_ms.load(Ordering::Relaxed)))
+    }
+    fn moment(&self) -> Moment {
+        self.real.moment()
+    }
+}
+
 impl Cluster {
     async fn start(servers: usize) -> Self {
-        let environment = Environment::real();
+        Self::start_in(Environment::real(), servers).await
+    }
+
+    async fn start_in(environment: Environment, servers: usize) -> Self {
         let master = Master::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let master_address = listener.local_addr().unwrap().to_string();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    FAULTS, Format, Loss, Placement, Plan, Promise, Site, Subject, Verdict, WORKLOADS, check_file, export,
-    measure, power, report, run,
+    ACTIONS, FAULTS, Format, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict, WORKLOADS,
+    check_file, export, measure, mutants, power, report, run, sweep,
 };
 use tokio::runtime::Runtime;
 
@@ -101,6 +101,30 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Lets every fail point strike, in servers built with faults (GFS_BIN).
+    Faults {
+        /// Parts of the names of fail points; all if not given.
+        #[arg(long, value_delimiter = ',')]
+        points: Vec<String>,
+        /// Some of crash, error, sleep.
+        #[arg(long, value_delimiter = ',', default_values_t = ACTIONS.map(String::from))]
+        actions: Vec<String>,
+        /// Cells that share a cluster.
+        #[arg(long, default_value_t = 10)]
+        batch: usize,
+        /// Seed of all choices; drawn if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Switches every seeded bug on and shows which check finds it.
+    Mutants {
+        /// Some mutants; all if not given.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Only checks that start no cluster.
+        #[arg(long)]
+        fast: bool,
+    },
     /// Measures how long users wait after the loss of a server.
     Measure {
         /// Whom they lose.
@@ -184,10 +208,16 @@ fn draw() -> u64 {
 
 fn main() -> Result<ExitCode> {
     let Arguments { hosts, command } = Arguments::parse();
-    // Judging needs no hosts, and the power goes on the hosts of all servers at once.
+    // Judging needs no hosts, and the power goes on the hosts of all servers at once; faults
+    // in the servers themselves are the same anywhere.
     let alone = matches!(
         command,
-        Command::Check { .. } | Command::Report { .. } | Command::Export { .. } | Command::Power { .. }
+        Command::Check { .. }
+            | Command::Report { .. }
+            | Command::Export { .. }
+            | Command::Power { .. }
+            | Command::Faults { .. }
+            | Command::Mutants { .. }
     );
     let placement = if alone { Placement::Loopback } else { hosts };
     let (site, why_not) = Site::open(placement)?;
@@ -246,6 +276,10 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             tell(&measured.to_string())?;
             Ok(within.is_none_or(|within| measured.longest() <= within))
         }
+        Command::Faults { points, actions, batch, seed } => {
+            run_sweep(&Sweep { points, actions, batch, seed: seed.unwrap_or_else(draw) }).await
+        }
+        Command::Mutants { only, fast } => run_mutants(&only, fast),
     }
 }
 
@@ -334,6 +368,31 @@ async fn run_matrix(time: Duration, nemesis: &[String], seed: u64, site: &Site) 
     }
     tell(&format!("{passed} passed, {failed} failed"))?;
     Ok(failed == 0)
+}
+
+async fn run_sweep(plan: &Sweep) -> Result<bool> {
+    let cells = sweep(plan, |cell| {
+        tell(&cell.to_string())?;
+        cell.findings.iter().try_for_each(|finding| tell(&format!("  {finding}")))
+    })
+    .await?;
+    let bad = cells.iter().filter(|cell| !cell.findings.is_empty()).count();
+    let mut idle: Vec<&str> = cells.iter().map(|cell| cell.point).collect();
+    idle.sort_unstable();
+    idle.dedup();
+    let all = idle.len();
+    idle.retain(|point| cells.iter().filter(|cell| cell.point == *point).all(|cell| cell.count.struck == 0));
+    tell(&format!("{} cells, {bad} bad; {} of {all} fail points struck", cells.len(), all - idle.len()))?;
+    idle.iter().try_for_each(|point| tell(&format!("never struck: {point}")))?;
+    Ok(bad == 0 && idle.is_empty())
+}
+
+fn run_mutants(only: &[String], fast: bool) -> Result<bool> {
+    tell("| mutant | found by | seconds |\n|---|---|---|")?;
+    let lines = mutants(only, fast, |line| tell(&line.to_string()))?;
+    let alive = lines.iter().filter(|line| line.found.is_none()).count();
+    tell(&format!("\n{} mutants, {alive} alive", lines.len()))?;
+    Ok(alive == 0)
 }
 
 fn tell(text: &str) -> Result<()> {

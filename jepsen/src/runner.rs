@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -132,16 +132,9 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     let directory = cluster.keep();
     std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
     let history = directory.join("history.jsonl");
-    let scene = Arc::new(Scene {
-        masters: cluster.masters(),
-        shadows: cluster.names(Role::Shadow).iter().filter_map(|name| cluster.address_of(name)).collect(),
-        recorder: Recorder::create(&history)?,
-        seed: plan.seed,
-        stop: Arc::new(AtomicBool::new(false)),
-        begun: AtomicU64::new(0),
-        operations: plan.operations,
-        parts: Mutex::default(),
-    });
+    let shadows = cluster.names(Role::Shadow).iter().filter_map(|name| cluster.address_of(name)).collect();
+    let scene = Scene::new(cluster.masters(), Recorder::create(&history)?, plan.seed);
+    let scene = Arc::new(Scene { shadows, operations: plan.operations, ..scene });
     (workload.prepare)(scene.clone()).await?;
     let mut outcome = drive(plan, &faults, site, &scene, &mut cluster).await;
     let mut end = Verdict::new();
@@ -234,7 +227,7 @@ async fn all_end(clients: &mut JoinSet<Result<()>>) -> Result<()> {
 }
 
 /// Every server takes part, and every chunk has all its replicas.
-async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
+pub(crate) async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
     cluster.wait_until_up().await?;
     let status = cluster
         .wait_for_status("every chunk has its replicas", HEALING_PATIENCE, |status| {

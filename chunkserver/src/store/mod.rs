@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, ClusterId, RequestId, Serial, ServerId, Uuid};
 use gfs_proto::random::Random;
 use gfs_proto::size::ChunkBytes;
@@ -77,7 +78,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             chunk_bytes_max: ChunkBytes::DEFAULT,
-            segment_bytes: 64 << 20,
+            segment_bytes: u32::try_from(fault::tuned("segment_bytes", 64 << 20)).unwrap_or(u32::MAX),
             segments: 4,
             headroom_bytes: 512 << 20,
             open_files: 512,

@@ -358,9 +358,8 @@ impl Replayed {
         }
         // Guard power_cut_ignored: somebody may have been promised what the page cache has lost.
         // Mutant power_cut_ignored: a replica that may have lost something passes for whole.
-        self.meta.partial |= self.promised
-            && (!survived.page_cache || lost > 0)
-            && !fault::mutant("power_cut_ignored");
+        self.meta.partial |=
+            self.promised && (!survived.page_cache || lost > 0) && !fault::mutant("power_cut_ignored");
         self.meta.promised = false;
         let content = &self.meta.content;
         // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells. The same if

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use gfs_proto::fault;
 use gfs_proto::id::{ClientId, RequestId};
 
 use super::content::Outcome;
@@ -75,7 +76,8 @@ impl Requests {
             self.outcomes.remove(request);
         }
         // Guard given_up_repeated: a late copy of one of them must not be taken for a new request.
-        if comes_again && first > 0 {
+        // Mutant given_up_repeated: what is forgotten is new.
+        if comes_again && first > 0 && !fault::mutant("given_up_repeated") {
             let kept = self.first_kept.entry(client).or_default();
             *kept = first.max(*kept);
         }

@@ -1,6 +1,8 @@
 //! The stories.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +10,11 @@ use gfs_proto::frame::Payload;
 use gfs_proto::id::{ChunkVersion, ClientId, ClusterId, DataId, RequestId, ServerId};
 use gfs_proto::link::{Mutation, Source};
 use gfs_proto::net::{Net, TcpNet};
-use gfs_proto::{Error, Result, pb};
+use gfs_proto::time::{SystemClock, VALIDITY};
+use gfs_proto::{Environment, Error, Result, pb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{CHUNK, CHUNK_BYTES, Cluster, DEADLINE, PATIENCE, under, until};
+use super::{CHUNK, CHUNK_BYTES, Cluster, DEADLINE, PATIENCE, SetBack, under, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_dies_another_joins_and_all_hold_the_same_with_each_record_once() {
@@ -236,6 +239,28 @@ async fn what_the_leader_denies_or_excludes_is_not_served_and_silence_ends_every
     cluster.master.0.lock().silent = false;
     cluster.read(1, 1).await;
     assert!(cluster.master.0.lock().epochs.len() > 2, "a lapse begins a new epoch");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validity_ends_three_seconds_after_the_last_answered_heartbeat_was_sent_whatever_the_time_of_day() {
+    let clock = Arc::new(SetBack { real: SystemClock::new(), back_ms: AtomicU64::new(0) });
+    let environment = Environment { clock: clock.clone(), ..Environment::real() };
+    let mut cluster = Cluster::start_in(environment, 1).await;
+    cluster.grant(1, &[1], &[]).await.unwrap();
+    let mutation = cluster.mutation(1);
+    cluster.append(1, &mutation, b"data").await.unwrap();
+    cluster.read(1, 1).await;
+    let master = cluster.master.clone();
+    master.0.lock().travel = Duration::from_millis(700);
+    let before = master.0.lock().answered;
+    until("an answer is on its way", || master.0.lock().answered > before + 1).await;
+    // Whatever the server has sent later than now is answered by nobody.
+    master.0.lock().silent = true;
+    let end = tokio::time::Instant::now() + VALIDITY;
+    clock.back_ms.store(3_600_000, Ordering::Relaxed);
+    cluster.read(1, 1).await;
+    tokio::time::sleep_until(end).await;
+    assert_eq!(cluster.read_once(1, 1).await, Err(Error::NotValidated { handle: CHUNK }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -129,6 +129,13 @@ impl Scene {
         self.parts.lock().entry(name).or_insert_with(make).clone()
     }
 
+    /// A scene without shadows and with no bound but the time.
+    pub(crate) fn new(masters: Vec<String>, recorder: Recorder, seed: u64) -> Self {
+        let (stop, begun) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
+        let (shadows, parts) = (Vec::new(), Mutex::default());
+        Self { masters, shadows, recorder, seed, stop, begun, operations: None, parts }
+    }
+
     pub(crate) fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }

@@ -86,11 +86,14 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
+        Self::start(Start::Bootstrap).await
+    }
+    async fn start(start: Start) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpNet.listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_address().unwrap().to_string();
         let stop = CancellationToken::new();
-        let config = MasterConfig::new(dir.path(), Start::Bootstrap);
+        let config = MasterConfig::new(dir.path(), start);
         let running = tokio::spawn(run(config, Environment::real(), listener, stop.clone()));
         Self { address, stop, running, _dir: dir }
     }
@@ -284,5 +287,47 @@ async fn a_client_without_an_open_session_has_expired_and_one_with_it_has_not() 
     let too_many = pb::ExpiredClientsRequest { clients: vec![1; 10_000], ..Default::default() };
     let error = Error::from(registry.expired_clients(too_many).await.unwrap_err());
     assert!(matches!(error, Error::BadArgument { .. }), "{error}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_its_state() {
+    let stage = Stage::new().await;
+    let server = chunkserver(&stage, 1, Yes::default()).await;
+    let second = Stage::start(Start::Join(vec![stage.address.clone()])).await;
+    let status = async |mut master: MasterClient<Channel>| {
+        let status = master.cluster_status(pb::ClusterStatusRequest {}).await?.into_inner();
+        let voters = status.masters.iter().filter(|member| member.voter).count();
+        if voters == 2 {
+            Ok(Response::new(()))
+        } else {
+            Err(Error::unavailable("it does not vote yet").into())
+        }
+    };
+    stage.patiently(status).await.unwrap();
+    assert!(heartbeat(&stage, server, 0).await.leader);
+    let look = async |max_staleness_ms, min_rev| {
+        let freshness = Some(pb::Freshness { max_staleness_ms, min_rev });
+        let request = pb::StatRequest { path: "/".into(), freshness, ..Default::default() };
+        MasterClient::new(stage.channel()).stat(request).await.map(drop).map_err(Error::from)
+    };
+    let hour = 3_600_000;
+    assert_eq!(look(hour, 0).await, Ok(()));
+    second.end().await;
+    let request = pb::HeartbeatRequest { server, epoch: 1, ..Default::default() };
+    let mut registry = RegistryClient::new(stage.channel());
+    let (newest, bounded, old, floor, beat) = tokio::join!(
+        look(0, 0),
+        look(1, 0),
+        look(hour, 0),
+        look(hour, u64::MAX),
+        registry.heartbeat(request)
+    );
+    assert!(newest.is_err(), "reads_unasked: nobody knows whether this is the newest");
+    assert!(bounded.is_err(), "shadow_past_bound: it is older than 1 ms");
+    assert_eq!(old, Ok(()));
+    assert!(matches!(floor, Err(Error::TooOld { .. })), "floor_ignored: {floor:?}");
+    let leads = beat.is_ok_and(|reply| reply.into_inner().leader);
+    assert!(!leads, "guard answer_without_quorum: the others may have another leader");
     stage.end().await;
 }

@@ -151,6 +151,7 @@ pub const MUTANTS: &[&str] = &[
     "frame_not_verified",
     "from_receipt",
     "gap_applied",
+    "given_up_repeated",
     "ids_not_content",
     "joiner_counted_as_base",
     "late_answer_validates",

@@ -311,3 +311,25 @@ fn all_adopt_the_longest_content_of_the_whole_base_members() {
     assert_eq!(chosen(&[candidate(9, 4, 9, false), candidate(2, 4, 2, false)]), Some(2));
     assert_eq!(chosen(&[candidate(1, 4, 9, true)]), None);
 }
+
+#[test]
+fn an_append_may_end_with_the_chunk_and_not_one_byte_further() {
+    check(
+        &mut primary(),
+        "write r1 0 262134
+         append r2 10",
+        &expect![[r#"
+            write r1 0 262134 -> n1 at 0
+            append r2 10 -> n2 at 262134"#]],
+    );
+    check(
+        &mut primary(),
+        "write r1 0 262134
+         append r2 11
+         append r3 1",
+        &expect![[r#"
+            write r1 0 262134 -> n1 at 0
+            append r2 11 -> seals with n2
+            append r3 1 -> next chunk once n2 is committed"#]],
+    );
+}

@@ -19,6 +19,7 @@ use crate::raft::log::LogStore;
 use crate::raft::machine::{Feeds, Machine};
 use crate::raft::store::StateStore;
 use crate::raft::types::{Entry, LeaderId, LogId, Operation, TypeConfig, Vote};
+use crate::state::{Memory, Overlay, Table, View};
 
 const DIR: &str = "GFS_RAFT_CRASH_DIR";
 /// The signal of `abort`.
@@ -208,5 +209,24 @@ fn a_checkpoint_is_built_and_installed_in_one_step_or_not_at_all() {
             });
             assert_eq!(left.count(), 0);
         });
+    }
+}
+
+#[test]
+fn a_checkpoint_brings_every_table_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str| StateStore::open(&dir.path().join(name), 1 << 20).unwrap();
+    let (leader, follower) = (open("leader"), open("follower"));
+    let memory = Memory::default();
+    let mut overlay = Overlay::new(&memory);
+    for table in Table::ALL {
+        overlay.put(table, vec![7], table.name().into());
+    }
+    leader.write(&overlay.into_writes(), id(1, 1), None).unwrap();
+    let checkpoint = leader.build_checkpoint().unwrap();
+    follower.install(checkpoint.meta(), &checkpoint).unwrap();
+    for table in Table::ALL {
+        let found = follower.view().get(table, &[7]);
+        assert_eq!(found.as_deref(), Some(table.name().as_bytes()), "{table:?}");
     }
 }

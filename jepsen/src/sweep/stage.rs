@@ -1,0 +1,244 @@
+//! The cluster of a sweep: servers with fail points in them, told by a file each.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gfs_proto::fault::{self, Count};
+use gfs_tests::{Cluster, Hosts, Loopback, Role, Shape};
+use rand::seq::IndexedRandom;
+
+/// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
+/// master that was away, and to a full log of a chunkserver.
+const TUNED: &str = "checkpoint_every=300,log_keep=100,segment_bytes=2097152";
+
+/// Starts servers that look for their fail points in a file.
+#[derive(Debug)]
+struct Armed {
+    directory: PathBuf,
+}
+
+impl Hosts for Armed {
+    fn address(&self, name: &str) -> Result<String> {
+        Loopback.address(name)
+    }
+    fn spawn(&self, name: &str, command: &mut Command) -> Result<Child> {
+        command.env("GFS_FAILPOINTS_FILE", self.directory.join(name)).env("GFS_TUNED", TUNED);
+        Loopback.spawn(name, command)
+    }
+}
+
+/// What leads to a fail point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Provocation {
+    /// The load.
+    None,
+    /// A chunkserver starts, perhaps with an emptied directory.
+    Start { emptied: bool },
+    /// A chunkserver is lost: those who are left get new grants, and a copy.
+    Loss,
+    /// The leader is lost for a moment.
+    Election,
+    /// A follower is away until it needs a checkpoint.
+    Absence,
+}
+
+/// What leads to the fail points whose names begin like this; the first that fits.
+const PROVOCATIONS: [(&str, Provocation); 25] = [
+    ("store::identity", Provocation::Start { emptied: true }),
+    ("store::segment", Provocation::Start { emptied: true }),
+    ("store::recover", Provocation::Start { emptied: false }),
+    ("store::table", Provocation::Start { emptied: false }),
+    ("heartbeat::before_register", Provocation::Start { emptied: false }),
+    ("heartbeat::registered", Provocation::Start { emptied: false }),
+    ("registry::registered", Provocation::Start { emptied: false }),
+    ("reconcile", Provocation::Loss),
+    ("store::adopt", Provocation::Loss),
+    ("store::version", Provocation::Loss),
+    ("store::emptied", Provocation::Loss),
+    ("grant", Provocation::Loss),
+    ("replica::excluded", Provocation::Loss),
+    ("replica::fetch", Provocation::Loss),
+    ("replica::before_outcome", Provocation::Loss),
+    ("replica::before_activate", Provocation::Loss),
+    ("raft::log::before_vote", Provocation::Election),
+    ("raft::log::vote_saved", Provocation::Election),
+    ("raft::log::before_truncate", Provocation::Election),
+    ("raft::rpc::vote_received", Provocation::Election),
+    ("raft::rpc::before_vote_reply", Provocation::Election),
+    ("raft::install", Provocation::Absence),
+    ("raft::transfer", Provocation::Absence),
+    ("raft::checkpoint::renamed", Provocation::Absence),
+    ("raft::rpc::before_install_reply", Provocation::Absence),
+];
+
+impl Provocation {
+    fn of(point: &str) -> Self {
+        let known = PROVOCATIONS.iter().find(|(start, _)| point.starts_with(start));
+        known.map_or(Self::None, |(_, provocation)| *provocation)
+    }
+}
+
+/// The cluster and its fail points.
+pub(super) struct Stage {
+    pub(super) cluster: Cluster,
+    /// The files by which servers are told, and in which they tell their counts.
+    faults: tempfile::TempDir,
+    kept: PathBuf,
+}
+
+impl Stage {
+    pub(super) async fn start() -> Result<Self> {
+        let faults = tempfile::Builder::new().prefix("gfs-faults-").tempdir()?;
+        let hosts = Arc::new(Armed { directory: faults.path().to_owned() });
+        let trash = Duration::from_millis(500);
+        let shape = Shape { masters: 3, chunkservers: 4, trash, ..Shape::default() };
+        let mut cluster = Cluster::start_on(shape, hosts).await?;
+        let kept = cluster.keep();
+        Ok(Self { cluster, faults, kept })
+    }
+
+    pub(super) fn directory(&self) -> PathBuf {
+        self.kept.clone()
+    }
+
+    fn role(point: &str) -> Role {
+        match point.split("::").next() {
+            Some("raft" | "grant" | "leader" | "registry") => Role::Master,
+            _ => Role::Chunkserver,
+        }
+    }
+
+    /// The server that gets the fault first.
+    pub(super) async fn victim(&self, point: &str) -> Result<String> {
+        let role = Self::role(point);
+        if role == Role::Chunkserver {
+            return self.cluster.names(role).choose(&mut rand::rng()).cloned().context("no server");
+        }
+        let leader = self.cluster.leader().await?;
+        let follows = [
+            "raft::rpc",
+            "raft::install",
+            "raft::transfer::received",
+            "raft::log::before_vote",
+            "raft::log::vote_saved",
+        ];
+        if follows.iter().any(|part| point.starts_with(part)) {
+            return self.cluster.names(role).into_iter().find(|name| *name != leader).context("no follower");
+        }
+        Ok(leader)
+    }
+
+    /// Tells one server, or all of the kind, or the clients of this process, what the fail point does.
+    pub(super) fn arm(&self, line: &str, victim: Option<&str>) -> Result<()> {
+        if line.starts_with("client::") {
+            return Ok(fault::arm(line)?);
+        }
+        match victim {
+            Some(name) => self.write(name, line),
+            None => self.cluster.names(Self::role(line)).iter().try_for_each(|name| self.write(name, line)),
+        }
+    }
+
+    /// No server and no client has a fault any more.
+    pub(super) fn disarm(&self) -> Result<()> {
+        fault::arm("")?;
+        self.names().iter().try_for_each(|name| self.write(name, ""))
+    }
+
+    fn names(&self) -> Vec<String> {
+        [Role::Master, Role::Chunkserver].into_iter().flat_map(|role| self.cluster.names(role)).collect()
+    }
+
+    fn write(&self, name: &str, line: &str) -> Result<()> {
+        // In one step: a server that reads half a line would complain.
+        let aside = self.faults.path().join(format!("{name}.line"));
+        std::fs::write(&aside, line)?;
+        Ok(std::fs::rename(aside, self.faults.path().join(name))?)
+    }
+
+    /// How often a fail point was passed and struck so far, in all servers that lived here, and in this process.
+    pub(super) fn count(&self, point: &str) -> Count {
+        let mut sum = fault::counts().get(point).copied().unwrap_or_default();
+        let files = std::fs::read_dir(self.faults.path()).into_iter().flatten().flatten();
+        // One for each process that lived: `name.PID`.
+        let is_count = |name: &str| name.rsplit('.').next().is_some_and(|id| id.parse::<u32>().is_ok());
+        for file in files.filter(|file| file.file_name().to_str().is_some_and(is_count)) {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            for line in text.lines() {
+                let mut words = line.split(' ');
+                if words.next() == Some(point) {
+                    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+                    sum.passed += number();
+                    sum.struck += number();
+                }
+            }
+        }
+        sum
+    }
+
+    /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back after a
+    /// while is returned.
+    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<String>> {
+        match Provocation::of(point) {
+            Provocation::None => Ok(None),
+            Provocation::Start { emptied } => {
+                let is_server = Self::role(point) == Role::Chunkserver;
+                let name = if is_server { victim.to_owned() } else { self.other(Role::Chunkserver, victim)? };
+                self.cluster.kill(&name)?;
+                if emptied {
+                    std::fs::remove_dir_all(self.cluster.data_of(&name))?;
+                }
+                self.cluster.restart(&name)?;
+                Ok(None)
+            }
+            Provocation::Loss => {
+                let name = self.other(Role::Chunkserver, victim)?;
+                self.cluster.kill(&name)?;
+                Ok(None)
+            }
+            Provocation::Election => {
+                let leader = self.cluster.leader().await?;
+                self.cluster.kill(&leader)?;
+                self.cluster.restart(&leader)?;
+                Ok(None)
+            }
+            Provocation::Absence => {
+                let leader = self.cluster.leader().await?;
+                let name = self.other(Role::Master, &leader)?;
+                self.cluster.kill(&name)?;
+                Ok(Some(name))
+            }
+        }
+    }
+
+    fn other(&self, role: Role, victim: &str) -> Result<String> {
+        let others: Vec<String> =
+            self.cluster.names(role).into_iter().filter(|name| name != victim).collect();
+        others.choose(&mut rand::rng()).cloned().context("there is no other server")
+    }
+
+    /// Starts every server that died.
+    pub(super) fn revive(&mut self) -> Result<()> {
+        let dead: BTreeSet<String> = self
+            .names()
+            .into_iter()
+            .filter(|name| self.cluster.process_id(name).is_some_and(is_dead))
+            .collect();
+        for name in &dead {
+            // Takes note of its end.
+            self.cluster.kill(name)?;
+        }
+        self.cluster.restart_all()
+    }
+}
+
+/// Whether a child has ended and nobody has taken note of it.
+fn is_dead(id: u32) -> bool {
+    let stat =
+        std::fs::read_to_string(Path::new("/proc").join(id.to_string()).join("stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z') || rest.is_empty())
+}
