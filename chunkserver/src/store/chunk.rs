@@ -129,7 +129,7 @@ impl Meta {
         self.content = Content { serial, ..content };
         // Mutant ids_not_content: who takes over content does not take over its request ids.
         if fault::mutant("ids_not_content") {
-            self.content.requests = super::content::Requests::default();
+            self.content.requests = super::requests::Requests::default();
         }
         // Guard committed_before_confirm: adopted is not yet known to be committed.
         self.commit_mark = None;

@@ -293,6 +293,8 @@ async fn a_client_without_an_open_session_has_expired_and_one_with_it_has_not() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_its_state() {
     let stage = Stage::new().await;
+    // Now it leads.
+    stage.session().await;
     let server = chunkserver(&stage, 1, Yes::default()).await;
     let second = Stage::start(Start::Join(vec![stage.address.clone()])).await;
     let status = async |mut master: MasterClient<Channel>| {
@@ -305,7 +307,11 @@ async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_it
         }
     };
     stage.patiently(status).await.unwrap();
-    assert!(heartbeat(&stage, server, 0).await.leader);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !heartbeat(&stage, server, 1).await.leader {
+        assert!(tokio::time::Instant::now() < deadline, "it never answers as the leader");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let look = async |max_staleness_ms, min_rev| {
         let freshness = Some(pb::Freshness { max_staleness_ms, min_rev });
         let request = pb::StatRequest { path: "/".into(), freshness, ..Default::default() };
@@ -314,7 +320,7 @@ async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_it
     let hour = 3_600_000;
     assert_eq!(look(hour, 0).await, Ok(()));
     second.end().await;
-    let request = pb::HeartbeatRequest { server, epoch: 1, ..Default::default() };
+    let request = pb::HeartbeatRequest { server, epoch: 1, reported: 1, ..Default::default() };
     let mut registry = RegistryClient::new(stage.channel());
     let (newest, bounded, old, floor, beat) = tokio::join!(
         look(0, 0),
