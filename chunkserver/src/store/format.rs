@@ -24,6 +24,9 @@ use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use super::content::{Content, Outcome, REQUESTS_MAX};
 use super::requests::Requests;
 
+pub(crate) use part::parse_part;
+pub(crate) use part::{PartHead, parse_part_of, part_bytes, put_part};
+
 /// The format of a data directory; a higher one is refused. Format 1 had no `first_unacked` of changes and no `first kept` of
 /// contents (records 1 and 3, table entries of kind 1): it is read, and what is written anew is of format 2.
 pub(crate) const FORMAT: u32 = 2;
@@ -34,7 +37,10 @@ pub(crate) const ALIGN: usize = 8;
 /// Bytes of a table's header.
 pub(crate) const TABLE_HEADER_BYTES: usize = 128;
 
-const LOG_MAGIC: [u8; 4] = *b"GLR1";
+/// Sequences, serials, generations and numbers of tables never get as far as this: a larger one is damage, and counting
+/// on from a smaller one can't overflow.
+pub(crate) const COUNT_MAX: u64 = u64::MAX >> 1;
+
 const TABLE_MAGIC: [u8; 8] = *b"GFSTABLE";
 const BOOT_ID_BYTES_MAX: usize = 64;
 
@@ -223,7 +229,7 @@ fn take_change(bytes: &mut &[u8], era: Era) -> Option<Change> {
         }
     }
     change.crcs = take_crcs(bytes)?;
-    Some(change)
+    (change.generation.max(change.serial.raw()) <= COUNT_MAX).then_some(change)
 }
 
 fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
@@ -261,7 +267,7 @@ fn take_meta(bytes: &mut &[u8], era: Era) -> Option<Meta> {
     let length = bytes.get_u32_le();
     let serial = Serial::from_raw(bytes.get_u64_le());
     let block_crcs = take_crcs(bytes)?;
-    if block_crcs.len() != length.div_ceil(BLOCK_BYTES) as usize {
+    if generation.max(serial.raw()) > COUNT_MAX || block_crcs.len() != length.div_ceil(BLOCK_BYTES) as usize {
         return None;
     }
     let requests = take_requests(bytes, era)?;
@@ -331,56 +337,6 @@ fn take_flag(bytes: &mut &[u8]) -> Option<bool> {
     }
 }
 
-/// Head of one part of a log record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct PartHead {
-    pub(crate) life: u64,
-    pub(crate) sequence: u64,
-    pub(crate) durable: u64,
-    pub(crate) length: u32,
-    pub(crate) part: u16,
-    pub(crate) last: bool,
-}
-
-/// Adds a part to a buffer; the payload comes in two pieces to save a copy.
-pub(crate) fn put_part(out: &mut Vec<u8>, head: PartHead, payload: [&[u8]; 2]) {
-    let start = out.len();
-    out.put_slice(&LOG_MAGIC);
-    out.put_u32_le(0);
-    out.put_u64_le(head.life);
-    out.put_u64_le(head.sequence);
-    out.put_u64_le(head.durable);
-    out.put_u32_le(head.length);
-    out.put_u16_le(head.part);
-    out.put_u16_le(u16::from(head.last));
-    payload.iter().for_each(|piece| out.put_slice(piece));
-    let crc = crc32fast::hash(&out[start + 8..]);
-    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
-    out.resize(out.len().next_multiple_of(ALIGN), 0);
-}
-
-/// The part that starts here, if one does and its checksum matches.
-pub(crate) fn parse_part(bytes: &[u8]) -> Option<PartHead> {
-    let mut head = bytes.get(..HEAD_BYTES)?;
-    if !head.starts_with(&LOG_MAGIC) {
-        return None;
-    }
-    head.advance(4);
-    let crc = head.get_u32_le();
-    let (life, sequence, durable) = (head.get_u64_le(), head.get_u64_le(), head.get_u64_le());
-    let (length, part, last) = (head.get_u32_le(), head.get_u16_le(), head.get_u16_le());
-    let end = HEAD_BYTES.checked_add(length as usize)?;
-    if crc32fast::hash(bytes.get(8..end)?) != crc {
-        return None;
-    }
-    Some(PartHead { life, sequence, durable, length, part, last: last == 1 })
-}
-
-/// Bytes that a part takes in a segment.
-pub(crate) fn part_bytes(payload: usize) -> usize {
-    (HEAD_BYTES + payload).next_multiple_of(ALIGN)
-}
-
 /// Header of a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct TableHeader {
@@ -435,6 +391,9 @@ impl TableHeader {
         }
         rest.advance(4);
         let [number, life, log_from, generation, entries] = [(); 5].map(|()| rest.get_u64_le());
+        if number.max(log_from).max(generation) > COUNT_MAX {
+            return Err(None);
+        }
         let flags = rest.get_u32_le();
         let boot_id_length = rest.get_u32_le() as usize;
         let boot_id = rest.get(..boot_id_length).ok_or(None)?;

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, Serial};
-use gfs_proto::size::BLOCK_BYTES;
+use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 
 use super::block;
 use super::chunk::{Chunk, State};
 use super::disk::{chunk_directory, chunk_file_name};
 use super::error::{Error, Result};
 use super::files::{File, Files, Open};
-use super::format::{Change, Meta, Record, TableEntry, TableHeader};
+use super::format::{COUNT_MAX, Change, Meta, Record, TableEntry, TableHeader};
 use super::segment::{Replay, Segment, segment_path};
 use super::table::{self, Loaded, TableWriter, Tables};
 
@@ -207,6 +207,8 @@ impl Opening<'_> {
         for name in names {
             if let Some((_, number)) = name.split_once('-')
                 && let Ok(number) = u64::from_str_radix(number, 16)
+                // No file of ours is called anything else.
+                && number <= COUNT_MAX
             {
                 generation = generation.max(number + 1);
                 if !used.contains(name) {
@@ -312,7 +314,8 @@ impl Replayed {
     fn change(&mut self, sequence: u64, change: Change) -> Option<()> {
         let last = self.pending.last().map_or(self.meta.content.serial, |pending| pending.serial);
         let follows = change.serial == last.next() && change.generation == self.meta.generation;
-        if !follows || !makes_sense(&change) {
+        let before = self.pending.last().map_or(self.meta.content.length, |pending| pending.chunk_length);
+        if !follows || !makes_sense(&change, before) {
             return None;
         }
         self.promised |= change.promised;
@@ -386,9 +389,14 @@ impl Replayed {
     }
 }
 
-fn makes_sense(change: &Change) -> bool {
-    let blocks = u64::from(change.first_block) + change.crcs.len() as u64;
-    blocks <= u64::from(change.chunk_length.div_ceil(BLOCK_BYTES))
+/// Whether a change of a chunk with `before` bytes leaves a checksum for each block, no more and no less.
+fn makes_sense(change: &Change, before: u32) -> bool {
+    let [here, wanted] = [before, change.chunk_length].map(|length| u64::from(length.div_ceil(BLOCK_BYTES)));
+    let end = u64::from(change.first_block) + change.crcs.len() as u64;
+    let reached = if change.crcs.is_empty() { here } else { here.max(end) };
+    (before..=CHUNK_BYTES_MAX).contains(&change.chunk_length)
+        && u64::from(change.first_block) <= here
+        && reached == wanted
         && u64::from(change.offset) + u64::from(change.length) <= u64::from(change.chunk_length)
 }
 

@@ -8,7 +8,7 @@ use gfs_proto::fault;
 
 use super::error::{Error, Result};
 use super::files::{File, Files, Open};
-use super::format::{ALIGN, HEAD_BYTES, PartHead, parse_part, part_bytes};
+use super::format::{ALIGN, HEAD_BYTES, PartHead, parse_part, parse_part_of, part_bytes};
 
 /// Bytes that a new segment is filled with at a time.
 const FILL_BYTES: usize = 1 << 20;
@@ -77,7 +77,7 @@ pub(crate) struct Replay {
     segments: Vec<Arc<Segment>>,
     places: Vec<Place>,
     next: usize,
-    /// Sequence after anything that was ever seen, also of what is not part of the log.
+    /// Sequence after anything that was seen of this life, also of what is not part of the log.
     pub(crate) beyond: u64,
     /// Where the log ends there is nothing. Else a record may have been there that was durable, or was never finished.
     pub(crate) ends_clean: bool,
@@ -106,12 +106,12 @@ impl Replay {
         let mut before = (0, (0, 0));
         for (index, segment) in (0u32..).zip(&segments) {
             let bytes = read_all(&*segment.file)?;
-            parts(&bytes, |offset, head| {
+            parts(&bytes, life, |offset, head| {
                 beyond = beyond.max(head.sequence + 1);
-                if head.life == life && head.sequence < from && head.last && head.sequence >= before.0 {
+                if head.sequence < from && head.last && head.sequence >= before.0 {
                     before = (head.sequence, (index, offset + part_bytes(head.length as usize) as u64));
                 }
-                if head.life == life && head.sequence >= from {
+                if head.sequence >= from {
                     durable = durable.max(head.durable);
                     let PartHead { sequence, part, last, length, .. } = head;
                     places.push(Place { sequence, part, last, segment: index, offset, length });
@@ -119,12 +119,13 @@ impl Replay {
             });
         }
         places.sort_unstable_by_key(|place| (place.sequence, place.part));
-        let (mut expected, mut whole) = ((from, 0), 0);
+        let (mut expected, mut whole) = ((from, 0_u32), 0);
         for (index, place) in places.iter().enumerate() {
-            if (place.sequence, place.part) != expected {
+            let part = u32::from(place.part);
+            if (place.sequence, part) != expected {
                 break;
             }
-            expected = if place.last { (place.sequence + 1, 0) } else { (place.sequence, place.part + 1) };
+            expected = if place.last { (place.sequence + 1, 0) } else { (place.sequence, part + 1) };
             if place.last {
                 whole = index + 1;
             }
@@ -192,11 +193,12 @@ fn ends_clean(segments: &[Arc<Segment>], (index, end): (u32, u64)) -> io::Result
     others.map(|(segment, _)| nothing(segment, 0)).try_fold(true, |all, one| Ok(all && one?))
 }
 
-/// Calls `found` for every part in a segment, of any life.
-fn parts(bytes: &[u8], mut found: impl FnMut(u64, PartHead)) {
+/// Calls `found` for every part of a life in a segment. Whatever else is there may be data of clients that looks like a
+/// part: they can't know the life, so that nothing of it is believed, nor even summed.
+fn parts(bytes: &[u8], life: u64, mut found: impl FnMut(u64, PartHead)) {
     let mut at = 0;
     while at + HEAD_BYTES <= bytes.len() {
-        if let Some(head) = parse_part(&bytes[at..]) {
+        if let Some(head) = parse_part_of(life, &bytes[at..]) {
             found(at as u64, head);
             at += part_bytes(head.length as usize);
         } else {

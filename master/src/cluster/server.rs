@@ -176,7 +176,7 @@ impl Server {
         matches!(self.reports.full, Full::Done)
     }
     /// Sequence of the last batch taken in its epoch.
-    pub(super) fn reports_taken(&self) -> u64 {
+    pub(crate) fn reports_taken(&self) -> u64 {
         self.reports.taken
     }
 
@@ -190,7 +190,7 @@ impl Server {
             return Some(Vec::new());
         }
         let restarts = report.full.is_some_and(|part| part.first) && report.sequence > self.reports.taken;
-        if !restarts && report.sequence != self.reports.taken + 1 {
+        if !restarts && Some(report.sequence) != self.reports.taken.checked_add(1) {
             return None;
         }
         let mut gone = report.removed.clone();

@@ -251,3 +251,12 @@ fn what_was_lost_while_a_grant_was_under_way_its_confirm_does_not_bring_back() {
     cluster.examine(handle(7), Some(&confirmed), at(200));
     assert!(cluster.weak().is_empty());
 }
+
+#[test]
+fn a_server_that_has_counted_to_the_end_is_asked_for_a_full_report() {
+    let mut cluster = cluster();
+    let view = Memory::default();
+    let id = ids(&[1])[0];
+    assert!(cluster.report(id, &report(u64::MAX, Some((true, true)), &[], &[]), &view, at(0)));
+    assert!(!cluster.report(id, &report(1, None, &[], &[]), &view, at(0)));
+}

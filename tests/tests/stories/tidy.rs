@@ -57,7 +57,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    let crates = ["proto", "client", "chunkserver", "master", "cli", "tests", "bench", "jepsen"];
+    let crates = ["proto", "client", "chunkserver", "master", "cli", "tests", "bench", "jepsen", "fuzz"];
     crates.into_iter().flat_map(sources).collect()
 }
 

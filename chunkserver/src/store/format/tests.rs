@@ -92,7 +92,7 @@ fn what_format_1_wrote_is_read_and_knows_of_nothing_that_was_given_up() {
 }
 
 prop_compose! {
-    fn contents()(length in 0u32..300_000, serial in any::<u64>(), sealed in any::<bool>(),
+    fn contents()(length in 0u32..300_000, serial in 0..=COUNT_MAX, sealed in any::<bool>(),
         crcs in prop::collection::vec(any::<u32>(), 5), requests in prop::collection::vec((any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>()), 0..4),
         first_kept in prop::collection::vec((any::<u64>(), any::<u64>()), 0..4),
     ) -> Content {
@@ -110,7 +110,7 @@ prop_compose! {
         Meta {
             version: ChunkVersion::from_raw(numbers[0]),
             adopted: ChunkVersion::from_raw(numbers[1]),
-            generation: numbers[2],
+            generation: numbers[2] >> 1,
             commit_mark: mark.map(Serial::from_raw),
             partial: flags[0],
             corrupt: flags[1],
@@ -189,5 +189,28 @@ proptest! {
         prop_assert_eq!(TableEntry::decode(&mut &bytes[..]), None);
         prop_assert_eq!(parse_part(&bytes), None);
         prop_assert_eq!(TableHeader::decode(&bytes), Err(None));
+    }
+}
+
+#[test]
+fn a_count_that_no_log_reaches_is_damage() {
+    let mut meta = Meta { generation: COUNT_MAX, ..Meta::default() };
+    let handle = ChunkHandle::from_raw(1);
+    let decoded =
+        |meta: &Meta| Record::decode(&mut &Record::Full { handle, meta: meta.clone() }.encode()[..]);
+    assert!(decoded(&meta).is_some());
+    meta.content.serial = Serial::from_raw(COUNT_MAX + 1);
+    assert_eq!(decoded(&meta), None);
+    let far = Change { generation: u64::MAX, ..change() };
+    assert_eq!(Record::decode(&mut &Record::Change(far).encode()[..]), None);
+    for (sequence, good) in [(COUNT_MAX, true), (u64::MAX, false)] {
+        let mut part = Vec::new();
+        put_part(
+            &mut part,
+            PartHead { life: 1, sequence, durable: 0, length: 0, part: 0, last: true },
+            [&[], &[]],
+        );
+        assert_eq!(parse_part(&part).is_some(), good);
+        assert_eq!(parse_part_of(2, &part), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Damage, full and failing disks, directories that must not be used.
 
 use super::files::Open;
+use super::format::{PartHead, put_part};
 use super::*;
 
 /// A store with one chunk of these bytes, all durable, and its process killed.
@@ -74,6 +75,39 @@ fn a_flipped_bit_in_metadata_is_found_or_harmless() {
             Err(error) => panic!("{path:?}: {error}"),
         }
     }
+}
+
+/// Bytes full of records of a log, as a client may write them: whole ones, at every alignment.
+fn forged_records(length: usize) -> Bytes {
+    let head = PartHead { life: 77, sequence: u64::MAX - 1, durable: 0, length: 0, part: 0, last: true };
+    let mut forged = Vec::new();
+    put_part(&mut forged, head, [&[], &[]]);
+    forged.push(0);
+    forged.iter().copied().cycle().take(length).collect()
+}
+
+#[test]
+fn data_that_looks_like_records_of_a_log_is_not_taken_for_them() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    let mut expected = Vec::new();
+    store.create(handle(1), version(1)).unwrap();
+    // Overwrites, so that the log carries all of the data: often enough that segments are written again, and of other
+    // lengths, so that what they held before shows behind what was written last.
+    for serial in 1..=60 {
+        let data = forged_records(40_000 + 617 * serial as usize);
+        expected.resize(expected.len().max(data.len()), 0);
+        expected[..data.len()].copy_from_slice(&data);
+        store.apply(handle(1), &write(serial, 0, data)).unwrap().wait().unwrap();
+    }
+    memory.die_after(0);
+    drop(store);
+    memory.kill();
+    let store = open_in(&files, 2).unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), expected);
+    // And it counts on from where it was.
+    store.apply(handle(1), &append(61, pattern(9, 1))).unwrap().wait().unwrap();
+    store.close().unwrap();
 }
 
 #[test]
