@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
 BUILD = $(CARGO) build --locked
 
-.PHONY: help setup build demo test verify fix jepsen proof faults mutants bench model
+.PHONY: help setup build demo test verify fix jepsen proof faults mutants bench model fuzz fuzz-corpus
 
 help:
 	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
@@ -15,6 +15,7 @@ help:
 	@echo "make faults   every fail point crashes, fails and stalls under load, judged (half an hour)"
 	@echo "make mutants  every seeded bug, and which check finds it (half an hour)"
 	@echo "make bench    the benchmarks, each beside the bare limit"
+	@echo "make fuzz     every decoder under libFuzzer (GFS_FUZZ_SECONDS each, 20 if not set; needs cargo-fuzz)"
 	@echo "make model    explores the chunk protocol exhaustively: half an hour and 6 GiB"
 
 # What the build needs beside Rust: a C++ compiler and libclang, for RocksDB.
@@ -82,3 +83,13 @@ model:
 	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- bugs
 	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- variants
 	$(CARGO) run --locked --quiet --package gfs-tests --bin gfs-model -- fence
+
+# Targets with coverage under libFuzzer, then the one that it can't reach. `make test` tries the same functions in small.
+GFS_FUZZ_SECONDS ?= 20
+fuzz: build
+	@$(CARGO) run --locked --quiet --package gfs-fuzz -- run --seconds $(GFS_FUZZ_SECONDS)
+	@GFS_FUZZ_SECONDS=$(GFS_FUZZ_SECONDS) $(CARGO) test --locked --quiet --package gfs settings_hold_for_a_while -- --ignored --nocapture
+
+# Keeps the smallest corpora that reach all that was found.
+fuzz-corpus: build
+	@$(CARGO) run --locked --quiet --package gfs-fuzz -- minimise

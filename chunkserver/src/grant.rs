@@ -194,13 +194,15 @@ impl<'a> Copying<'a> {
         }
     }
 }
+
 impl Drop for Copying<'_> {
     fn drop(&mut self) {
         self.all.lock().remove(&self.copy);
     }
 }
 
-fn grant(request: &pb::StoreVersionRequest) -> Result<Grant> {
+/// A grant in our own words.
+pub(crate) fn grant(request: &pb::StoreVersionRequest) -> Result<Grant> {
     Ok(Grant {
         version: ChunkVersion::from_raw(request.version),
         members: request.members.iter().map(Into::into).collect(),

@@ -11,6 +11,8 @@ mod chunk;
 mod config;
 pub mod data;
 mod expiry;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod grant;
 mod handler;
 mod heartbeat;

@@ -165,8 +165,18 @@ fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
     toml::from_str(&text).map_err(|error| usage(format!("--config {}: {error}", path.display())))
 }
 
+/// A file read as each of those that there are: for fuzzing.
+#[cfg(test)]
+pub(crate) fn parse_any(text: &str) -> [bool; 3] {
+    [
+        toml::from_str::<ClientFile>(text).is_ok(),
+        toml::from_str::<MasterFile>(text).is_ok(),
+        toml::from_str::<ChunkserverFile>(text).is_ok(),
+    ]
+}
+
 /// `host:port`, for each.
-fn check_addresses(flag: &str, addresses: &[String]) -> Result<()> {
+pub(crate) fn check_addresses(flag: &str, addresses: &[String]) -> Result<()> {
     for address in addresses {
         let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
         if port.and_then(|port| port.parse::<u16>().ok()).is_none() {

@@ -5,6 +5,8 @@ mod args;
 mod cmd;
 mod config;
 mod exit;
+#[cfg(test)]
+mod fuzz;
 mod parent;
 mod telemetry;
 mod units;

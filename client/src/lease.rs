@@ -175,21 +175,9 @@ impl Core {
         index: ChunkIndex,
         lease: Option<pb::Lease>,
     ) -> Result<Option<Arc<Lease>>> {
-        let Some(lease) = lease.filter(|lease| lease.primary != 0) else { return Ok(None) };
+        let Some(lease) = lease else { return Ok(None) };
         let life = Duration::from_millis(lease.remaining_ms);
-        let replicas: Vec<Server> = lease.replicas.into_iter().map(Server::from).collect();
-        let primary = replicas
-            .iter()
-            .find(|replica| replica.id.raw() == lease.primary)
-            .map(Server::peer)
-            .ok_or_else(|| Error::internal("a lease's primary is not among its replicas"))?;
-        let lease = Arc::new(Lease {
-            index,
-            handle: ChunkHandle::from_raw(lease.handle),
-            version: ChunkVersion::from_raw(lease.version),
-            primary,
-            replicas,
-        });
+        let Some(lease) = Lease::parse(index, lease)?.map(Arc::new) else { return Ok(None) };
         self.cache.put_lease(file.id, &lease, self.now(), life);
         Ok(Some(lease))
     }
@@ -223,6 +211,26 @@ impl Server {
     }
 }
 
+impl Lease {
+    /// Reads a master's answer; `None` if nobody has the lease.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the answer contradicts itself.
+    pub(crate) fn parse(index: ChunkIndex, lease: pb::Lease) -> Result<Option<Self>> {
+        if lease.primary == 0 {
+            return Ok(None);
+        }
+        let replicas: Vec<Server> = lease.replicas.into_iter().map(Server::from).collect();
+        let primary = replicas
+            .iter()
+            .find(|replica| replica.id.raw() == lease.primary)
+            .map(Server::peer)
+            .ok_or_else(|| Error::internal("a lease's primary is not among its replicas"))?;
+        let (handle, version) = (ChunkHandle::from_raw(lease.handle), ChunkVersion::from_raw(lease.version));
+        Ok(Some(Self { index, handle, version, primary, replicas }))
+    }
+}
+
 impl From<&Chunk> for Location {
     fn from(chunk: &Chunk) -> Self {
         Self { handle: chunk.handle, version: chunk.version, replicas: chunk.replicas.clone() }
@@ -245,7 +253,7 @@ fn mix(number: u64) -> u64 {
 }
 
 /// Each hop goes to the closest server that does not have the data yet (GFS §3.2); among equals the given order decides.
-fn chain_by_distance(from_host: &str, mut servers: Vec<Server>) -> Vec<Server> {
+pub(crate) fn chain_by_distance(from_host: &str, mut servers: Vec<Server>) -> Vec<Server> {
     let mut chain: Vec<Server> = Vec::with_capacity(servers.len());
     loop {
         let (host, rack) = match chain.last() {

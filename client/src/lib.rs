@@ -33,6 +33,8 @@ mod cache;
 mod client;
 mod entry;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod lease;
 mod mutate;
 mod options;

@@ -6,6 +6,8 @@
 
 mod cluster;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identity;
 mod leader;
 mod plan;

@@ -4,6 +4,8 @@
 pub mod error;
 pub mod fault;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod id;
 pub mod leader;
 pub mod link;

@@ -22,6 +22,9 @@ pub use buffer::Buffer;
 pub use read::{FileRange, Part, ReadPlan};
 pub use server::{Data, Settings};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use server::fuzz_parse;
+
 /// What the data plane asks of the replicas. Every method may be called many times at once, in any order.
 ///
 /// A method's future is never dropped before it ends, also if the asker has gone. `patience` is how long the

@@ -467,3 +467,12 @@ fn apply_request(frame: &Frame) -> Result<(ApplyRequest, Option<DataId>)> {
 fn carries_bytes(kind: pb::MutationKind) -> bool {
     matches!(kind, pb::MutationKind::Write | pb::MutationKind::Append)
 }
+
+/// Reads the metadata of a frame as whatever it may be: for fuzzing.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_parse(frame: &Frame) {
+    let _write = write_request(frame);
+    let _apply = apply_request(frame);
+    let _push = Push::parse(frame).map(drop);
+    let _hello = frame.meta::<pb::HelloMeta>();
+}

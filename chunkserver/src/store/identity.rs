@@ -66,7 +66,7 @@ impl IdentityFile {
         Ok(Some(identity))
     }
 
-    fn parse(directory: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(super) fn parse(directory: &Path, bytes: &[u8]) -> Result<Self> {
         let disk = || directory.display().to_string();
         let damaged = || Error::Damaged { disk: disk(), what: NAME.into() };
         let text = std::str::from_utf8(bytes).map_err(|_| damaged())?;

@@ -12,6 +12,8 @@ mod disk;
 mod error;
 pub mod files;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod identity;
 mod log;
 mod open;

@@ -10,6 +10,8 @@
 
 mod codec;
 mod fail;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gate;
 mod log;
 mod machine;

@@ -159,7 +159,7 @@ impl Receiver {
     }
 
     /// Takes one frame; true if it was the last.
-    fn take(&mut self, part: Part) -> Result<bool> {
+    pub(super) fn take(&mut self, part: Part) -> Result<bool> {
         match (part, self.open.take()) {
             (Part::File(file), None) => self.begin(&file)?,
             (Part::Data(data), Some(mut open)) => {

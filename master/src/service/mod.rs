@@ -2,6 +2,8 @@
 
 mod client;
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod moving;
 mod peer;
 mod registry;

@@ -199,7 +199,7 @@ pub(super) fn write_manifest(path: &Path, meta: &SnapshotMeta, files: &[Checkpoi
 
 /// Reads the manifest of a checkpoint and compares the files' lengths; their content is compared when it
 /// is sent.
-pub(super) fn open(path: &Path) -> io::Result<CheckpointHandle> {
+pub(crate) fn open(path: &Path) -> io::Result<CheckpointHandle> {
     let bytes = fs::read(path.join(MANIFEST))?;
     let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(|| codec::invalid("short manifest"))?;
     if crc32fast::hash(body).to_be_bytes() != *crc {

@@ -1,0 +1,4 @@
+//! libFuzzer on `disk` of `chunkserver/src/fuzz.rs`.
+#![no_main]
+
+gfs_libfuzzer::target!(gfs_chunkserver::fuzz::TARGETS, "disk");

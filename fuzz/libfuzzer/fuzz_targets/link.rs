@@ -1,0 +1,4 @@
+//! libFuzzer on `link` of `proto/src/fuzz.rs`.
+#![no_main]
+
+gfs_libfuzzer::target!(gfs_proto::fuzz::TARGETS, "link");

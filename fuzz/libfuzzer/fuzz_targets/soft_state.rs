@@ -1,0 +1,4 @@
+//! libFuzzer on `soft_state` of `master/src/fuzz.rs`.
+#![no_main]
+
+gfs_libfuzzer::target!(gfs_master::fuzz::TARGETS, "soft_state");

@@ -1,0 +1,136 @@
+//! Fuzz target of the handlers' parsing: whatever a message says becomes a command that the state can take, or a refusal.
+
+use bytes::Bytes;
+use gfs_fuzz::Dice;
+use gfs_proto::id::{EntryId, LogIndex, RequestId};
+use gfs_proto::path::{FilePath, Name};
+use gfs_proto::time::UnixMs;
+use gfs_proto::{Result, pb};
+use prost::Message;
+
+use super::convert;
+use crate::cluster::Report;
+use crate::state::{Command, Memory, Proposal, apply, invariant, read};
+
+/// A batch of a report in our own words.
+///
+/// # Errors
+/// It is too large.
+pub(crate) fn report(request: &pb::ReportRequest) -> Result<Report> {
+    convert::report(request)
+}
+
+/// Requests as clients and chunkservers send them.
+pub(crate) fn messages(data: &[u8]) {
+    let mut dice = Dice::new(data);
+    let kind = dice.below(8);
+    let first_unacked = dice.number();
+    let bytes = Bytes::copy_from_slice(dice.rest());
+    let memory = cluster();
+    let Some((request, command)) = command(kind, bytes.clone(), &memory) else {
+        others(bytes);
+        return;
+    };
+    let proposal =
+        Proposal { request, first_unacked, ..Proposal::internal(UnixMs::from_raw(1 << 40), command) };
+    assert_eq!(Proposal::decode(&proposal.encode()).as_ref(), Ok(&proposal));
+    let outcome = apply(&memory, LogIndex::from_raw(9), &proposal);
+    let mut after = memory;
+    after.write(outcome.writes);
+    assert_eq!(invariant::check(&after), Ok(()), "after {proposal}");
+}
+
+/// A cluster with a directory.
+fn cluster() -> Memory {
+    let mut memory = Memory::default();
+    let commands = [
+        Command::Bootstrap {
+            cluster: gfs_proto::id::ClusterId::from_bytes([1; 16]),
+            chunk_bytes: gfs_proto::size::ChunkBytes::DEFAULT,
+            replication: 3,
+            trash_ms: 1000,
+            session_ms: 1000,
+            master: gfs_proto::id::MasterId::from_raw(1),
+            uuid: gfs_proto::id::Uuid::from_bytes([1; 16]),
+            address: String::new(),
+        },
+        Command::Mkdir {
+            path: FilePath::root().join("a").unwrap_or_else(|_| FilePath::root()),
+            parents: false,
+        },
+    ];
+    for (index, command) in (1..).zip(commands) {
+        let proposal = Proposal::internal(UnixMs::from_raw(1), command);
+        memory.write(apply(&memory, LogIndex::from_raw(index), &proposal).writes);
+    }
+    memory
+}
+
+/// The command that a client's request asks for.
+fn command(kind: u64, bytes: Bytes, view: &Memory) -> Option<(Option<RequestId>, Command)> {
+    let (request, command) = match kind {
+        0 => {
+            let request = pb::MkdirRequest::decode(bytes).ok()?;
+            let path = convert::path(&request.path).ok()?;
+            (request.request, Command::Mkdir { path, parents: request.parents })
+        }
+        1 => {
+            let request = pb::CreateRequest::decode(bytes).ok()?;
+            let path = convert::path(&request.path).ok()?;
+            (request.request, Command::Create { path, replication: request.replication })
+        }
+        2 => {
+            let request = pb::DeleteRequest::decode(bytes).ok()?;
+            let path = convert::path(&request.path).ok()?;
+            (request.request, Command::Delete { path, recursive: request.recursive })
+        }
+        3 => {
+            let request = pb::RenameRequest::decode(bytes).ok()?;
+            let (source, target) =
+                (convert::path(&request.source).ok()?, convert::path(&request.target).ok()?);
+            (request.request, Command::Rename { source, target, replace: request.replace })
+        }
+        4 => {
+            let request = pb::SnapshotRequest::decode(bytes).ok()?;
+            let (source, target) =
+                (convert::path(&request.source).ok()?, convert::path(&request.target).ok()?);
+            (request.request, Command::Snapshot { source, target })
+        }
+        5 => {
+            let request = pb::AddChunkRequest::decode(bytes).ok()?;
+            let (file, expected_count) = (EntryId::from_raw(request.file), request.expected_count);
+            (
+                request.request,
+                Command::AddChunk { file, expected_count, members: Vec::new(), primary: Default::default() },
+            )
+        }
+        6 => {
+            let request = pb::ListRequest::decode(bytes).ok()?;
+            let path = convert::path(&request.path).ok()?;
+            if !request.after.is_empty() {
+                Name::parse(&request.after).ok()?;
+            }
+            let page = read::list(view, &path, &request.after, request.limit as usize);
+            assert!(page.is_ok_and(|page| page.items.len() <= request.limit as usize) || !path.is_root());
+            return None;
+        }
+        _ => return None,
+    };
+    Some((request.map(RequestId::from), command))
+}
+
+/// What is no command.
+fn others(bytes: Bytes) {
+    if let Ok(request) = pb::ReportRequest::decode(bytes.clone())
+        && let Ok(report) = convert::report(&request)
+    {
+        assert_eq!(
+            (report.replicas.len(), report.removed.len()),
+            (request.replicas.len(), request.removed.len())
+        );
+    }
+    if let Ok(request) = pb::HeartbeatRequest::decode(bytes) {
+        let space = convert::space(&request);
+        assert_eq!(space.free_bytes, request.free_bytes);
+    }
+}
