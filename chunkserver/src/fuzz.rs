@@ -13,8 +13,8 @@ use gfs_proto::time::Moment;
 use prost::Message;
 
 use crate::replica::{
-    Answer, Decision, Fence, Generation, Grant, Held, Order, Position, Replica, Request, Standing, Step,
-    Store, Turn, Wish,
+    Answer, Decision, Fence, Generation, Grant, Held, Order, Position, Recorded, Replica, Request, Standing,
+    Step, Store, Turn, Wish,
 };
 use crate::store::Content;
 use crate::store::fuzz as store;
@@ -134,7 +134,7 @@ impl Bench {
                 }
             }
             3 => drop(self.replica.reconciled(asked)),
-            4 => drop(self.replica.activate(asked, dice.index(70_000))),
+            4 => drop(self.replica.activate(asked)),
             5 => drop(self.replica.exclude(asked, self.moment())),
             _ => {
                 let answer = Answer {
@@ -183,7 +183,11 @@ impl Bench {
             _ => Wish::Append,
         };
         let id = RequestId { client: ClientId::from_raw(dice.below(3)), sequence: dice.below(16) };
-        let recorded = (dice.below(8) == 0).then(|| dice.small_number());
+        let recorded = Recorded {
+            at: (dice.below(8) == 0).then(|| dice.small_number()),
+            given_up: dice.below(8) == 0,
+            kept: dice.index(200_000),
+        };
         let request = Request { id, wish, length: 1 + dice.small_number() % 100_000 };
         match self.replica.decide(asked, request, recorded) {
             Ok(Decision::Ordered(order) | Decision::Seal(order)) => {
@@ -211,7 +215,9 @@ impl Bench {
             2 => self.replica.learn(asked, serial),
             _ => {
                 if let Ok(Turn::Now) = self.replica.turn(asked, serial) {
-                    let (offset, length) = (dice.small_number(), dice.small_number());
+                    // What does not fit is refused by the store.
+                    let offset = dice.small_number() % CHUNK_BYTES_MIN;
+                    let length = dice.small_number() % (CHUNK_BYTES_MIN - offset);
                     let kind = crate::replica::Kind::Write;
                     self.replica.applied(&Order { serial, kind, offset, length, request: None });
                 }

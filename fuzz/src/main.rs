@@ -85,14 +85,18 @@ fn build() -> io::Result<()> {
     if cargo.status()?.success() {
         return Ok(());
     }
-    Err(io::Error::other("the targets can't be built; cargo-fuzz comes by `cargo install cargo-fuzz --locked`"))
+    Err(io::Error::other(
+        "the targets can't be built; cargo-fuzz comes by `cargo install cargo-fuzz --locked`",
+    ))
 }
 
 /// Where the product's build has put RocksDB.
 fn rocksdb() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let builds = std::fs::read_dir(program.parent()?.join("build")).ok()?;
-    builds.filter_map(|build| Some(build.ok()?.path().join("out"))).find(|out| out.join("librocksdb.a").exists())
+    builds
+        .filter_map(|build| Some(build.ok()?.path().join("out")))
+        .find(|out| out.join("librocksdb.a").exists())
 }
 
 /// A target under libFuzzer with these arguments.
@@ -127,7 +131,9 @@ fn fuzz(target: &str, seconds: u64) -> io::Result<bool> {
     };
     let (executions, rate) = (stat("number_of_executed_units"), stat("average_exec_per_sec"));
     let (new, crashed) = (count(&found).saturating_sub(before), usize::from(!output.status.success()));
-    println!("{target:<16} {executions:>12} executions {rate:>9}/s {new:>6} new in the corpus {crashed:>3} crashes");
+    println!(
+        "{target:<16} {executions:>12} executions {rate:>9}/s {new:>6} new in the corpus {crashed:>3} crashes"
+    );
     Ok(output.status.success())
 }
 
@@ -146,7 +152,12 @@ fn minimise(target: &str) -> io::Result<()> {
     if !output.status.success() || count(&merged) == 0 {
         return Err(io::Error::other(format!("{target}: no merge")));
     }
-    println!("{target:<16} {:>6} kept, {:>6} found, {:>6} merged", count(&kept), count(&found), count(&merged));
+    println!(
+        "{target:<16} {:>6} kept, {:>6} found, {:>6} merged",
+        count(&kept),
+        count(&found),
+        count(&merged)
+    );
     std::fs::remove_dir_all(&kept)?;
     std::fs::rename(&merged, &kept)?;
     std::fs::remove_dir_all(&found)

@@ -17,6 +17,8 @@
 //! 56 flags (1 full, 2 clean)   60 boot id length   64 boot id, padded with 0 to 128
 //! ```
 
+mod part;
+
 use bytes::{Buf, BufMut};
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, RequestId, Serial};
 use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
@@ -24,8 +26,7 @@ use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use super::content::{Content, Outcome, REQUESTS_MAX};
 use super::requests::Requests;
 
-pub(crate) use part::parse_part;
-pub(crate) use part::{PartHead, parse_part_of, part_bytes, put_part};
+pub(crate) use part::{PartHead, parse_part, parse_part_of, part_bytes, put_part};
 
 /// The format of a data directory; a higher one is refused. Format 1 had no `first_unacked` of changes and no `first kept` of
 /// contents (records 1 and 3, table entries of kind 1): it is read, and what is written anew is of format 2.

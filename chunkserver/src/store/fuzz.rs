@@ -56,7 +56,7 @@ pub(crate) fn log_record(data: &[u8]) {
         assert_eq!(parse_part(&again), Some(head));
     }
     let place = Path::new("/disk");
-    let titled = [format!("gfs-chunkserver 1 {:08x}\n", crc32fast::hash(data)).as_bytes(), data].concat();
+    let titled = [format!("gfs-chunkserver 2 {:08x}\n", crc32fast::hash(data)).as_bytes(), data].concat();
     for bytes in [data, &titled] {
         // Whatever it says, it is an identity or an error that names the directory.
         assert!(

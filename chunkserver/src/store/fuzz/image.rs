@@ -111,6 +111,7 @@ fn change(
         kind,
         data: if kind == MutationKind::Sync { Bytes::new() } else { data },
         request: Some(RequestId { client: ClientId::from_raw(random.below(3)), sequence: step }),
+        first_unacked: step.saturating_sub(random.below(8)),
         durability: durability[usize::try_from(random.below(4)).unwrap_or(0)],
     };
     states.push(now);
