@@ -145,7 +145,7 @@ fn said(dice: &mut Dice<'_>, cluster: &mut Cluster, view: &dyn View, now: Moment
         6 => {
             let (handle, version) = chunk(dice);
             match dice.below(4) {
-                0 => cluster.adopted(handle, version, &[server]),
+                0 => cluster.adopted(handle, version, &[server], now),
                 1 => cluster.deleted(server, handle),
                 2 => cluster.suspect(server),
                 _ => cluster.start_over(view, now),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
+use gfs_proto::id::{ChunkIndex, ChunkVersion, ClientId, EntryId, ServerId};
 use gfs_proto::path::{FilePath, Name};
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Error, Result, fault, pb};
