@@ -10,7 +10,7 @@ help:
 	@echo "make test     all tests"
 	@echo "make verify   formatting and lints, changes nothing"
 	@echo "make fix      formats, and applies what the lints can mend"
-	@echo "make jepsen   clients under faults of processes and of the network, judged (a quarter of an hour)"
+	@echo "make jepsen   clients under faults of processes and of the network, judged (40 minutes)"
 	@echo "make proof    16 clients append 10,000 records each under faults; waits after losses (half an hour)"
 	@echo "make faults   every fail point crashes, fails and stalls under load, judged (half an hour)"
 	@echo "make mutants  every seeded bug, and which check finds it (half an hour)"
