@@ -109,7 +109,14 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
 fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &mut Findings<'_>) {
     // By chunk: the newest version stored here, and the last serial applied at it.
     let mut here: BTreeMap<u64, (u64, Option<u64>)> = BTreeMap::new();
-    for line in text.lines().filter_map(parse) {
+    let mut restarted = false;
+    for line in text.lines() {
+        if line.contains("chunkserver started") {
+            // What was applied and not yet durable is gone: which serial comes next is not known.
+            here.values_mut().for_each(|(_, last)| *last = None);
+            restarted = true;
+        }
+        let Some(line) = parse(line) else { continue };
         let Line { what, handle, version, at_ns } = line;
         let (newest, last) = here.entry(handle).or_default();
         let known = chunks.entry(handle).or_default().entry(version).or_default();
@@ -140,7 +147,7 @@ fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &
                     });
                     continue;
                 }
-                if serial != last.unwrap_or(0) + 1 {
+                if serial != last.unwrap_or(0) + 1 && !(restarted && last.is_none()) {
                     findings.add("gap", || {
                         format!(
                             "{name} applied {serial} of version {version} to chunk {handle} after {last:?}"
