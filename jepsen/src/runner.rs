@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use crate::check::lease;
 use crate::converge;
 use crate::hosts::Site;
-use crate::nemesis::{FAULTS, Fault, Ring};
+use crate::nemesis::{FAULTS, Fault, Needs, Ring};
+use crate::power::DISK_BYTES;
 use crate::recorder::Recorder;
 use crate::report::report;
 use crate::timeline;
@@ -68,7 +69,10 @@ impl Plan {
             asked.into_iter().partition(|fault| site.has(fault.needs));
         let impossible: Vec<_> = impossible.iter().map(|fault| fault.name).collect();
         if possible.is_empty() && !impossible.is_empty() {
-            bail!("this needs hosts of their own (root and iproute2): {}", impossible.join(", "));
+            bail!(
+                "this needs hosts or disks of their own (root, iproute2, xfsprogs): {}",
+                impossible.join(", ")
+            );
         }
         Ok((possible, impossible))
     }
@@ -125,7 +129,9 @@ pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
 /// The plan makes no sense, or the machinery fails: nothing is said about the system then.
 pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     let (workload, (faults, left_out)) = (plan.workload()?, plan.faults(site)?);
-    let mut shape = Shape { masters: 3, chunkservers: 4, log: Some(LOG), ..Shape::default() };
+    let disks = faults.iter().any(|fault| fault.needs == Needs::Disks);
+    let disk_bytes = disks.then_some(DISK_BYTES);
+    let mut shape = Shape { masters: 3, chunkservers: 4, log: Some(LOG), disk_bytes, ..Shape::default() };
     (workload.tune)(&mut shape);
     let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
     let directory = cluster.keep();

@@ -9,7 +9,7 @@
 //! Not shown: a disk that forgets what it was told to flush. The loop device writes to a file of this machine, which
 //! stays up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ pub struct Disks {
     images: BTreeMap<String, PathBuf>,
     /// How often the machine of each was started.
     boots: BTreeMap<String, u64>,
+    /// Shut down, and not mounted again.
+    dead: BTreeSet<String>,
 }
 
 impl Disks {
@@ -62,7 +64,7 @@ impl Disks {
         sweep()?;
         let home = directory.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&home)?;
-        let disks = Self { home, images: BTreeMap::new(), boots: BTreeMap::new() };
+        let disks = Self { home, images: BTreeMap::new(), boots: BTreeMap::new(), dead: BTreeSet::new() };
         // Shared, so that the servers' namespaces see what is mounted and unmounted here.
         run("mount", ["--bind".as_ref(), disks.home.as_os_str(), disks.home.as_os_str()])?;
         run("mount", ["--make-shared".as_ref(), disks.home.as_os_str()])?;
@@ -104,7 +106,8 @@ impl Disks {
     ///
     /// # Errors
     /// The machine says no.
-    pub(crate) fn shut_down(&self, name: &str) -> Result<()> {
+    pub(crate) fn shut_down(&mut self, name: &str) -> Result<()> {
+        self.dead.insert(name.to_owned());
         run("xfs_io", ["-x".as_ref(), "-c".as_ref(), "shutdown".as_ref(), self.path(name).as_os_str()])
     }
 
@@ -112,9 +115,16 @@ impl Disks {
     ///
     /// # Errors
     /// The machine says no.
-    pub(crate) fn remount(&self, name: &str) -> Result<()> {
+    pub(crate) fn remount(&mut self, name: &str) -> Result<()> {
         run("umount", [self.path(name).as_os_str()])?;
-        self.mount(name)
+        self.mount(name)?;
+        self.dead.remove(name);
+        Ok(())
+    }
+
+    /// Disks that are shut down.
+    pub(crate) fn dead(&self) -> Vec<String> {
+        self.dead.iter().cloned().collect()
     }
 
     /// The next process on this disk is told that its machine was started anew.
@@ -201,7 +211,8 @@ mod tests {
         let directory = tempfile::Builder::new().prefix("gfs-test-").tempdir().unwrap();
         let mut disks = Disks::new(directory.path()).unwrap();
         disks.add("one", 16 << 20).unwrap();
-        let file = |name: &str| disks.path("one").join(name);
+        let directory = disks.path("one");
+        let file = |name: &str| directory.join(name);
         for name in ["synced", "not"] {
             fs::write(file(name), name).unwrap();
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use gfs_tests::{Hosts, Loopback};
+use gfs_tests::{Disks, Hosts, Loopback};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
@@ -90,6 +90,7 @@ impl Site {
         match needs {
             Needs::Nothing => true,
             Needs::Network => self.network.is_some(),
+            Needs::Disks => Disks::obstacle().is_none(),
         }
     }
 

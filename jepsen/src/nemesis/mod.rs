@@ -2,6 +2,7 @@
 //!
 //! A family of faults is a file beside this one: more functions of [`Ring`].
 
+mod disk;
 mod net;
 mod process;
 
@@ -38,6 +39,10 @@ const fn network_fault(name: &'static str, strike: Strike) -> Fault {
     Fault { name, needs: Needs::Network, strike }
 }
 
+const fn disk_fault(name: &'static str, strike: Strike) -> Fault {
+    Fault { name, needs: Needs::Disks, strike }
+}
+
 /// What a kind of fault can't do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -45,6 +50,8 @@ pub enum Needs {
     Nothing,
     /// Hosts of their own.
     Network,
+    /// Disks of their own.
+    Disks,
 }
 
 /// Every fault.
@@ -58,6 +65,11 @@ pub const FAULTS: &[Fault] = &[
     fault("rolling", |ring| ring.restart_in_turn().boxed_local()),
     fault("storm", |ring| ring.restart_again_and_again().boxed_local()),
     fault("startup", |ring| ring.kill_while_it_starts().boxed_local()),
+    disk_fault("power", |ring| ring.cut_power().boxed_local()),
+    disk_fault("power-one", |ring| ring.cut_power_of_one().boxed_local()),
+    disk_fault("disk-dead", |ring| ring.kill_disk().boxed_local()),
+    disk_fault("disk-full", |ring| ring.fill_disk().boxed_local()),
+    fault("bit-rot", |ring| ring.rot().boxed_local()),
     network_fault("cut", |ring| ring.cut(Role::Chunkserver).boxed_local()),
     network_fault("cut-leader", |ring| ring.cut_leader().boxed_local()),
     network_fault("cut-master", |ring| ring.cut(Role::Master).boxed_local()),
@@ -126,6 +138,7 @@ impl Ring<'_> {
         if let Some(network) = &self.network {
             network.clear();
         }
+        disk::heal(self.cluster)?;
         process::heal(self.cluster)
     }
 }

@@ -97,7 +97,7 @@ impl Ring<'_> {
     }
 
     /// A master or a chunkserver.
-    fn any_server(&mut self) -> Result<String> {
+    pub(super) fn any_server(&mut self) -> Result<String> {
         let role = if self.dice.random() { Role::Master } else { Role::Chunkserver };
         self.any(role)
     }

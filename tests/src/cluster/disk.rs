@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use rustix::fs::FallocateFlags;
 use rustix::process::Signal;
 
 use super::Cluster;
 use crate::disks::Disks;
+
+/// Takes room on a disk, beside the server's data.
+const FILLER: &str = "filler";
+const NO_DISKS: &str = "the servers have no disks of their own";
 
 impl Cluster {
     /// Whether the servers have disks of their own.
@@ -19,7 +24,7 @@ impl Cluster {
     /// # Errors
     /// It has no disk of its own.
     pub fn disk_of(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.own_disks()?.path(name))
+        Ok(self.disks.as_ref().context(NO_DISKS)?.path(name))
     }
 
     /// Stops every server where it stands (SIGSTOP), so that none of them sees the end of its disk.
@@ -62,13 +67,49 @@ impl Cluster {
         self.own_disks()?.shut_down(name)
     }
 
+    /// Takes all room of a server's disk but so many bytes.
+    ///
+    /// # Errors
+    /// It has no disk of its own, or the machine says no.
+    pub fn fill_disk(&mut self, name: &str, left_bytes: u64) -> Result<()> {
+        self.empty_disk(name)?;
+        let directory = self.disk_of(name)?;
+        let space = rustix::fs::statvfs(&directory)?;
+        let bytes = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(left_bytes);
+        let file = std::fs::File::create_new(directory.join(FILLER))?;
+        Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1))?)
+    }
+
+    /// Gives back what [`Cluster::fill_disk`] took.
+    ///
+    /// # Errors
+    /// It has no disk of its own, or the machine says no.
+    pub fn empty_disk(&mut self, name: &str) -> Result<()> {
+        match std::fs::remove_file(self.disk_of(name)?.join(FILLER)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings back disks that are dead, which kills their servers, and gives full ones room.
+    ///
+    /// # Errors
+    /// The machine says no.
+    pub fn mend_disks(&mut self) -> Result<()> {
+        let Some(disks) = &self.disks else { return Ok(()) };
+        let dead = disks.dead();
+        dead.iter().try_for_each(|name| self.cut_power_of(name))?;
+        let names: Vec<String> = self.servers.keys().cloned().collect();
+        names.iter().try_for_each(|name| self.empty_disk(name))
+    }
+
     fn power_up(&mut self, name: &str) -> Result<()> {
-        let disks = self.disks.as_mut().context("there are no disks")?;
+        let disks = self.own_disks()?;
         disks.boot(name)?;
         disks.remount(name)
     }
 
-    fn own_disks(&self) -> Result<&Disks> {
-        self.disks.as_ref().context("the servers have no disks of their own")
+    fn own_disks(&mut self) -> Result<&mut Disks> {
+        self.disks.as_mut().context(NO_DISKS)
     }
 }

@@ -8,6 +8,7 @@ mod healing;
 mod records;
 mod refusals;
 mod restarts;
+mod rot;
 mod snapshots;
 mod tidy;
 
