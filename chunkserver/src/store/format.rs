@@ -10,6 +10,8 @@
 //! 36 part           index of the part in its record, from 0
 //! 38 last           1 if the record ends here
 //! ```
+//! Behind the last part of each write lies a head of zeros, unless the segment ends: the next write begins there. A log after
+//! which anything else is found may have lost its last records, and they may have been durable.
 //! A table (`table-NUMBER`): the header, then `entries` times `length u32, crc32 u32, body`.
 //! ```text
 //!  0 magic "GFSTABLE"   8 format   12 crc32 of the header, this field as 0

@@ -1,6 +1,7 @@
 //! What is there after a power cut, against what the clients were told.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,8 @@ use crate::workload::append::{Scan, scan};
 
 /// How long the cluster may take until every replica can be read.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where a chunk may wait for a decision: then nobody will be able to read it.
+const PATIENCE_WAITING: Duration = Duration::from_secs(8);
 /// Pause between two looks.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Bytes of one read of a replica.
@@ -41,17 +44,20 @@ pub(super) async fn judge(round: &Round, told: &Told, cluster: &Cluster) -> Resu
     paths.extend(told.cells.keys().cloned().chain(told.puts.keys().cloned()));
     for path in paths {
         let file = client.open(&path).await.with_context(|| format!("{path} is gone"))?;
-        let Some(content) = judged.content(&file, &path, round).await? else {
-            continue;
-        };
+        let content = judged.content(&file, &path, round).await?;
         if path == round.path(LOG) {
             judged.log(&content, told, u64::from(client.chunk_bytes().raw()));
         } else if let Some(cells) = told.cells.get(&path) {
             judged.cells(&content, &path, cells);
-        } else if told.puts.get(&path) != Some(&sum(&content)) {
+        } else if content.waiting.is_empty() && told.puts.get(&path) != Some(&sum(&content.bytes)) {
             judged.findings.push(format!("lost: {path} was stored with {:?}", told.puts.get(&path)));
         }
-        judged.kept.insert(path, sum(&content));
+        if content.waiting.is_empty() {
+            judged.kept.insert(path, sum(&content.bytes));
+        }
+    }
+    if judged.waiting > 0 {
+        judged.is_told(&client).await?;
     }
     judged.names(round, &client, told).await?;
     Ok(judged)
@@ -68,7 +74,7 @@ pub(super) async fn look_again(round: &Round, kept: BTreeMap<String, Kept>) -> R
     let mut directories = std::collections::BTreeSet::new();
     for (path, before) in kept {
         let file = client.open(&path).await.with_context(|| format!("{path} is gone"))?;
-        let content = patiently(async || {
+        let content = patiently(PATIENCE, async || {
             let length = file.len().await?;
             file.read_at(0, length).await
         });
@@ -85,8 +91,11 @@ pub(super) async fn look_again(round: &Round, kept: BTreeMap<String, Kept>) -> R
 }
 
 /// Tries again until it works or patience ends: servers come back one after the other. Damage is told at once.
-async fn patiently<T>(mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>) -> gfs_client::Result<T> {
-    let until = Instant::now() + PATIENCE;
+async fn patiently<T>(
+    patience: Duration,
+    mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>,
+) -> gfs_client::Result<T> {
+    let until = Instant::now() + patience;
     loop {
         match attempt().await {
             Err(error @ Error::Corrupt { .. }) => return Err(error),
@@ -96,51 +105,101 @@ async fn patiently<T>(mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>) -
     }
 }
 
+/// What a file holds, and which ranges of it nobody may read before somebody has decided.
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    waiting: Vec<Range<u64>>,
+}
+
+impl Content {
+    fn waits(&self, offset: u64, length: u64) -> bool {
+        self.waiting.iter().any(|range| offset < range.end && range.start < offset.saturating_add(length))
+    }
+}
+
 impl Judged {
-    /// The content of a file, which is the same on every replica. `None` if it waits for a decision.
-    async fn content(&mut self, file: &File, path: &str, round: &Round) -> Result<Option<Vec<u8>>> {
-        let whole = async || {
+    /// The content of a file, which is the same on every current replica.
+    async fn content(&mut self, file: &File, path: &str, round: &Round) -> Result<Content> {
+        let patience = match round.promise {
+            Promise::Synced => PATIENCE,
+            Promise::Replicated => PATIENCE_WAITING,
+        };
+        let located = patiently(patience, async || {
             let chunks = file.chunks().await?;
             // With all replicas now and then only: a server that came back late is made up for after a while.
-            let enough = |chunk: &Chunk| if round.settles { chunk.goal as usize } else { 1 };
+            let enough = |chunk: &Chunk| match (round.promise, round.settles) {
+                (Promise::Synced, true) => chunk.goal as usize,
+                (Promise::Synced, false) => 1,
+                (Promise::Replicated, _) => 0,
+            };
             match chunks.iter().find(|chunk| chunk.replicas.len() < enough(chunk)) {
                 Some(chunk) => Err(Error::unavailable(format!("{chunk:?}"))),
                 None => Ok(chunks),
             }
-        };
-        let chunks = match round.promise {
-            Promise::Synced => patiently(whole).await.with_context(|| format!("replicas of {path}"))?,
-            Promise::Replicated => return self.waits(file, path).await,
-        };
-        let mut content = Vec::new();
-        for chunk in &chunks {
+        });
+        let mut content = Content::default();
+        for chunk in located.await.with_context(|| format!("replicas of {path}"))? {
             let start = u64::from(chunk.index.raw()) * u64::from(file.chunk_bytes().raw());
-            let mut first: Option<Bytes> = None;
-            for server in &chunk.replicas {
-                let bytes = match patiently(async || replica(file, start, server).await).await {
-                    Ok(bytes) => bytes,
-                    Err(error) => {
-                        bail!("{path}: the replica of {chunk:?} on {server:?} can't be read: {error}");
-                    }
-                };
-                self.replicas += 1;
-                match &first {
-                    None => first = Some(bytes),
-                    Some(other) if *other == bytes => {}
-                    Some(_) => self.findings.push(format!("different: {path}: replicas of {chunk:?}")),
+            content.bytes.resize(usize::try_from(start)?, 0);
+            match self.chunk(file, &chunk, start, patience).await {
+                Ok(bytes) => content.bytes.extend_from_slice(&bytes),
+                Err(Error::Corrupt { .. }) => self.findings.push(format!("damage: {path}: {chunk:?}")),
+                Err(error) if round.promise == Promise::Synced => {
+                    bail!("{path}: {chunk:?} can't be read: {error}");
+                }
+                Err(_) => {
+                    self.waiting += 1;
+                    content.waiting.push(start..start + u64::from(file.chunk_bytes().raw()));
                 }
             }
-            content.resize(usize::try_from(start)?, 0);
-            content.extend_from_slice(&first.unwrap_or_default());
         }
-        Ok(Some(content))
+        Ok(content)
+    }
+
+    /// The bytes of a chunk, from each of its replicas.
+    async fn chunk(
+        &mut self,
+        file: &File,
+        chunk: &Chunk,
+        start: u64,
+        patience: Duration,
+    ) -> gfs_client::Result<Bytes> {
+        let mut first: Option<Bytes> = None;
+        for server in &chunk.replicas {
+            let bytes = patiently(patience, async || replica(file, start, server).await).await?;
+            self.replicas += 1;
+            match &first {
+                None => first = Some(bytes),
+                Some(other) if *other == bytes => {}
+                Some(_) => self.findings.push(format!("different: replicas of {chunk:?}")),
+            }
+        }
+        first.ok_or_else(|| Error::unavailable("it has no current replica"))
+    }
+
+    /// What waits for a decision is counted by the masters, not merely silent.
+    async fn is_told(&mut self, client: &Client) -> Result<()> {
+        let waiting = self.waiting;
+        let told = patiently(PATIENCE, async || {
+            let status = client.cluster_status().await?;
+            match status.chunks_without_replica {
+                told if told < waiting => Err(Error::unavailable(format!("{told} chunks have no replica"))),
+                told => Ok(told),
+            }
+        });
+        if let Err(error) = told.await {
+            self.findings
+                .push(format!("silent: {waiting} chunks can't be read, and the masters say: {error}"));
+        }
+        Ok(())
     }
 
     /// Every acknowledged record is at its place, once, and nothing else is there; what was read before is still so.
-    fn log(&mut self, content: &[u8], told: &Told, chunk_bytes: u64) {
+    fn log(&mut self, content: &Content, told: &Told, chunk_bytes: u64) {
         let mut records = Vec::new();
         for (index, chunk) in
-            (0_u64..).zip(content.chunks(usize::try_from(chunk_bytes).unwrap_or(usize::MAX)))
+            (0_u64..).zip(content.bytes.chunks(usize::try_from(chunk_bytes).unwrap_or(usize::MAX)))
         {
             let Scan { records: found, damage, gaps, .. } = scan(chunk, index * chunk_bytes);
             records.extend(found);
@@ -159,6 +218,7 @@ impl Judged {
                 (Some((at, there)), Some(place)) if there == *record && at == *place => {}
                 (Some((_, there)), None) if there == *record => {}
                 (None, None) => {}
+                (None, Some(place)) if content.waits(*place, record.length.into()) => {}
                 (there, _) => {
                     self.findings.push(format!("lost: {record:?} acknowledged at {place:?}, is {there:?}"))
                 }
@@ -166,9 +226,9 @@ impl Judged {
         }
         self.findings.extend(places.keys().map(|id| format!("phantom: nobody appended {id:?}")));
         for (from, bytes) in &told.seen {
-            let from = usize::try_from(*from).unwrap_or(usize::MAX);
-            let now = content.get(from..from + bytes.len());
-            if now != Some(bytes) {
+            let start = usize::try_from(*from).unwrap_or(usize::MAX);
+            let now = content.bytes.get(start..start.saturating_add(bytes.len()));
+            if now != Some(bytes) && !content.waits(*from, bytes.len() as u64) {
                 self.findings.push(format!(
                     "taken back: {} bytes at {from} were read, and are not there",
                     bytes.len()
@@ -177,13 +237,13 @@ impl Judged {
         }
     }
 
-    fn cells(&mut self, content: &[u8], path: &str, cells: &BTreeMap<u64, Vec<u64>>) {
+    fn cells(&mut self, content: &Content, path: &str, cells: &BTreeMap<u64, Vec<u64>>) {
         let hole = vec![0; CELL_BYTES];
         for (index, may_hold) in cells {
             let start = usize::try_from(*index).unwrap_or(usize::MAX) * CELL_BYTES;
-            let there = content.get(start..start + CELL_BYTES).unwrap_or(&hole);
+            let there = content.bytes.get(start..start + CELL_BYTES).unwrap_or(&hole);
             let fits = |tag: &u64| if *tag == 0 { there == hole } else { there == cell(*tag, *index) };
-            if !may_hold.iter().any(fits) {
+            if !may_hold.iter().any(fits) && !content.waits(start as u64, CELL_BYTES as u64) {
                 let begins = there.get(..16);
                 self.findings.push(format!(
                     "lost: cell {index} of {path} may be {may_hold:?}, begins with {begins:?}"
@@ -202,10 +262,6 @@ impl Judged {
             self.findings.push(format!("phantom: the name {name}"));
         }
         Ok(())
-    }
-
-    async fn waits(&mut self, _file: &File, path: &str) -> Result<Option<Vec<u8>>> {
-        bail!("{path}: not judged yet")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -121,7 +122,10 @@ async fn append(round: Arc<Round>, number: u64) -> Result<Told> {
         let (length, crc) = (u32::try_from(bytes.len())?, crc32fast::hash(&payload));
         let record = Record { producer: number, sequence, length, crc };
         let place = match told.note(file.append(bytes).await) {
-            Outcome::Ok { value } => Some(value),
+            Outcome::Ok { value } => {
+                round.appended.fetch_add(1, Ordering::Relaxed);
+                Some(value)
+            }
             Outcome::Fail { .. } | Outcome::Info { .. } => None,
         };
         told.appends.push((record, place));

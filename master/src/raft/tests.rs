@@ -1,6 +1,7 @@
 //! The consensus of masters as a whole: openraft's own suite, crashes at every write, groups over loopback.
 
 mod crash;
+mod flip;
 mod group;
 mod large;
 mod suite;

@@ -54,7 +54,7 @@ async fn rot_in_chunks_and_in_metadata_is_found_and_made_good_while_readers_see_
     cluster.expect_error("disk can't be opened");
     cluster.expect_error("is damaged");
     cluster.kill(&lost).unwrap();
-    flip(&newest_table(&cluster.data_of(&lost)).unwrap(), 150).unwrap();
+    flip(&newest_table(&cluster.data_of(&lost)).unwrap(), 40).unwrap();
     cluster.restart(&lost).unwrap();
     let (code, log) = cluster.wait_for_end(&lost).await.unwrap();
     assert!(code != Some(0) && log.contains("is damaged"), "{code:?} {log}");
