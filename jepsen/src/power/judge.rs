@@ -78,7 +78,12 @@ pub(super) async fn look_again(round: &Round, kept: BTreeMap<String, Kept>) -> R
             let length = file.len().await?;
             file.read_at(0, length).await
         });
-        let now = sum(&content.await?);
+        let now = match content.await {
+            Ok(content) => sum(&content),
+            // It may wait for a decision since.
+            Err(_) if round.promise == Promise::Replicated => continue,
+            Err(error) => return Err(error).with_context(|| format!("{path} was there before")),
+        };
         if now != before {
             findings.push(format!("changed: {path} was {before:?}, is {now:?}"));
         }

@@ -168,6 +168,15 @@ impl StateStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
+        // Else a damaged pointer would begin an empty state, and the old one would be cleared away as unfinished.
+        if let Some(name) = &current
+            && !dir.join(name).join(CURRENT).is_file()
+        {
+            return Err(codec::invalid(&format!(
+                "{} names a state that is not there: {name:?}",
+                dir.display()
+            )));
+        }
         let (checkpoint, serial) = checkpoint::sweep(dir, current.as_deref())?;
         let name = current.unwrap_or_else(|| format!("live-{serial}"));
         let path = dir.join(&name);

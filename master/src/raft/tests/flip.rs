@@ -15,7 +15,7 @@ use crate::raft::types::{Entry, LeaderId, LogId, Operation, TypeConfig, Vote};
 use crate::state::{Overlay, Table, View};
 
 /// Spots that are tried in each file.
-const SPOTS: u64 = 24;
+const SPOTS: u64 = 12;
 const ROWS: u64 = 300;
 
 fn id(index: u64) -> LogId {
