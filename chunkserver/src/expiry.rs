@@ -86,8 +86,7 @@ async fn round(server: &Arc<Chunkserver>, after: ClientId) -> Result<Round> {
     let leader = server.leader.lock().clone();
     let mut leader = leader.ok_or_else(|| Error::unavailable("no leader is known"))?;
     let store = server.store.clone();
-    let clients = tokio::task::spawn_blocking(move || store.clients(after, CLIENTS_MAX));
-    let clients = clients.await.map_err(Error::internal)?;
+    let clients = server.environment.workers.run(move || store.clients(after, CLIENTS_MAX)).await?;
     let next = clients.last().filter(|_| clients.len() >= CLIENTS_MAX).copied().unwrap_or_default();
     let (cluster, us) = server.identity()?;
     let unknown: Vec<u64> = {
@@ -121,8 +120,8 @@ async fn forget(server: &Arc<Chunkserver>, clients: Vec<ClientId>) -> Result<()>
         return Ok(());
     }
     let (store, count) = (server.store.clone(), clients.len());
-    let forgotten = tokio::task::spawn_blocking(move || store.forget_requests(&clients)).await;
-    let chunks = forgotten.map_err(Error::internal)?.map_err(|error| server.wire(&error))?;
+    let forgotten = server.environment.workers.run(move || store.forget_requests(&clients)).await?;
+    let chunks = forgotten.map_err(|error| server.wire(&error))?;
     tracing::info!(clients = count, chunks = chunks.len(), "requests of expired sessions forgotten");
     Ok(())
 }

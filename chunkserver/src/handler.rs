@@ -49,6 +49,6 @@ impl Handler for Replicas {
 
     fn suspect(&self, handle: ChunkHandle) {
         let server = self.0.clone();
-        drop(tokio::task::spawn_blocking(move || server.verify(handle)));
+        self.0.environment.workers.start(move || server.verify(handle));
     }
 }

@@ -87,14 +87,18 @@ pub async fn run(
     let (directories, random) = (config.data.clone(), environment.random.clone());
     // Whatever the size of the cluster's chunks is: the primary knows.
     let chunk_bytes_max = ChunkBytes::parse(CHUNK_BYTES_MAX.into()).map_err(Error::internal)?;
-    let options = Options { chunk_bytes_max, ..Options::default() };
+    let workers = environment.workers.clone();
+    let options = Options { chunk_bytes_max, workers, ..Options::default() };
     let open = move || Store::open(&directories, options, Arc::new(RealFiles), &*random);
-    let store = tokio::task::spawn_blocking(open).await.map_err(Error::internal)??;
+    let store = environment.workers.run(open).await??;
     run_on(store, config, environment, listener, stop).await
 }
 
-/// As [`run`], on this store.
-async fn run_on(
+/// As [`run`], on a store that is open already.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
     store: Store,
     config: ChunkserverConfig,
     environment: Environment,
@@ -126,7 +130,7 @@ async fn run_on(
 
     server.write_marks();
     let store = server.store.clone();
-    let closed = tokio::task::spawn_blocking(move || store.close()).await.map_err(Error::internal)?;
+    let closed = environment.workers.run(move || store.close()).await?;
     closed.map_err(|error| server.wire(&error))?;
     welcome.outcome()
 }
@@ -222,7 +226,7 @@ async fn tidy(server: Arc<Chunkserver>, data: Arc<Data<Replicas>>, stop: Cancell
 async fn scrub(server: Arc<Chunkserver>, stop: CancellationToken) {
     while tick(SCRUB_PERIOD, &stop).await {
         let store = server.store.clone();
-        let found = tokio::task::spawn_blocking(move || store.scrub(SCRUB_BYTES)).await;
+        let found = server.environment.workers.run(move || store.scrub(SCRUB_BYTES)).await;
         match found {
             Ok(Ok(scrubbed)) => {
                 for (handle, block) in scrubbed.corrupt {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use gfs_proto::pb;
 use gfs_proto::pb::chunkserver_server::Chunkserver as Service;
-use gfs_proto::{Error, pb};
 use tonic::{Request, Response, Status};
 
 use crate::server::Chunkserver;
@@ -44,8 +44,8 @@ impl Service for Control {
 
     async fn copy_replica(&self, request: Request<pb::CopyReplicaRequest>) -> Reply<pb::CopyReplicaReply> {
         let server = self.0.clone();
-        let copied = tokio::task::spawn_blocking(move || server.copy_replica(&request.into_inner()));
-        let length = copied.await.map_err(Error::internal)??;
+        let copy = move || server.copy_replica(&request.into_inner());
+        let length = self.0.environment.workers.run(copy).await??;
         Ok(Response::new(pb::CopyReplicaReply { length }))
     }
 

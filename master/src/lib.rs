@@ -47,11 +47,27 @@ pub async fn run(
         None => listener.local_address().map_err(Error::unavailable)?.to_string(),
     };
     let node_config = NodeConfig::new(&config.data, address);
-    let origin = origin(&config);
+    run_node(node_config, &origin(&config), environment, listener, stop, |_| ()).await
+}
+
+/// As [`run`], for whoever chooses what is otherwise fixed (timers, how often a checkpoint is made) and wants to look
+/// at the node while it runs: `started` is called with it once.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_node(
+    config: NodeConfig,
+    origin: &Origin,
+    environment: Environment,
+    listener: Box<dyn Listener>,
+    stop: CancellationToken,
+    started: impl FnOnce(&Node),
+) -> Result<()> {
     let node = tokio::select! {
-        node = Node::start(node_config, &origin, &environment) => node?,
+        node = Node::start(config, origin, &environment) => node?,
         () = stop.cancelled() => return Ok(()),
     };
+    started(&node);
     tracing::info!(id = %node.id(), cluster = %node.cluster(), "master started");
     let ended = serve(&node, &environment, listener, &stop).await;
     node.shutdown().await;

@@ -16,6 +16,7 @@ pub mod retry;
 pub mod size;
 pub mod task;
 pub mod time;
+pub mod work;
 
 pub use error::{Error, Result, Retry};
 
@@ -45,15 +46,18 @@ pub struct Environment {
     pub clock: std::sync::Arc<dyn time::Clock>,
     /// Randomness.
     pub random: std::sync::Arc<dyn random::Random>,
+    /// Where work that blocks is done.
+    pub workers: work::Workers,
 }
 
 impl Environment {
-    /// The real network, clock and randomness of this machine.
+    /// The real network, clock, randomness and threads of this machine.
     pub fn real() -> Self {
         Self {
             net: std::sync::Arc::new(net::TcpNet),
             clock: std::sync::Arc::new(time::SystemClock::new()),
             random: std::sync::Arc::new(random::SystemRandom),
+            workers: work::Workers::Threads,
         }
     }
 }

@@ -5,8 +5,11 @@
 //! Room is promised before a record is made ([`Log::reserve`]), so a thread that holds a chunk's lock never waits for
 //! room, and a checkpoint (which frees segments) never waits for itself.
 
+mod hand;
+mod then;
+
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -17,44 +20,15 @@ use parking_lot::{Condvar, Mutex};
 use super::error::{Error, Result};
 use super::format::{ALIGN, HEAD_BYTES, PartHead, part_bytes, put_part};
 use super::segment::Segment;
+use hand::Hand;
+
+pub(crate) use hand::Inline;
+pub(crate) use then::{Done, Failure, Firmness, Then};
 
 /// Most bytes that wait for the log thread.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes that one write takes from the queue.
 const BATCH_BYTES: usize = 4 << 20;
-
-/// When a record's callback is called.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Firmness {
-    /// Written: survives the process. Causes no sync.
-    Written,
-    /// Synced: survives a power cut.
-    Durable,
-}
-
-/// Called on the log's thread: must not block.
-pub(crate) type Done = Box<dyn FnOnce(Result<()>) + Send>;
-
-/// Why a disk failed, set once; shared by all that use the disk.
-pub(crate) type Failure = Arc<OnceLock<Error>>;
-
-/// What a record brings along: the data that follows its head, and who waits for it.
-pub(crate) struct Then {
-    pub(crate) data: Bytes,
-    pub(crate) firmness: Firmness,
-    pub(crate) done: Option<Done>,
-}
-
-impl Then {
-    /// Nobody waits.
-    pub(crate) fn lazily() -> Self {
-        Self { data: Bytes::new(), firmness: Firmness::Written, done: None }
-    }
-    /// Somebody waits for the record to be as firm as this.
-    pub(crate) fn finish(firmness: Firmness, done: Done) -> Self {
-        Self { data: Bytes::new(), firmness, done: Some(done) }
-    }
-}
 
 struct Entry {
     sequence: u64,
@@ -100,10 +74,11 @@ pub(crate) struct Permit<'a> {
     left: u64,
 }
 
-/// The log of one disk, with its thread.
+/// The log of one disk, with its thread or [`Hand`].
 pub(crate) struct Log {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    hand: Option<Hand>,
     /// Wakes who makes room.
     want_room: Box<dyn Fn() + Send + Sync>,
     /// More than this never fits: a checkpoint frees all segments but the current one.
@@ -119,6 +94,8 @@ pub(crate) struct Start {
     pub(crate) segments_max: u32,
     pub(crate) failure: Failure,
     pub(crate) want_room: Box<dyn Fn() + Send + Sync>,
+    /// Without it there is a thread.
+    pub(crate) inline: Option<Inline>,
 }
 
 /// Bytes that a record may take at most, whatever borders it crosses.
@@ -156,12 +133,21 @@ impl Log {
             progress: Condvar::new(),
         });
         let cost_max = segment_bytes * u64::from(start.segments_max.max(2) - 1);
-        let writer = Writer { shared: shared.clone(), buffer: Vec::new() };
-        let thread = std::thread::Builder::new()
-            .name("store-log".into())
-            .spawn(move || writer.run())
-            .map_err(|error| Error::DiskFailed { disk: "log".into(), cause: error.to_string() })?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)), want_room: start.want_room, cost_max })
+        let writer = Writer { shared: shared.clone(), inline: start.inline.is_some(), buffer: Vec::new() };
+        let (thread, hand) = match start.inline {
+            None => {
+                let thread = std::thread::Builder::new()
+                    .name("store-log".into())
+                    .spawn(move || writer.run())
+                    .map_err(|error| Error::DiskFailed { disk: "log".into(), cause: error.to_string() })?;
+                (Some(thread), None)
+            }
+            Some(inline) => {
+                let (writer, written) = (Mutex::new(writer), Mutex::default());
+                (None, Some(Hand { writer, written, inline }))
+            }
+        };
+        Ok(Self { shared, thread: Mutex::new(thread), hand, want_room: start.want_room, cost_max })
     }
 
     /// Waits for room for a record of so many bytes. Must not be called with a chunk locked.
@@ -175,7 +161,7 @@ impl Log {
             // Only now do other tasks have to leave this thread.
             blocking(|| {
                 loop {
-                    self.shared.room.wait(&mut queue);
+                    self.wait(&self.shared.room, &mut queue)?;
                     if self.take_room(&mut queue, cost)? {
                         return Ok::<_, Error>(());
                     }
@@ -227,7 +213,10 @@ impl Log {
         queue.promised_bytes += cost - covered;
         queue.entries.push_back(Entry { sequence, head, data, firmness, done, cost });
         drop(queue);
-        self.shared.work.notify_one();
+        match &self.hand {
+            None => drop(self.shared.work.notify_one()),
+            Some(hand) => (hand.inline.wake)(),
+        }
         sequence
     }
 
@@ -249,7 +238,10 @@ impl Log {
             if queue.stop {
                 return Err(Error::Closed);
             }
-            self.shared.progress.wait(&mut queue);
+            if self.hand.is_some() && queue.entries.is_empty() {
+                return Err(Error::Busy { what: "a record that nobody appended" });
+            }
+            self.wait(&self.shared.progress, &mut queue)?;
         }
         Ok(())
     }
@@ -338,18 +330,18 @@ impl Shared {
 
 struct Writer {
     shared: Arc<Shared>,
+    /// Must not wait: nobody else goes on meanwhile.
+    inline: bool,
     buffer: Vec<u8>,
 }
 
 impl Writer {
     fn run(mut self) {
         while let Some(batch) = self.next() {
-            let result = self.write(&batch);
-            if let Err(error) = &result {
-                // A failed write or sync is the end of the disk: what the page cache says after it proves nothing.
-                let _first = self.shared.failure.set(error.clone());
+            let result = self.write_or_fail(&batch);
+            for done in self.account(batch, &result) {
+                done(result.clone());
             }
-            self.finish(batch, &result);
         }
     }
 
@@ -362,6 +354,11 @@ impl Writer {
             }
             self.shared.work.wait(&mut queue);
         }
+        Self::take(&mut queue)
+    }
+
+    /// As many records as one write should have, if there are any.
+    fn take(queue: &mut Queue) -> Option<Vec<Entry>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES
             && let Some(entry) = queue.entries.pop_front()
@@ -369,7 +366,16 @@ impl Writer {
             bytes += entry.head.len() + entry.data.len();
             batch.push(entry);
         }
-        Some(batch)
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    fn write_or_fail(&mut self, batch: &[Entry]) -> Result<()> {
+        let result = self.write(batch);
+        if let Err(error) = &result {
+            // A failed write or sync is the end of the disk: what the page cache says after it proves nothing.
+            let _first = self.shared.failure.set(error.clone());
+        }
+        result
     }
 
     fn write(&mut self, batch: &[Entry]) -> Result<()> {
@@ -444,6 +450,9 @@ impl Writer {
             if let Some(error) = self.shared.failure.get() {
                 return Err(error.clone());
             }
+            if self.inline {
+                return Err(Error::Busy { what: "the log, which promised more than it has," });
+            }
             self.shared.work.wait(&mut queue);
         };
         let full = std::mem::replace(&mut queue.current, segment.clone());
@@ -452,7 +461,8 @@ impl Writer {
         Ok(segment)
     }
 
-    fn finish(&self, batch: Vec<Entry>, result: &Result<()>) {
+    /// Takes note of what became of a batch; those to call back.
+    fn account(&self, batch: Vec<Entry>, result: &Result<()>) -> Vec<Done> {
         fault::at("store::log::before_answer");
         let synced = batch.iter().any(|entry| entry.firmness == Firmness::Durable);
         {
@@ -467,8 +477,6 @@ impl Writer {
         }
         self.shared.room.notify_all();
         self.shared.progress.notify_all();
-        for done in batch.into_iter().filter_map(|entry| entry.done) {
-            done(result.clone());
-        }
+        batch.into_iter().filter_map(|entry| entry.done).collect()
     }
 }

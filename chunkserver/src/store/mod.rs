@@ -40,6 +40,7 @@ use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, ClusterId, RequestId, Serial, ServerId, Uuid};
 use gfs_proto::random::Random;
 use gfs_proto::size::ChunkBytes;
+use gfs_proto::work::Workers;
 use parking_lot::Mutex;
 
 pub use adopt::Adoption;
@@ -59,8 +60,8 @@ use replica::Empty;
 use scrub::Cursor;
 use worker::Threads;
 
-/// Sizes of a store.
-#[derive(Clone, Copy, Debug)]
+/// Sizes of a store, and who works for it.
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Largest chunk that is taken.
     pub chunk_bytes_max: ChunkBytes,
@@ -74,6 +75,8 @@ pub struct Options {
     pub open_files: usize,
     /// A new directory beside known ones is a new disk, not an emptied one.
     pub add_directories: bool,
+    /// Who writes the log and syncs the files: threads of the store, or tasks of the runtime that opens it.
+    pub workers: Workers,
 }
 
 impl Default for Options {
@@ -85,6 +88,7 @@ impl Default for Options {
             headroom_bytes: 512 << 20,
             open_files: 512,
             add_directories: false,
+            workers: Workers::Threads,
         }
     }
 }
@@ -164,7 +168,7 @@ impl Store {
     pub fn close(&self) -> Result<()> {
         let mut result = Ok(());
         for (disk, threads) in std::mem::take(&mut *self.inner.threads.lock()) {
-            threads.end(&disk.work);
+            threads.end(&disk);
             disk.log.stop();
             let closed = table::checkpoint(&disk, table::Closing::Yes);
             *disk.lock.lock() = None;
@@ -482,7 +486,7 @@ impl Drop for Inner {
     /// Ends the threads, and leaves the directories as a crash would: only [`Store::close`] leaves them clean.
     fn drop(&mut self) {
         for (disk, threads) in std::mem::take(&mut *self.threads.lock()) {
-            threads.end(&disk.work);
+            threads.leave(&disk);
             disk.log.stop();
             *disk.lock.lock() = None;
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use gfs_proto::id::Uuid;
 use gfs_proto::random::Random;
+use gfs_proto::work::Workers;
 use parking_lot::{Mutex, RwLock};
 
 use super::content::DiskState;
@@ -13,7 +14,7 @@ use super::disk::{Disk, chunk_directory};
 use super::error::{Error, Result};
 use super::files::{Files, Lock};
 use super::identity::IdentityFile;
-use super::log::{Log, Start};
+use super::log::{Inline, Log, Start};
 use super::open_files::OpenFiles;
 use super::recover::{Opening, Recovered};
 use super::replica;
@@ -52,7 +53,7 @@ pub(crate) fn open(
             Err(error) => lost.push(losing(path, error)?),
         }
     }
-    let identities = agree(&**files, &mut locked, options, random)?;
+    let identities = agree(&**files, &mut locked, options.add_directories, random)?;
     let boot_id =
         files.boot_id().map_err(|error| Error::failed(&PathBuf::new(), "asking for the boot id", &error))?;
     let open_files = Arc::new(OpenFiles::new(files.clone(), options.open_files));
@@ -71,7 +72,7 @@ pub(crate) fn open(
             if directory.identity.as_ref() != Some(&identity) {
                 identity.save(&**files, &path)?;
             }
-            start(directory, options, files, (recovered, open_files.clone(), opening.life))
+            start(directory, options.clone(), files, (recovered, open_files.clone(), opening.life))
         });
         match started {
             Ok((disk, working)) => {
@@ -128,7 +129,7 @@ fn lock(files: &dyn Files, path: &Path) -> Result<Directory> {
 fn agree(
     files: &dyn Files,
     directories: &mut [Directory],
-    options: Options,
+    add_directories: bool,
     random: &dyn Random,
 ) -> Result<Vec<IdentityFile>> {
     let known = directories.iter().find_map(|directory| directory.identity.clone());
@@ -147,7 +148,7 @@ fn agree(
             (None, Ok(Some(loaded))) if !loaded.chunks.is_empty() => {
                 return wrong("it has chunks, but no identity");
             }
-            (None, Ok(None)) if known.is_some() && !options.add_directories => {
+            (None, Ok(None)) if known.is_some() && !add_directories => {
                 return wrong(
                     "empty, beside directories that are not: it was emptied, or is new and must be added as such",
                 );
@@ -179,7 +180,17 @@ fn start(
 ) -> Result<(Arc<Disk>, worker::Threads)> {
     let failure = Arc::new(OnceLock::new());
     let work = Arc::new(Work::default());
-    let keeper = work.clone();
+    let (keeper, waker) = (work.clone(), work.clone());
+    let inline = match &options.workers {
+        Workers::Threads => None,
+        Workers::Inline(_) => Some(Inline {
+            make_room: Box::new(move || waker.make_room_now()),
+            wake: Box::new({
+                let work = work.clone();
+                move || work.wake()
+            }),
+        }),
+    };
     let log = Log::start(Start {
         life,
         next_sequence: recovered.next_sequence,
@@ -188,6 +199,7 @@ fn start(
         segments_max: options.segments,
         failure: failure.clone(),
         want_room: Box::new(move || keeper.want_room()),
+        inline,
     })?;
     let path = directory.path.clone();
     let disk = Arc::new(Disk {

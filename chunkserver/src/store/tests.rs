@@ -17,6 +17,7 @@ mod copy;
 mod crash;
 mod damage;
 mod flips;
+mod inline;
 mod life;
 
 /// A small store, so that segments are recycled often.
@@ -28,6 +29,7 @@ fn options() -> Options {
         headroom_bytes: 0,
         open_files: 3,
         add_directories: false,
+        workers: Workers::Threads,
     }
 }
 fn directory() -> PathBuf {

@@ -1,12 +1,14 @@
 //! The threads that work for a disk: some sync chunk files and bring logged bytes into them, one keeps the log short.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gfs_proto::fault;
+use gfs_proto::work::{Pace, Workers};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use super::chunk::Chunk;
 use super::disk::{Disk, SMALL_RECORD_BYTES};
@@ -43,6 +45,10 @@ pub(crate) struct Work {
     queue: Mutex<Queue>,
     jobs: Condvar,
     keeper: Condvar,
+    /// Wakes the disk's task, where there are no threads.
+    task: Notify,
+    /// Set where there are no threads.
+    inline: OnceLock<Weak<Disk>>,
 }
 
 impl Work {
@@ -55,6 +61,7 @@ impl Work {
     pub(crate) fn want_room(&self) {
         self.queue.lock().room_wanted = true;
         self.keeper.notify_one();
+        self.task.notify_one();
     }
     /// Ends the threads that sync when what is queued is done.
     pub(crate) fn end_jobs(&self) {
@@ -67,9 +74,20 @@ impl Work {
         self.keeper.notify_all();
     }
 
+    /// Wakes the disk's task.
+    pub(crate) fn wake(&self) {
+        self.task.notify_one();
+    }
+    /// Makes room at once, for one who must not wait; whether it could.
+    pub(crate) fn make_room_now(&self) -> bool {
+        let disk = self.inline.get().and_then(Weak::upgrade);
+        disk.is_some_and(|disk| disk.check().is_ok() && make_room(&disk).is_ok())
+    }
+
     fn push(&self, job: Job) {
         self.queue.lock().jobs.push_back(job);
         self.jobs.notify_one();
+        self.task.notify_one();
     }
     /// The next job; `None` when all is done and there will be no more.
     fn next(&self) -> Option<Job> {
@@ -94,46 +112,104 @@ impl Work {
     }
 }
 
-/// The threads of a disk.
-pub(crate) struct Threads {
-    keeper: JoinHandle<()>,
-    syncing: Vec<JoinHandle<()>>,
+/// The threads of a disk, or the tasks that do the same.
+pub(crate) enum Threads {
+    Running { keeper: JoinHandle<()>, syncing: Vec<JoinHandle<()>> },
+    Tasks,
 }
 
 impl Threads {
     /// Lets them finish what is queued, and ends them.
-    pub(crate) fn end(self, work: &Work) {
-        work.end_jobs();
+    pub(crate) fn end(self, disk: &Arc<Disk>) {
+        match self {
+            Self::Running { .. } => self.leave(disk),
+            Self::Tasks => while do_some(disk) {},
+        }
+    }
+
+    /// Ends them as a crash would, as far as threads can be left.
+    pub(crate) fn leave(self, disk: &Arc<Disk>) {
+        let Self::Running { keeper, syncing } = self else { return };
+        disk.work.end_jobs();
         let mut good = true;
-        for thread in self.syncing {
+        for thread in syncing {
             good &= thread.join().is_ok();
         }
-        work.end_keeper();
-        if !(good & self.keeper.join().is_ok()) {
+        disk.work.end_keeper();
+        if !(good & keeper.join().is_ok()) {
             tracing::error!("a thread of the store panicked");
         }
     }
 }
 
-/// Starts the threads of a disk.
+/// Starts the threads of a disk, or its tasks.
 pub(crate) fn start(disk: &Arc<Disk>) -> std::io::Result<Threads> {
+    if let Workers::Inline(pace) = &disk.options.workers {
+        let _first = disk.work.inline.set(Arc::downgrade(disk));
+        tokio::spawn(tend(Arc::downgrade(disk), disk.work.clone(), pace.clone()));
+        tokio::spawn(keep_softly(Arc::downgrade(disk)));
+        return Ok(Threads::Tasks);
+    }
     let spawn = |name: &str, run: fn(&Arc<Disk>)| {
         let disk = disk.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || run(&disk))
     };
     let keeper = spawn("store-keeper", keep)?;
     let syncing = (0..SYNC_THREADS).map(|_| spawn("store-sync", work)).collect::<Result<_, _>>()?;
-    Ok(Threads { keeper, syncing })
+    Ok(Threads::Running { keeper, syncing })
+}
+
+/// The threads' work as a task: what is queued is done a disk's time later.
+async fn tend(disk: Weak<Disk>, work: Arc<Work>, pace: Pace) {
+    loop {
+        work.task.notified().await;
+        tokio::time::sleep(pace()).await;
+        let Some(disk) = disk.upgrade() else { return };
+        if do_some(&disk) {
+            work.wake();
+        }
+    }
+}
+
+/// The keeper as a task.
+async fn keep_softly(disk: Weak<Disk>) {
+    loop {
+        tokio::time::sleep(LAZY_PERIOD).await;
+        let Some(disk) = disk.upgrade() else { return };
+        if disk.check().is_ok() {
+            keep_once(&disk, false);
+        }
+    }
+}
+
+/// One batch of the log, the jobs that are queued, room if it is wanted; whether there was anything to do.
+fn do_some(disk: &Arc<Disk>) -> bool {
+    let wrote = disk.log.write_some();
+    disk.log.call_back();
+    let (jobs, room_wanted) = {
+        let mut queue = disk.work.queue.lock();
+        (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.room_wanted))
+    };
+    let worked = !jobs.is_empty();
+    jobs.into_iter().for_each(|job| do_job(disk, job));
+    if room_wanted && disk.check().is_ok() {
+        keep_once(disk, true);
+    }
+    wrote || worked
 }
 
 fn work(disk: &Arc<Disk>) {
     while let Some(job) = disk.work.next() {
-        match job {
-            Job::Sync(chunk) => sync_for_waiters(disk, &chunk),
-            Job::Settle(chunk) => {
-                if let Err(error) = disk.settle(&chunk, &mut chunk.state.lock()) {
-                    tracing::debug!(handle = %chunk.handle, %error, "not settled");
-                }
+        do_job(disk, job);
+    }
+}
+
+fn do_job(disk: &Arc<Disk>, job: Job) {
+    match job {
+        Job::Sync(chunk) => sync_for_waiters(disk, &chunk),
+        Job::Settle(chunk) => {
+            if let Err(error) = disk.settle(&chunk, &mut chunk.state.lock()) {
+                tracing::debug!(handle = %chunk.handle, %error, "not settled");
             }
         }
     }
@@ -194,13 +270,17 @@ fn keep(disk: &Arc<Disk>) {
         if disk.check().is_err() {
             continue;
         }
-        if (room_wanted || disk.log.wants_checkpoint())
-            && let Err(error) = make_room(disk)
-        {
-            tracing::warn!(disk = %disk.directory.display(), %error, "no room in the log");
-        }
-        write_marks(disk);
+        keep_once(disk, room_wanted);
     }
+}
+
+fn keep_once(disk: &Arc<Disk>, room_wanted: bool) {
+    if (room_wanted || disk.log.wants_checkpoint())
+        && let Err(error) = make_room(disk)
+    {
+        tracing::warn!(disk = %disk.directory.display(), %error, "no room in the log");
+    }
+    write_marks(disk);
 }
 
 /// Makes a segment while there may be more, then frees some by a checkpoint.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use gfs_proto::id::{ClusterId, RequestId};
 use gfs_proto::random::SeededRandom;
 use gfs_proto::time::SystemClock;
+use gfs_proto::work::Workers;
 use gfs_proto::{Environment, Error, pb};
 use parking_lot::Mutex;
 
@@ -156,6 +157,7 @@ impl Fake {
             net: self.net.clone(),
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(SeededRandom::new(7)),
+            workers: Workers::Threads,
         };
         Client::connect_with(&environment, &["m1:1".into(), "m2:1".into()], options).await.unwrap()
     }

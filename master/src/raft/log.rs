@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use gfs_proto::fault;
+use gfs_proto::work::Workers;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
@@ -58,6 +59,7 @@ pub(crate) struct LogStore {
 struct Writer {
     /// Taken when the store is dropped.
     queue: Option<mpsc::Sender<Command>>,
+    /// `None` where a task writes: that one ends with the runtime.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -128,11 +130,12 @@ fn cf<'a>(db: &'a DB, name: &str) -> io::Result<&'a rocksdb::ColumnFamily> {
 }
 
 impl LogStore {
-    /// Opens or makes the log in `dir`, which belongs to `owner`: another one's log is refused.
+    /// Opens or makes the log in `dir`, which belongs to `owner`: another one's log is refused. Written by a thread of
+    /// its own, or by a task.
     ///
     /// # Errors
     /// What the disk says, or whose log it is.
-    pub(crate) fn open(dir: &Path, owner: &str) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path, owner: &str, workers: &Workers) -> io::Result<Self> {
         let families = [ENTRIES, META].map(|name| ColumnFamilyDescriptor::new(name, table_options()));
         let options = options();
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(io::Error::other)?;
@@ -149,10 +152,17 @@ impl LogStore {
         });
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
         let writes = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("log-writer".into())
-            .spawn(move || write::run(&writes, commands))?;
-        Ok(Self { shared, writer: Writer { queue: Some(queue), thread: Some(thread) } })
+        let thread = match workers {
+            Workers::Threads => {
+                let writer = std::thread::Builder::new().name("log-writer".into());
+                Some(writer.spawn(move || write::run(&writes, commands))?)
+            }
+            Workers::Inline(pace) => {
+                tokio::spawn(write::run_inline(writes, commands, pace.clone()));
+                None
+            }
+        };
+        Ok(Self { shared, writer: Writer { queue: Some(queue), thread } })
     }
 
     /// How often the database has synced its write-ahead log.

@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use gfs_proto::fault;
 use gfs_proto::id::LogIndex;
 use gfs_proto::net::blocking;
+use gfs_proto::work::Workers;
 use openraft::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::sync::{broadcast, watch};
@@ -55,12 +56,13 @@ fn index_of(id: Option<LogId>) -> LogIndex {
 pub(crate) struct Machine {
     store: Arc<StateStore>,
     feeds: Feeds,
+    workers: Workers,
 }
 
 impl Machine {
     /// A machine on this state.
-    pub(crate) fn new(store: Arc<StateStore>, feeds: Feeds) -> Self {
-        Self { store, feeds }
+    pub(crate) fn new(store: Arc<StateStore>, feeds: Feeds, workers: Workers) -> Self {
+        Self { store, feeds, workers }
     }
 
     /// Applies a batch, answers when it is written. The quorum has the entries: no sync.
@@ -144,11 +146,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        (force || !self.store.is_building()).then(|| Builder(self.store.clone()))
+        (force || !self.store.is_building()).then(|| Builder(self.store.clone(), self.workers.clone()))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder(self.store.clone())
+        Builder(self.store.clone(), self.workers.clone())
     }
 
     async fn install_snapshot(
@@ -157,9 +159,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         snapshot: CheckpointHandle,
     ) -> Result<(), io::Error> {
         let (store, wanted) = (self.store.clone(), meta.clone());
-        tokio::task::spawn_blocking(move || store.install(&wanted, &snapshot))
-            .await
-            .map_err(io::Error::other)??;
+        let install = move || store.install(&wanted, &snapshot);
+        self.workers.run(install).await.map_err(io::Error::other)??;
         let index = index_of(meta.last_log_id);
         self.feeds.tell(Touched::Everything(index));
         self.feeds.applied.send_replace(index);
@@ -176,16 +177,14 @@ fn snapshot(handle: CheckpointHandle) -> Snapshot {
 }
 
 /// Builds checkpoints beside the machine.
-pub(crate) struct Builder(Arc<StateStore>);
+pub(crate) struct Builder(Arc<StateStore>, Workers);
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = CheckpointHandle;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let store = self.0.clone();
-        let handle = tokio::task::spawn_blocking(move || store.build_checkpoint())
-            .await
-            .map_err(io::Error::other)??;
+        let handle = self.1.run(move || store.build_checkpoint()).await.map_err(io::Error::other)??;
         tracing::info!(checkpoint = ?handle, "checkpoint built");
         Ok(snapshot(handle))
     }

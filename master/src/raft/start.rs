@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ClusterId, MasterId};
 use gfs_proto::retry::Backoff;
+use gfs_proto::work::Workers;
 use gfs_proto::{Environment, Error, Result, Retry};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
@@ -76,14 +77,9 @@ struct Stores {
     state: Arc<StateStore>,
 }
 
-/// Runs disk work where it may block.
-async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
-}
-
-fn open(mut home: Home, member: Membership, cache_bytes: usize) -> Result<Stores> {
+fn open(mut home: Home, member: Membership, cache_bytes: usize, workers: &Workers) -> Result<Stores> {
     let owner = format!("{} {} {}", member.cluster, member.id, home.uuid());
-    let log = LogStore::open(&home.log_dir(), &owner).map_err(Error::unavailable)?;
+    let log = LogStore::open(&home.log_dir(), &owner, workers).map_err(Error::unavailable)?;
     let state = StateStore::open(&home.state_dir(), cache_bytes).map_err(Error::unavailable)?;
     let (applied, _) = state.applied();
     // The quorum had entries whose sync here never finished, and the state was flushed with them. openraft
@@ -102,7 +98,7 @@ fn open(mut home: Home, member: Membership, cache_bytes: usize) -> Result<Stores
 /// Starts a node; [`super::Node::start`] has the words.
 pub(super) async fn start(config: NodeConfig, origin: &Origin, environment: &Environment) -> Result<Inner> {
     let (dir, random) = (config.dir.clone(), environment.random.clone());
-    let mut home = on_disk(move || Home::open(&dir, &*random)).await?;
+    let mut home = environment.workers.run(move || Home::open(&dir, &*random)).await??;
     let member = match home.member() {
         Some(member) => member,
         None => {
@@ -119,7 +115,8 @@ pub(super) async fn start(config: NodeConfig, origin: &Origin, environment: &Env
         }
     };
     let cache_bytes = config.block_cache_bytes;
-    let stores = on_disk(move || open(home, member, cache_bytes)).await?;
+    let workers = environment.workers.clone();
+    let stores = environment.workers.run(move || open(home, member, cache_bytes, &workers)).await??;
     let mut inner = run(&config, stores, environment).await?;
     if member.id == FIRST && !inner._home.has_started() {
         let Origin::Bootstrap(bootstrap) = origin else {
@@ -139,7 +136,7 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let log_shared = Arc::downgrade(log.shared());
     let log_poison = log.shared().poison.clone();
     let settings = Arc::new(raft_config(config, cluster)?);
-    let machine = Machine::new(state.clone(), feeds.clone());
+    let machine = Machine::new(state.clone(), feeds.clone(), environment.workers.clone());
     let raft: Raft = openraft::Raft::new(id.raw(), settings, Factory(network.clone()), log, machine)
         .await
         .map_err(Error::unavailable)?;

@@ -449,7 +449,7 @@ pub(crate) fn trash_after(now: UnixMs) -> Vec<u8> {
     past(now.raw())
 }
 /// A key past every key of the table.
-pub(crate) const END: [u8; 17] = [0xff; 17];
+pub const END: [u8; 17] = [0xff; 17];
 
 fn concat(first: &[u8], second: &[u8]) -> Vec<u8> {
     [first, second].concat()

@@ -1,8 +1,10 @@
 //! The one writer of the log: takes everything that waits, writes it as one batch, syncs once, answers.
 
 use std::io;
+use std::sync::Arc;
 
 use gfs_proto::fault;
+use gfs_proto::work::Pace;
 use openraft::storage::IOFlushed;
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -50,20 +52,7 @@ pub(crate) fn run(shared: &Shared, mut commands: mpsc::Receiver<Command>) {
     let _guard = shared.poison.guard();
     let mut committed = *shared.committed.lock();
     while let Some(command) = commands.blocking_recv() {
-        let mut batch = Batch::default();
-        let mut result = batch.add(shared, command);
-        while result.is_ok()
-            && !batch.is_full()
-            && let Ok(command) = commands.try_recv()
-        {
-            result = batch.add(shared, command);
-        }
-        let result = result
-            .and_then(|()| shared.poison.check())
-            .and_then(|()| batch.write(shared, &mut committed))
-            // Sticky: after a failed sync the disk may hold anything, and a later success proves nothing.
-            .map_err(|error| shared.poison.set(error));
-        batch.answer(shared, &result);
+        write_waiting(shared, command, &mut commands, &mut committed);
     }
     let last = *shared.committed.lock();
     if last != committed && shared.poison.check().is_ok() {
@@ -72,6 +61,38 @@ pub(crate) fn run(shared: &Shared, mut commands: mpsc::Receiver<Command>) {
             shared.poison.set(error);
         }
     }
+}
+
+/// The same as a task, each batch after the time that a disk may take. Ends with the store or the runtime.
+pub(crate) async fn run_inline(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>, pace: Pace) {
+    let mut committed = *shared.committed.lock();
+    while let Some(command) = commands.recv().await {
+        tokio::time::sleep(pace()).await;
+        write_waiting(&shared, command, &mut commands, &mut committed);
+    }
+}
+
+/// Writes one batch: this command and what waits behind it.
+fn write_waiting(
+    shared: &Shared,
+    first: Command,
+    commands: &mut mpsc::Receiver<Command>,
+    committed: &mut Option<LogId>,
+) {
+    let mut batch = Batch::default();
+    let mut result = batch.add(shared, first);
+    while result.is_ok()
+        && !batch.is_full()
+        && let Ok(command) = commands.try_recv()
+    {
+        result = batch.add(shared, command);
+    }
+    let result = result
+        .and_then(|()| shared.poison.check())
+        .and_then(|()| batch.write(shared, committed))
+        // Sticky: after a failed sync the disk may hold anything, and a later success proves nothing.
+        .map_err(|error| shared.poison.set(error));
+    batch.answer(shared, &result);
 }
 
 impl Batch {

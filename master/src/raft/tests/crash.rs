@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use gfs_proto::work::Workers;
 use openraft::EntryPayload;
 use openraft::storage::{
     RaftLogReader, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine,
@@ -37,11 +38,15 @@ fn entry(term: u64, index: u64) -> Entry {
 }
 
 fn open_log(dir: &Path) -> LogStore {
-    LogStore::open(&dir.join("log"), "crash").unwrap()
+    LogStore::open(&dir.join("log"), "crash", &Workers::Threads).unwrap()
 }
 
 fn machine(dir: &Path, name: &str) -> Machine {
-    Machine::new(Arc::new(StateStore::open(&dir.join(name), 1 << 20).unwrap()), Feeds::new(None))
+    Machine::new(
+        Arc::new(StateStore::open(&dir.join(name), 1 << 20).unwrap()),
+        Feeds::new(None),
+        Workers::Threads,
+    )
 }
 
 /// Appends, votes, truncates and purges for ever; a line for each acknowledged step.
@@ -163,7 +168,10 @@ pub(super) async fn apply_beyond(dir: &Path, count: u64) -> u64 {
             Ok((Entry { log_id: LogId::new(last.leader_id, index), payload: EntryPayload::Blank }, None))
         })
         .collect();
-    Machine::new(Arc::new(store), Feeds::new(None)).apply(futures::stream::iter(items)).await.unwrap();
+    Machine::new(Arc::new(store), Feeds::new(None), Workers::Threads)
+        .apply(futures::stream::iter(items))
+        .await
+        .unwrap();
     last.index + count
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gfs_proto::work::Workers;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
@@ -18,9 +19,9 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
         // In memory where there is one: a hundred databases come and go, and a sync proves nothing here.
         let memory = std::path::Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let log = LogStore::open(&dir.path().join("log"), "suite").unwrap();
+        let log = LogStore::open(&dir.path().join("log"), "suite", &Workers::Threads).unwrap();
         let state = StateStore::open(&dir.path().join("state"), 1 << 20).unwrap();
-        Ok((dir, log, Machine::new(Arc::new(state), Feeds::new(None))))
+        Ok((dir, log, Machine::new(Arc::new(state), Feeds::new(None), Workers::Threads)))
     }
 }
 
