@@ -34,4 +34,4 @@ pub use report::report;
 pub use runner::{Plan, check_file, run};
 pub use sweep::{ACTIONS, Cell, Sweep, sweep};
 pub use verdict::{Validity, Verdict};
-pub use workload::WORKLOADS;
+pub use workload::{Load, Scene, WORKLOADS, Workload};

@@ -30,7 +30,7 @@ pub(super) struct Speaker {
 
 impl Speaker {
     pub(super) async fn open(scene: &Scene, dice: &mut StdRng, root: &'static str) -> Result<Self> {
-        Self::open_with(&Environment::real(), scene, dice, root).await
+        Self::open_with(&scene.environment, scene, dice, root).await
     }
 
     /// The same over a given network.
