@@ -18,7 +18,7 @@ const LIFE_MS: std::ops::Range<u64> = 20..700;
 /// The doors of this machine, with connections that break.
 pub(crate) fn environment() -> Environment {
     let real = Environment::real();
-    Environment { net: Arc::new(FlakyNet(real.net)), clock: real.clock, random: real.random }
+    Environment { net: Arc::new(FlakyNet(real.net.clone())), ..real }
 }
 
 struct FlakyNet(Arc<dyn Net>);

@@ -5,9 +5,10 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::Result;
+use gfs_proto::time::{Clock, Moment, SystemClock};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,10 +23,19 @@ pub(crate) struct Recorder {
 }
 
 struct Shared {
-    started: Instant,
+    clock: Arc<dyn Clock>,
+    started: Moment,
     /// Held for one line: the order of the lines is that of their times.
-    file: Mutex<BufWriter<File>>,
+    file: Mutex<Lines>,
     next_process: AtomicU64,
+    /// Pause of a process after each operation.
+    think: Duration,
+}
+
+struct Lines {
+    file: BufWriter<File>,
+    /// Time of the last line: the hosts of a simulation take turns, each through the same moment.
+    last_ns: u64,
 }
 
 /// One logical process: it has at most one operation open, and a new number after an unknown outcome.
@@ -37,10 +47,17 @@ pub(crate) struct Process<'a> {
 
 impl Recorder {
     pub(crate) fn create(path: &Path) -> Result<Self> {
+        Self::create_with(path, Arc::new(SystemClock::new()), Duration::ZERO)
+    }
+
+    /// The same by a given clock, with a pause of each process after each operation.
+    pub(crate) fn create_with(path: &Path, clock: Arc<dyn Clock>, think: Duration) -> Result<Self> {
         let shared = Shared {
-            started: Instant::now(),
-            file: Mutex::new(BufWriter::new(File::create_new(path)?)),
+            started: clock.moment(),
+            clock,
+            file: Mutex::new(Lines { file: BufWriter::new(File::create_new(path)?), last_ns: 0 }),
             next_process: AtomicU64::new(0),
+            think,
         };
         Ok(Self { shared: Arc::new(shared), part: None })
     }
@@ -59,9 +76,9 @@ impl Recorder {
     }
 
     pub(crate) fn finish(&self) -> Result<()> {
-        let mut file = self.shared.file.lock();
-        file.flush()?;
-        Ok(file.get_ref().sync_all()?)
+        let mut lines = self.shared.file.lock();
+        lines.file.flush()?;
+        Ok(lines.file.get_ref().sync_all()?)
     }
 
     fn next_number(&self) -> u64 {
@@ -69,12 +86,14 @@ impl Recorder {
     }
 
     fn write<C: Serialize, R: Serialize>(&self, event: impl FnOnce(u64) -> Event<C, R>) -> Result<()> {
-        let mut file = self.shared.file.lock();
-        let at_ns = u64::try_from(self.shared.started.elapsed().as_nanos())?;
-        serde_json::to_writer(&mut *file, &Tagged { part: self.part, event: event(at_ns) })?;
-        file.write_all(b"\n")?;
+        let mut lines = self.shared.file.lock();
+        let elapsed = self.shared.clock.moment().since(self.shared.started);
+        let at_ns = u64::try_from(elapsed.as_nanos())?.max(lines.last_ns);
+        lines.last_ns = at_ns;
+        serde_json::to_writer(&mut lines.file, &Tagged { part: self.part, event: event(at_ns) })?;
+        lines.file.write_all(b"\n")?;
         // A runner that dies leaves what has happened.
-        Ok(file.flush()?)
+        Ok(lines.file.flush()?)
     }
 }
 
@@ -113,6 +132,10 @@ impl Process<'_> {
         if matches!(outcome, Outcome::Info { .. }) {
             // The old operation stays open to the end.
             self.number = self.recorder.next_number();
+        }
+        let think = self.recorder.shared.think;
+        if !think.is_zero() {
+            tokio::time::sleep(think).await;
         }
         Ok(outcome)
     }

@@ -16,29 +16,34 @@ const VARIABLE: &str = "GFS_BIN";
 /// There is none, with the command that makes it.
 pub fn gfs_binary() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+    let find = || match std::env::var_os(VARIABLE) {
+        Some(path) => Ok(path.into()),
+        None => program("gfs").map_err(|error| format!("{error:#}")),
+    };
+    FOUND.get_or_init(find).clone().map_err(anyhow::Error::msg)
 }
 
-fn find() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(VARIABLE) {
-        return Ok(path.into());
-    }
+/// The program of a package that has its name, beside this executable. Under cargo it is brought up to date first.
+///
+/// # Errors
+/// There is none, with the command that makes it.
+pub fn program(name: &str) -> Result<PathBuf> {
     let executable = std::env::current_exe()?;
     let folder = executable.parent().context("this executable lies nowhere")?;
     // Test executables lie in target/debug/deps, programs one up.
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     if let (Some(cargo), Some(root)) = (std::env::var_os("CARGO"), workspace()) {
         let built = Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "--package", "gfs", "--manifest-path"])
+            .args(["build", "--quiet", "--locked", "--package", name, "--manifest-path"])
             .arg(root.join("Cargo.toml"))
             .status();
         if !built.context("cargo can't be run")?.success() {
-            bail!("`cargo build --package gfs` failed");
+            bail!("`cargo build --package {name}` failed");
         }
     }
-    let binary = folder.join("gfs");
+    let binary = folder.join(name);
     if !binary.is_file() {
-        bail!("{} is missing: `cargo build --package gfs` makes it", binary.display());
+        bail!("{} is missing: `cargo build --package {name}` makes it", binary.display());
     }
     Ok(binary)
 }

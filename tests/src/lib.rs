@@ -9,7 +9,7 @@ mod stage;
 mod tree;
 mod wait;
 
-pub use binary::gfs_binary;
+pub use binary::{gfs_binary, program};
 pub use cluster::{Cluster, Role, Shape};
 pub use disks::Disks;
 pub use hosts::{Hosts, Loopback};

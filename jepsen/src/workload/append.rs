@@ -27,7 +27,8 @@ pub(super) const WORKLOAD: Workload = Workload {
     minimum: Minimum { all_per_second: 5, quiet_per_second: 25 },
     prepare: |scene| prepare(scene, PATH).boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> {
-        client(scene, number, PATH, Environment::real()).boxed()
+        let environment = scene.environment.clone();
+        client(scene, number, PATH, environment).boxed()
     },
     finish: |scene| finish(scene, PATH).boxed_local(),
     check,

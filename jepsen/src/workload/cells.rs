@@ -35,7 +35,8 @@ pub(super) const WORKLOAD: Workload = Workload {
     minimum: Minimum { all_per_second: 10, quiet_per_second: 20 },
     prepare: |scene| prepare(scene, PATH).boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> {
-        client(scene, number, PATH, Environment::real()).boxed()
+        let environment = scene.environment.clone();
+        client(scene, number, PATH, environment).boxed()
     },
     finish: |scene| finish(scene, PATH).boxed_local(),
     check,

@@ -12,6 +12,7 @@ mod speaker;
 mod trash;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,13 +46,13 @@ pub struct Workload {
     /// What must be acknowledged, at least: with less the run proves nothing.
     pub(crate) minimum: Minimum,
     /// Makes what the clients need.
-    pub(crate) prepare: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
+    pub prepare: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
     /// What one client does until it is told to stop.
-    pub(crate) client: fn(Arc<Scene>, u64) -> BoxFuture<'static, Result<()>>,
+    pub client: fn(Arc<Scene>, u64) -> BoxFuture<'static, Result<()>>,
     /// Looks at everything, after the faults.
-    pub(crate) finish: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
+    pub finish: fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>>,
     /// Judges the history.
-    pub(crate) check: fn(&str) -> Result<Verdict>,
+    pub check: fn(&str) -> Result<Verdict>,
     /// What its cluster has beside the usual.
     pub(crate) tune: fn(&mut Shape),
 }
@@ -93,8 +94,19 @@ pub const WORKLOADS: &[Workload] = &[
     mixed::WORKLOAD,
 ];
 
+/// How much the clients of a scene do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Of all their choices.
+    pub seed: u64,
+    /// Pause of a client after each operation.
+    pub think: Duration,
+}
+
 /// What the clients of a run share.
-pub(crate) struct Scene {
+pub struct Scene {
+    /// The doors through which the clients go.
+    pub(crate) environment: Environment,
     pub(crate) masters: Vec<String>,
     /// Shadow masters.
     pub(crate) shadows: Vec<String>,
@@ -115,6 +127,7 @@ impl Scene {
     fn part(&self, name: &'static str) -> Arc<Self> {
         let make = || {
             Arc::new(Self {
+                environment: self.environment.clone(),
                 masters: self.masters.clone(),
                 shadows: self.shadows.clone(),
                 recorder: self.recorder.part(name),
@@ -133,7 +146,36 @@ impl Scene {
     pub(crate) fn new(masters: Vec<String>, recorder: Recorder, seed: u64) -> Self {
         let (stop, begun) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
         let (shadows, parts) = (Vec::new(), Mutex::default());
-        Self { masters, shadows, recorder, seed, stop, begun, operations: None, parts }
+        let environment = Environment::real();
+        Self { environment, masters, shadows, recorder, seed, stop, begun, operations: None, parts }
+    }
+
+    /// A scene of clients that go through `environment` to these masters, and write their history to a new file.
+    ///
+    /// # Errors
+    /// The file can't be made.
+    pub fn over(
+        environment: Environment,
+        masters: Vec<String>,
+        history: &Path,
+        load: Load,
+    ) -> Result<Arc<Self>> {
+        let recorder = Recorder::create_with(history, environment.clock.clone(), load.think)?;
+        Ok(Arc::new(Self { environment, ..Self::new(masters, recorder, load.seed) }))
+    }
+
+    /// Tells the clients that the time is over.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes out and judges the history that was written to this file.
+    ///
+    /// # Errors
+    /// The file can't be written or read, or is no history.
+    pub fn judge(&self, workload: &Workload, history: &Path) -> Result<Verdict> {
+        self.recorder.finish()?;
+        (workload.check)(&std::fs::read_to_string(history)?)
     }
 
     pub(crate) fn goes_on(&self) -> bool {
@@ -161,7 +203,7 @@ impl Scene {
     }
 
     async fn connect(&self, patience: Duration) -> Result<Client> {
-        self.connect_over(&Environment::real(), patience).await
+        self.connect_over(&self.environment, patience).await
     }
 
     /// The same over a given network.

@@ -30,7 +30,8 @@ pub(super) const WORKLOAD: Workload = Workload {
     minimum: Minimum { all_per_second: 20, quiet_per_second: 50 },
     prepare: |scene| async move { make_root(&scene, ROOT).await }.boxed_local(),
     client: |scene, number| -> BoxFuture<'static, Result<()>> {
-        client(scene, number, ROOT, Environment::real()).boxed()
+        let environment = scene.environment.clone();
+        client(scene, number, ROOT, environment).boxed()
     },
     finish: |scene| finish(scene, ROOT).boxed_local(),
     check,

@@ -9,6 +9,7 @@ mod records;
 mod refusals;
 mod restarts;
 mod rot;
+mod simulation;
 mod snapshots;
 mod tidy;
 

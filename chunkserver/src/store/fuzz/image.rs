@@ -46,6 +46,7 @@ fn make(seed: u64, steps: u64, closed: bool) -> Result<Image> {
         headroom_bytes: 0,
         open_files: 8,
         add_directories: false,
+        workers: gfs_proto::work::Workers::Threads,
     };
     let random = SeededRandom::new(seed);
     let store = Store::open(&[PathBuf::from("/disk")], options, files.clone(), &random)?;

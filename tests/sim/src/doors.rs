@@ -1,0 +1,163 @@
+//! The simulated side of every seam: network, clocks, randomness, and who does the work of disks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use gfs_proto::Environment;
+use gfs_proto::net::{CONNECT_TIMEOUT, Connection, Listener, Net, Stream, WriteStream};
+use gfs_proto::random::{Random, SeededRandom};
+use gfs_proto::time::{Clock, Moment, UnixMs};
+use gfs_proto::work::Workers;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use turmoil::net::tcp::OwnedWriteHalf;
+use turmoil::net::{TcpListener, TcpStream};
+
+/// Wall time at the start of every run: 2026.
+const EPOCH_MS: u64 = 1_767_225_600_000;
+
+/// What the nemesis can change about a host while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Knobs {
+    /// How far its wall clock is off.
+    pub(crate) wall_ms: AtomicI64,
+    /// How many times slower its disks are than they should be; 0 counts as 1.
+    pub(crate) slow: AtomicU32,
+}
+
+/// The doors of one life of a host. `life` counts its starts.
+pub(crate) fn environment(
+    seed: u64,
+    rate_ppm: i64,
+    disk: (Duration, Duration),
+    knobs: &Arc<Knobs>,
+) -> Environment {
+    let paces = SeededRandom::new(seed ^ 0xD15C);
+    let slow = knobs.clone();
+    let pace = move || {
+        let (least, most) = disk;
+        let spread = u64::try_from((most - least).as_micros()).unwrap_or(0) + 1;
+        // Mostly quick: the square of a fraction.
+        let fraction = paces.below(1000);
+        let extra = Duration::from_micros(spread * fraction * fraction / 1_000_000);
+        (least + extra) * slow.slow.load(Ordering::Relaxed).max(1)
+    };
+    Environment {
+        net: Arc::new(SimNet),
+        clock: Arc::new(SimClock { rate_ppm, knobs: knobs.clone() }),
+        random: Arc::new(SeededRandom::new(seed)),
+        workers: Workers::Inline(Arc::new(pace)),
+    }
+}
+
+/// Simulated time, as one host's clocks show it.
+struct SimClock {
+    rate_ppm: i64,
+    knobs: Arc<Knobs>,
+}
+
+impl SimClock {
+    fn elapsed(&self) -> Duration {
+        let real = turmoil::sim_elapsed().unwrap_or_default();
+        let nanos = i128::try_from(real.as_nanos()).unwrap_or(0);
+        let shown = nanos + nanos * i128::from(self.rate_ppm) / 1_000_000;
+        Duration::from_nanos(u64::try_from(shown).unwrap_or(0))
+    }
+}
+
+impl Clock for SimClock {
+    fn wall(&self) -> UnixMs {
+        let now = EPOCH_MS + u64::try_from(self.elapsed().as_millis()).unwrap_or(0);
+        UnixMs::from_raw(now.saturating_add_signed(self.knobs.wall_ms.load(Ordering::Relaxed)))
+    }
+    fn moment(&self) -> Moment {
+        Moment::from_start(self.elapsed())
+    }
+}
+
+/// The simulated network.
+struct SimNet;
+
+impl Net for SimNet {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            let peer = stream.peer_addr().ok();
+            Ok(Connection::new(Box::new(SimStream(stream)), peer))
+        })
+    }
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener: Box<dyn Listener> = Box::new(SimListener(TcpListener::bind(address).await?));
+            Ok(listener)
+        })
+    }
+}
+
+struct SimListener(TcpListener);
+
+impl Listener for SimListener {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Connection>> {
+        Box::pin(async move {
+            let (stream, peer) = self.0.accept().await?;
+            Ok(Connection::new(Box::new(SimStream(stream)), Some(peer)))
+        })
+    }
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+struct SimStream(TcpStream);
+
+impl Stream for SimStream {
+    fn halves(self: Box<Self>) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn WriteStream>) {
+        let (reader, writer) = self.0.into_split();
+        (Box::new(reader), Box::new(SimWriter(writer)))
+    }
+}
+
+impl AsyncRead for SimStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for SimStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+struct SimWriter(OwnedWriteHalf);
+
+impl WriteStream for SimWriter {}
+
+impl AsyncWrite for SimWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

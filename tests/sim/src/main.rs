@@ -1,0 +1,111 @@
+//! `gfs-sim`: the whole cluster, masters to clients, in one process under simulated time, with simulated network, clocks,
+//! randomness and disks; everything that happens follows from one seed.
+
+mod clients;
+mod doors;
+mod hosts;
+mod nemesis;
+mod plan;
+mod probe;
+mod run;
+mod sweep;
+mod trace;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::plan::Plan;
+
+#[derive(Parser)]
+#[command(about = "Simulates a whole gfs cluster in one process, under a seed.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One seed.
+    Run {
+        /// From which everything is drawn.
+        #[arg(long)]
+        seed: u64,
+        /// Simulated time in which clients work while faults happen: 30s, 500ms, 2m.
+        #[arg(long, default_value = "60s", value_parser = parse_time)]
+        time: Duration,
+        /// Keep trace and histories of a good run too.
+        #[arg(long)]
+        keep: bool,
+        /// What the trace holds, targets and levels: `trace` shows every message.
+        #[arg(long, default_value = "info,openraft=warn")]
+        trace: String,
+        /// Print the report as one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Many seeds, each in a process of its own.
+    Sweep {
+        /// First seed and the one after the last: 0..100.
+        #[arg(long, value_parser = sweep::parse_seeds)]
+        seeds: std::ops::Range<u64>,
+        /// Simulated time of each, as for run.
+        #[arg(long, default_value = "60s", value_parser = parse_time)]
+        time: Duration,
+        /// Processes at a time.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Begin no further seed after so much real time.
+        #[arg(long, value_parser = parse_time)]
+        real_time: Option<Duration>,
+    },
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        other => Err(format!("no unit of time: {other:?}")),
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let good = match Arguments::parse().command {
+        Command::Run { seed, time, keep, trace, json } => {
+            run_one(&Plan::draw(seed, time), keep, &trace, json)?
+        }
+        Command::Sweep { seeds, time, jobs, real_time } => sweep::sweep(seeds, time, jobs.max(1), real_time)?,
+    };
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_one(plan: &Plan, keep: bool, filter: &str, json: bool) -> Result<bool> {
+    gfs_proto::fault::start()?;
+    let directory: PathBuf =
+        tempfile::Builder::new().prefix(&format!("gfs-sim-{}-", plan.seed)).tempdir()?.keep();
+    let report = run::run(plan.clone(), directory.clone(), filter)?;
+    if json {
+        tell(&serde_json::to_string(&report)?)?;
+    } else {
+        tell(&serde_json::to_string_pretty(&report)?)?;
+    }
+    if report.good && !keep {
+        std::fs::remove_dir_all(&directory)?;
+    } else {
+        std::fs::write(directory.join("report.json"), serde_json::to_string_pretty(&report)?)?;
+        writeln!(std::io::stderr(), "kept: {}\nagain: {}", directory.display(), plan.command())?;
+    }
+    Ok(report.good)
+}
+
+/// Prints a line.
+fn tell(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}

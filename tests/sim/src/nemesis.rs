@@ -1,0 +1,388 @@
+//! Faults: what happens to the hosts, their network, clocks and disks, as the seed decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use gfs_chunkserver::store::files::Files;
+use gfs_proto::random::SeededRandom;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use turmoil::Sim;
+
+use crate::hosts::{DISK_BYTES, Role, Server, Servers};
+use crate::plan::Plan;
+use crate::trace::Trace;
+
+/// How far a wall clock jumps at most: less than half the life of a session, or clients do nothing but begin anew.
+const JUMP_MS_MAX: i64 = 240_000;
+
+/// A kind of fault.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Fault {
+    /// Messages between two groups are lost.
+    Cut,
+    /// Messages from one group to another are lost, not those back.
+    OneWay,
+    /// Two halves that only one host can talk to.
+    Bridge,
+    /// Messages between two groups wait, and come all at once.
+    Hold,
+    /// Messages between two groups are slow.
+    Delay,
+    /// Some servers' processes die.
+    Kill,
+    /// Some servers lose power.
+    PowerCut,
+    /// All servers lose power.
+    Blackout,
+    /// Clocks run at rates of their own and jump.
+    Clock,
+    /// A chunkserver's disks are full.
+    DiskFull,
+    /// A chunkserver's disks fail to sync.
+    DiskError,
+    /// A bit of a chunk flips, always on the same server.
+    BitRot,
+    /// A server's disks are slow.
+    SlowDisk,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Cut,
+        Self::OneWay,
+        Self::Bridge,
+        Self::Hold,
+        Self::Delay,
+        Self::Kill,
+        Self::PowerCut,
+        Self::Blackout,
+        Self::Clock,
+        Self::DiskFull,
+        Self::DiskError,
+        Self::BitRot,
+        Self::SlowDisk,
+    ];
+
+    fn is_of_network(self) -> bool {
+        matches!(self, Self::Cut | Self::OneWay | Self::Bridge | Self::Hold | Self::Delay)
+    }
+}
+
+/// What is to be done later.
+enum Later {
+    MendNetwork,
+    Restart(Rc<Server>),
+    MendDisk(Rc<Server>),
+    QuickDisk(Rc<Server>),
+}
+
+pub(crate) struct Nemesis {
+    dice: StdRng,
+    random: SeededRandom,
+    plan: Rc<Plan>,
+    servers: Servers,
+    /// Servers and clients.
+    hosts: Vec<String>,
+    trace: Trace,
+    next: Duration,
+    later: Vec<(Duration, Later)>,
+    network_is_ill: bool,
+    down: BTreeSet<String>,
+    ill_disk: Option<String>,
+    /// Faults so far.
+    pub(crate) counts: BTreeMap<String, u64>,
+    /// Servers that ended by themselves, and why.
+    pub(crate) exits: Vec<String>,
+}
+
+impl Nemesis {
+    pub(crate) fn new(plan: &Rc<Plan>, servers: &Servers, clients: &[String], trace: &Trace) -> Self {
+        let hosts = servers.all.keys().chain(clients).cloned().collect();
+        Self {
+            dice: StdRng::seed_from_u64(plan.seed ^ 0xBAD),
+            random: SeededRandom::new(plan.seed ^ 0xD15C_0FF),
+            plan: plan.clone(),
+            servers: servers.clone(),
+            hosts,
+            trace: trace.clone(),
+            next: Duration::ZERO,
+            later: Vec::new(),
+            network_is_ill: false,
+            down: BTreeSet::new(),
+            ill_disk: None,
+            counts: BTreeMap::new(),
+            exits: Vec::new(),
+        }
+    }
+
+    fn say(&self, sim: &Sim<'_>, what: &str) {
+        self.trace.note(&format!("{:.3} nemesis: {what}", sim.elapsed().as_secs_f64()));
+    }
+
+    fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
+        Duration::from_millis(self.dice.random_range(range))
+    }
+
+    /// What is due at this moment; new faults only while `raging`.
+    pub(crate) fn act(&mut self, sim: &mut Sim<'_>, raging: bool) -> Result<()> {
+        let now = sim.elapsed();
+        let (due, rest) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
+        self.later = rest;
+        for (_, later) in due {
+            self.mend(sim, later)?;
+        }
+        self.bring_back(sim)?;
+        if raging && now >= self.next && !self.plan.faults.is_empty() {
+            if self.next > Duration::ZERO {
+                self.strike(sim)?;
+            }
+            let mean = u64::try_from(self.plan.pause.as_millis()).unwrap_or(1000);
+            self.next = now + self.millis(mean / 4..mean * 2);
+        }
+        Ok(())
+    }
+
+    /// Ends all faults.
+    pub(crate) fn heal(&mut self, sim: &mut Sim<'_>) -> Result<()> {
+        self.say(sim, "heal");
+        for (_, later) in std::mem::take(&mut self.later) {
+            self.mend(sim, later)?;
+        }
+        self.mend(sim, Later::MendNetwork)
+    }
+
+    /// Servers that ended by themselves are started again, as a supervisor would.
+    fn bring_back(&mut self, sim: &mut Sim<'_>) -> Result<()> {
+        let servers: Vec<_> = self.servers.all.values().cloned().collect();
+        for server in servers {
+            let Some(ended) = server.ended.borrow_mut().take() else { continue };
+            let why = format!("{} ended by itself: {ended:?}", server.name);
+            self.say(sim, &why);
+            self.exits.push(why);
+            self.crash(sim, &server, false)?;
+            let at = sim.elapsed() + Duration::from_millis(500);
+            self.later.push((at, Later::Restart(server)));
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self, sim: &mut Sim<'_>, later: Later) -> Result<()> {
+        match later {
+            Later::MendNetwork => {
+                self.say(sim, "mend network");
+                for (index, a) in self.hosts.iter().enumerate() {
+                    for b in &self.hosts[index + 1..] {
+                        sim.release(a.as_str(), b.as_str());
+                        sim.repair(a.as_str(), b.as_str());
+                        sim.repair_oneway(a.as_str(), b.as_str());
+                        sim.repair_oneway(b.as_str(), a.as_str());
+                        sim.set_link_max_message_latency(a.as_str(), b.as_str(), self.plan.latency.1);
+                    }
+                }
+                self.network_is_ill = false;
+            }
+            Later::Restart(server) => {
+                self.say(sim, &format!("restart {}", server.name));
+                self.down.remove(&server.name);
+                sim.bounce(server.name.as_str());
+            }
+            Later::MendDisk(server) => {
+                self.say(sim, &format!("mend disk of {}", server.name));
+                server.files.resize(DISK_BYTES);
+                server.files.fail_syncs(false);
+                self.ill_disk = None;
+                if self.down.insert(server.name.clone()) {
+                    // A disk that failed once is trusted again by a new process only.
+                    self.crash(sim, &server, true)?;
+                    self.mend(sim, Later::Restart(server))?;
+                }
+            }
+            Later::QuickDisk(server) => server.knobs.slow.store(1, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, sim: &mut Sim<'_>, server: &Rc<Server>, power_cut: bool) -> Result<()> {
+        self.down.insert(server.name.clone());
+        server.before_crash(power_cut, &self.random)?;
+        sim.crash(server.name.as_str());
+        server.after_crash();
+        Ok(())
+    }
+
+    fn strike(&mut self, sim: &mut Sim<'_>) -> Result<()> {
+        let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
+        let Some(fault) = faults.choose(&mut self.dice).copied() else { return Ok(()) };
+        let done = if fault.is_of_network() {
+            !self.network_is_ill && self.strike_network(sim, fault)
+        } else {
+            match fault {
+                Fault::Kill | Fault::PowerCut => self.strike_some(sim, fault)?,
+                Fault::Blackout => self.black_out(sim)?,
+                Fault::Clock => self.strike_clock(sim),
+                _ => self.strike_disk(sim, fault),
+            }
+        };
+        if done {
+            *self.counts.entry(format!("{fault:?}")).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Two groups of hosts, and perhaps one between them.
+    fn groups(&mut self) -> (Vec<String>, Vec<String>) {
+        let leader = self.servers.leader();
+        let mut hosts = self.hosts.clone();
+        hosts.shuffle(&mut self.dice);
+        let is = |prefix: &'static str| move |host: &String| host.starts_with(prefix);
+        match self.dice.random_range(0..7) {
+            0 if leader.is_some() => hosts.into_iter().partition(|host| Some(host) == leader.as_ref()),
+            1 => hosts.into_iter().partition(is("master")),
+            2 => hosts.into_iter().filter(|host| !host.starts_with("client")).partition(is("master")),
+            3 => hosts.into_iter().filter(|host| !host.starts_with("master")).partition(is("client")),
+            4 => {
+                let mut servers: Vec<_> = hosts.into_iter().filter(is("chunkserver")).collect();
+                let rest = servers.split_off(1);
+                (servers, rest)
+            }
+            5 => {
+                let half = hosts.split_off(hosts.len() / 2);
+                (hosts, half)
+            }
+            _ => {
+                let rest = hosts.split_off(1);
+                (hosts, rest)
+            }
+        }
+    }
+
+    fn strike_network(&mut self, sim: &mut Sim<'_>, fault: Fault) -> bool {
+        let (mut left, mut right) = self.groups();
+        if fault == Fault::OneWay && self.dice.random_bool(0.5) {
+            std::mem::swap(&mut left, &mut right);
+        }
+        if fault == Fault::Bridge {
+            let larger = if left.len() > right.len() { &mut left } else { &mut right };
+            larger.pop();
+        }
+        let latency = self.millis(50..1500);
+        for a in &left {
+            for b in &right {
+                match fault {
+                    Fault::OneWay => sim.partition_oneway(a.as_str(), b.as_str()),
+                    Fault::Hold => sim.hold(a.as_str(), b.as_str()),
+                    Fault::Delay => sim.set_link_max_message_latency(a.as_str(), b.as_str(), latency),
+                    _ => sim.partition(a.as_str(), b.as_str()),
+                }
+            }
+        }
+        self.network_is_ill = true;
+        let lasts = if self.dice.random_range(0..3) == 0 {
+            self.millis(3000..12_000)
+        } else {
+            self.millis(100..3000)
+        };
+        self.later.push((sim.elapsed() + lasts, Later::MendNetwork));
+        self.say(sim, &format!("{fault:?} for {lasts:?}: {left:?} | {right:?}"));
+        true
+    }
+
+    fn up(&self) -> Vec<Rc<Server>> {
+        let mut up: Vec<_> =
+            self.servers.all.values().filter(|server| !self.down.contains(&server.name)).cloned().collect();
+        up.sort_by(|a, b| a.name.cmp(&b.name));
+        up
+    }
+
+    fn strike_some(&mut self, sim: &mut Sim<'_>, fault: Fault) -> Result<bool> {
+        let mut up = self.up();
+        up.shuffle(&mut self.dice);
+        let leader = self.servers.leader();
+        if self.dice.random_range(0..4) == 0 {
+            up.sort_by_key(|server| Some(&server.name) != leader.as_ref());
+        }
+        let count = [1, 1, 1, 2, 3].choose(&mut self.dice).copied().unwrap_or(1);
+        for server in up.into_iter().take(count) {
+            let lasts =
+                if self.dice.random_bool(0.3) { self.millis(2000..15_000) } else { self.millis(10..2000) };
+            self.say(sim, &format!("{fault:?} {} for {lasts:?}", server.name));
+            self.crash(sim, &server, fault == Fault::PowerCut)?;
+            self.later.push((sim.elapsed() + lasts, Later::Restart(server)));
+        }
+        Ok(true)
+    }
+
+    fn black_out(&mut self, sim: &mut Sim<'_>) -> Result<bool> {
+        self.say(sim, "blackout");
+        for server in self.up() {
+            self.crash(sim, &server, true)?;
+            let lasts = self.millis(10..3000);
+            self.later.push((sim.elapsed() + lasts, Later::Restart(server)));
+        }
+        Ok(true)
+    }
+
+    fn strike_clock(&mut self, sim: &mut Sim<'_>) -> bool {
+        let servers: Vec<_> = self.servers.all.values().cloned().collect();
+        let Some(server) = servers.choose(&mut self.dice) else { return false };
+        let jump = self.dice.random_range(-JUMP_MS_MAX..=JUMP_MS_MAX);
+        server.knobs.wall_ms.store(jump, Ordering::Relaxed);
+        self.say(sim, &format!("wall clock of {} is {jump} ms off", server.name));
+        true
+    }
+
+    fn strike_disk(&mut self, sim: &mut Sim<'_>, fault: Fault) -> bool {
+        let chunkservers: Vec<_> =
+            self.up().into_iter().filter(|server| server.role == Role::Chunkserver).collect();
+        let lasts = self.millis(500..8000);
+        let until = sim.elapsed() + lasts;
+        if fault == Fault::SlowDisk {
+            let up = self.up();
+            let Some(server) = up.choose(&mut self.dice).cloned() else { return false };
+            let times = self.dice.random_range(5..200);
+            server.knobs.slow.store(times, Ordering::Relaxed);
+            self.say(sim, &format!("disks of {} are {times} times slower for {lasts:?}", server.name));
+            self.later.push((until, Later::QuickDisk(server)));
+            return true;
+        }
+        if fault == Fault::BitRot {
+            return self.flip(sim);
+        }
+        let Some(server) = chunkservers.choose(&mut self.dice).cloned() else { return false };
+        if self.ill_disk.is_some() {
+            return false;
+        }
+        if fault == Fault::DiskFull {
+            let Ok(space) = server.files.space(std::path::Path::new("/disk-1")) else { return false };
+            let used = space.total_bytes - space.free_bytes;
+            server.files.resize(used + self.dice.random_range(0..20 << 20));
+        } else {
+            server.files.fail_syncs(true);
+        }
+        self.say(sim, &format!("{fault:?} of {} for {lasts:?}", server.name));
+        self.ill_disk = Some(server.name.clone());
+        self.later.push((until, Later::MendDisk(server)));
+        true
+    }
+
+    /// Flips a bit of a chunk on the last chunkserver: never of the last good copy.
+    fn flip(&mut self, sim: &Sim<'_>) -> bool {
+        let Some(server) = self.servers.of(Role::Chunkserver).last().cloned() else { return false };
+        let mut paths = server.files.paths();
+        paths.retain(|path| path.components().any(|part| part.as_os_str() == "chunks"));
+        let Some(path) = paths.choose(&mut self.dice) else { return false };
+        let bits = server.files.bytes(path).map_or(0, |bytes| bytes.len() as u64 * 8);
+        if bits == 0 {
+            return false;
+        }
+        let bit = self.dice.random_range(0..bits);
+        server.files.flip(path, bit);
+        self.say(sim, &format!("bit {bit} of {} on {} flips", path.display(), server.name));
+        true
+    }
+}

@@ -1,0 +1,105 @@
+//! Everything about one run, drawn from its seed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::nemesis::Fault;
+
+/// How much slower or faster than real time a host's clock may run, in parts per million: two hosts together stay within
+/// the tenth that the fence allows for (guard *slow_clock*).
+const RATE_PPM_MAX: i64 = 40_000;
+
+/// The parameters of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    /// How long clients work while faults happen.
+    pub(crate) time: Duration,
+    pub(crate) masters: usize,
+    pub(crate) shadows: usize,
+    pub(crate) chunkservers: usize,
+    /// Directories of each chunkserver.
+    pub(crate) disks: usize,
+    pub(crate) chunk_bytes: u64,
+    pub(crate) trash: Duration,
+    /// Hosts on which the clients run.
+    pub(crate) client_hosts: usize,
+    /// Clients of each workload.
+    pub(crate) clients: u64,
+    /// Pause of a client after each operation.
+    pub(crate) think: Duration,
+    /// Kinds of faults that may happen.
+    pub(crate) faults: BTreeSet<Fault>,
+    /// Mean pause between two faults.
+    pub(crate) pause: Duration,
+    /// Shortest and longest way of a message.
+    pub(crate) latency: (Duration, Duration),
+    /// Shortest and longest time of a disk for one batch.
+    pub(crate) disk: (Duration, Duration),
+    pub(crate) heartbeat: Duration,
+    pub(crate) election: (Duration, Duration),
+    pub(crate) checkpoint_every: u64,
+    pub(crate) log_keep: u64,
+    /// Segments of a chunkserver's log.
+    pub(crate) segment_bytes: u32,
+    pub(crate) segments: u32,
+    pub(crate) buffer_bytes: u64,
+}
+
+fn millis(dice: &mut StdRng, range: std::ops::RangeInclusive<u64>) -> Duration {
+    Duration::from_millis(dice.random_range(range))
+}
+
+impl Plan {
+    /// The run of this seed.
+    pub(crate) fn draw(seed: u64, time: Duration) -> Self {
+        let mut dice = StdRng::seed_from_u64(seed ^ 0x51E0_0D1C_E5EE_D000);
+        let dice = &mut dice;
+        let pick = |dice: &mut StdRng, choices: &[u64]| choices.choose(dice).copied().unwrap_or(1);
+        let heartbeat = millis(dice, 50..=150);
+        let election_min = heartbeat * dice.random_range(3..=5);
+        let checkpoint_every = pick(dice, &[50, 100, 300, 2_000]);
+        Self {
+            seed,
+            time,
+            masters: usize::try_from(pick(dice, &[1, 3, 3, 3, 3, 5])).unwrap_or(3),
+            shadows: usize::from(dice.random_range(0..4) == 0),
+            chunkservers: dice.random_range(4..=6),
+            disks: dice.random_range(1..=2),
+            chunk_bytes: pick(dice, &[1, 1, 1, 2]) << 20,
+            trash: millis(dice, 5_000..=60_000),
+            client_hosts: dice.random_range(2..=3),
+            clients: dice.random_range(2..=4),
+            think: millis(dice, 20..=200),
+            faults: Fault::ALL.into_iter().filter(|_| dice.random_bool(0.5)).collect(),
+            pause: millis(dice, 500..=4_000),
+            latency: (millis(dice, 0..=1), millis(dice, 2..=20)),
+            disk: (Duration::from_micros(dice.random_range(50..=500)), millis(dice, 1..=10)),
+            heartbeat,
+            election: (election_min, election_min * 7 / 4),
+            checkpoint_every,
+            log_keep: checkpoint_every * dice.random_range(0..=3),
+            segment_bytes: u32::try_from(pick(dice, &[1, 2, 4])).unwrap_or(1) << 20,
+            segments: dice.random_range(2..=4),
+            buffer_bytes: pick(dice, &[4, 16, 128]) << 20,
+        }
+    }
+
+    /// The line that does the same again.
+    pub(crate) fn command(&self) -> String {
+        format!("cargo run -p gfs-sim -- run --seed {} --time {}ms --keep", self.seed, self.time.as_millis())
+    }
+
+    /// How fast a host's clock runs, in parts per million beside real time.
+    pub(crate) fn rate_ppm(&self, host: u64) -> i64 {
+        if !self.faults.contains(&Fault::Clock) {
+            return 0;
+        }
+        StdRng::seed_from_u64(self.seed ^ host.wrapping_mul(0xC10C_4A7E))
+            .random_range(-RATE_PPM_MAX..=RATE_PPM_MAX)
+    }
+}
