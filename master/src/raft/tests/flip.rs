@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gfs_proto::work::Workers;
 use openraft::EntryPayload;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 use openraft::type_config::TypeConfigExt;
@@ -32,7 +33,7 @@ fn entry(index: u64) -> Entry {
 async fn write_log(dir: &Path) {
     for from in [0, 40] {
         // Opening it again brings the first half into a table.
-        let mut log = LogStore::open(dir, "flip").unwrap();
+        let mut log = LogStore::open(dir, "flip", &Workers::Threads).unwrap();
         log.save_vote(&Vote::new_committed(3 + from, 1)).await.unwrap();
         log.blocking_append((from..from + 40).map(entry)).await.unwrap();
     }
@@ -40,7 +41,7 @@ async fn write_log(dir: &Path) {
 
 /// Whether the log could be read; what was read is what was written.
 async fn read_log(dir: &Path) -> bool {
-    let Ok(mut log) = LogStore::open(dir, "flip") else { return false };
+    let Ok(mut log) = LogStore::open(dir, "flip", &Workers::Threads) else { return false };
     let Ok(state) = log.get_log_state().await else { return false };
     let mut reader = log.get_log_reader().await;
     let (Ok(vote), Ok(entries)) = (reader.read_vote().await, reader.try_get_log_entries(0..80).await) else {
