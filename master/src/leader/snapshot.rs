@@ -162,8 +162,11 @@ impl Granter {
         spot: Spot,
         handle: ChunkHandle,
     ) -> Result<ChunkHandle> {
-        if read::chunk(&*self.log.view(), handle)?.references < 2 {
-            return Ok(handle);
+        // What stands there now, not what the caller was told: the answer to a repeated request is the one that was kept
+        // from before a copy, and its chunk is a snapshot's alone since then.
+        let standing = self.chunk_at(spot)?;
+        if standing.references < 2 {
+            return Ok(standing.handle);
         }
         // Nobody copies what the state would not take.
         build::check_chunks(&*self.log.view(), spot.0)?;

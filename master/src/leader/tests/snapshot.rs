@@ -153,3 +153,24 @@ async fn what_is_on_two_disks_is_not_copied_to_one() {
     assert_eq!(refused, Err(Error::NoReplica { handle: old }));
     assert_eq!(read::file_chunks(&*stage.view(), stage.file, FIRST, 1).unwrap()[0].1.handle, old);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_names_the_chunk_from_before_a_copy_gets_the_copy() {
+    // Found by the simulation (seed 22): the answer to a repeated AddChunk is the one kept from before the copy. Its chunk is
+    // the snapshot's alone by then, so a lease on it lost the write to the file and changed the snapshot.
+    let stage = Stage::new(4);
+    let old = shared(&stage).await;
+    let spot = (stage.file, FIRST);
+    let find = || async {
+        loop {
+            match stage.granter.find_lease_of(&stage.reign, spot, old, None).await {
+                Err(Error::GrantPending { .. }) => {}
+                other => break other.unwrap().handle,
+            }
+        }
+    };
+    let (copy, _) = stage.during(find()).await;
+    assert_ne!(copy, old);
+    let (again, _) = stage.during(find()).await;
+    assert_eq!(again, copy);
+}
