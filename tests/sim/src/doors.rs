@@ -1,10 +1,11 @@
 //! The simulated side of every seam: network, clocks, randomness, and who does the work of disks.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,12 +15,45 @@ use gfs_proto::net::{CONNECT_TIMEOUT, Connection, Listener, Net, Stream, WriteSt
 use gfs_proto::random::{Random, SeededRandom};
 use gfs_proto::time::{Clock, Moment, UnixMs};
 use gfs_proto::work::Workers;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use turmoil::net::tcp::OwnedWriteHalf;
+use turmoil::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use turmoil::net::{TcpListener, TcpStream};
 
 /// Wall time at the start of every run: 2026.
 const EPOCH_MS: u64 = 1_767_225_600_000;
+
+/// How often the connections between two hosts, the lower address first, were reset.
+static RESETS: LazyLock<Mutex<BTreeMap<(IpAddr, IpAddr), u64>>> = LazyLock::new(Mutex::default);
+
+fn resets_between(a: IpAddr, b: IpAddr) -> u64 {
+    RESETS.lock().get(&(a.min(b), a.max(b))).copied().unwrap_or(0)
+}
+
+/// Ends all connections between two hosts at their next use: turmoil sends nothing again, so one that has lost a message
+/// would stay silent, where a real one goes on or is reset.
+pub(crate) fn reset_between(a: IpAddr, b: IpAddr) {
+    *RESETS.lock().entry((a.min(b), a.max(b))).or_default() += 1;
+}
+
+/// The ends of a connection, and how often those between them had been reset when it began.
+#[derive(Clone, Copy)]
+struct Ends(IpAddr, IpAddr, u64);
+
+impl Ends {
+    fn of(stream: &TcpStream) -> io::Result<Self> {
+        let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
+        Ok(Self(local, peer, resets_between(local, peer)))
+    }
+    fn check(self) -> io::Result<()> {
+        let Self(local, peer, resets) = self;
+        if resets_between(local, peer) == resets {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+    }
+}
 
 /// What the nemesis can change about a host while it runs.
 #[derive(Debug, Default)]
@@ -89,8 +123,8 @@ impl Net for SimNet {
             let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
                 .await
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            let peer = stream.peer_addr().ok();
-            Ok(Connection::new(Box::new(SimStream(stream)), peer))
+            let (ends, peer) = (Ends::of(&stream)?, stream.peer_addr().ok());
+            Ok(Connection::new(Box::new(SimStream(stream, ends)), peer))
         })
     }
     fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
@@ -107,7 +141,8 @@ impl Listener for SimListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Connection>> {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
-            Ok(Connection::new(Box::new(SimStream(stream)), Some(peer)))
+            let ends = Ends::of(&stream)?;
+            Ok(Connection::new(Box::new(SimStream(stream, ends)), Some(peer)))
         })
     }
     fn local_address(&self) -> io::Result<SocketAddr> {
@@ -115,12 +150,12 @@ impl Listener for SimListener {
     }
 }
 
-struct SimStream(TcpStream);
+struct SimStream(TcpStream, Ends);
 
 impl Stream for SimStream {
     fn halves(self: Box<Self>) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn WriteStream>) {
         let (reader, writer) = self.0.into_split();
-        (Box::new(reader), Box::new(SimWriter(writer)))
+        (Box::new(SimReader(reader, self.1)), Box::new(SimWriter(writer, self.1)))
     }
 }
 
@@ -130,12 +165,14 @@ impl AsyncRead for SimStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.1.check()?;
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for SimStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.1.check()?;
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -146,12 +183,26 @@ impl AsyncWrite for SimStream {
     }
 }
 
-struct SimWriter(OwnedWriteHalf);
+struct SimReader(OwnedReadHalf, Ends);
+
+impl AsyncRead for SimReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.1.check()?;
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+struct SimWriter(OwnedWriteHalf, Ends);
 
 impl WriteStream for SimWriter {}
 
 impl AsyncWrite for SimWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.1.check()?;
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -13,6 +13,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
+use crate::doors;
 use crate::hosts::{DISK_BYTES, Role, Server, Servers};
 use crate::plan::Plan;
 use crate::trace::Trace;
@@ -92,6 +93,8 @@ pub(crate) struct Nemesis {
     next: Duration,
     later: Vec<(Duration, Later)>,
     network_is_ill: bool,
+    /// Messages may have been lost since it was mended.
+    lossy: bool,
     down: BTreeSet<String>,
     ill_disk: Option<String>,
     /// Faults so far.
@@ -113,6 +116,7 @@ impl Nemesis {
             next: Duration::ZERO,
             later: Vec::new(),
             network_is_ill: false,
+            lossy: false,
             down: BTreeSet::new(),
             ill_disk: None,
             counts: BTreeMap::new(),
@@ -177,6 +181,9 @@ impl Nemesis {
                 self.say(sim, "mend network");
                 for (index, a) in self.hosts.iter().enumerate() {
                     for b in &self.hosts[index + 1..] {
+                        if self.lossy {
+                            doors::reset_between(sim.lookup(a.as_str()), sim.lookup(b.as_str()));
+                        }
                         sim.release(a.as_str(), b.as_str());
                         sim.repair(a.as_str(), b.as_str());
                         sim.repair_oneway(a.as_str(), b.as_str());
@@ -184,7 +191,7 @@ impl Nemesis {
                         sim.set_link_max_message_latency(a.as_str(), b.as_str(), self.plan.latency.1);
                     }
                 }
-                self.network_is_ill = false;
+                (self.network_is_ill, self.lossy) = (false, false);
             }
             Later::Restart(server) => {
                 self.say(sim, &format!("restart {}", server.name));
@@ -282,6 +289,7 @@ impl Nemesis {
             }
         }
         self.network_is_ill = true;
+        self.lossy = matches!(fault, Fault::Cut | Fault::OneWay | Fault::Bridge);
         let lasts = if self.dice.random_range(0..3) == 0 {
             self.millis(3000..12_000)
         } else {
