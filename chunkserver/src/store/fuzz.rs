@@ -65,12 +65,15 @@ pub(crate) fn log_record(data: &[u8]) {
     }
 }
 
+/// Parts that were put into segments, by sequence and index: whether each is the last, and its payload.
+type Put = BTreeMap<(u64, u16), Vec<(bool, Vec<u8>)>>;
+
 /// The records that count, out of segments with records of other lives, copies and anything else in them.
 pub(crate) fn segment(data: &[u8]) {
     let mut dice = Dice::new(data);
     let files = MemoryFiles::new(DISK_BYTES);
     let from = 1 + dice.below(4);
-    let mut put: BTreeMap<(u64, u16), Vec<(bool, Vec<u8>)>> = BTreeMap::new();
+    let mut put = Put::new();
     let mut segments = Vec::new();
     for index in 0..=dice.index(2) {
         let mut bytes = Vec::new();
@@ -102,7 +105,7 @@ pub(crate) fn segment(data: &[u8]) {
 }
 
 /// Adds a part of a record to a segment, or other bytes.
-fn some_part(dice: &mut Dice<'_>, bytes: &mut Vec<u8>, put: &mut BTreeMap<(u64, u16), Vec<(bool, Vec<u8>)>>) {
+fn some_part(dice: &mut Dice<'_>, bytes: &mut Vec<u8>, put: &mut Put) {
     let life = if dice.below(4) > 0 { LIFE } else { dice.number() };
     let sequence = if dice.below(8) > 0 { dice.below(8) } else { dice.number() };
     let part = if dice.below(8) > 0 { dice.below(3) } else { dice.number() };

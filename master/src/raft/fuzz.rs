@@ -110,7 +110,9 @@ fn receive(dice: &mut Dice<'_>, path: &std::path::Path) {
     while !dice.is_empty() {
         let part = part(dice, &sent);
         match &part {
-            Part::File(file) => (sent, whole) = (Vec::new(), [&whole[..], &[file.name.clone()]].concat()),
+            Part::File(file) => {
+                (sent, whole) = (Vec::new(), [&whole[..], std::slice::from_ref(&file.name)].concat())
+            }
             Part::Data(data) => sent.extend_from_slice(data),
             Part::Start(_) | Part::End(_) | Part::Done(_) => {}
         }

@@ -60,6 +60,12 @@ pub(crate) fn admit(
 
 /// Keeps the answer to a request for its repeats.
 pub(crate) fn store(overlay: &mut Overlay<'_>, request: RequestId, command: u8, reply: Reply) {
+    // The command may have ended the very session, or acknowledged this very request: nobody would ever remove the answer.
+    let kept =
+        read::session(overlay, request.client).is_ok_and(|session| request.sequence >= session.first_unacked);
+    if !kept {
+        return;
+    }
     let key = format::reply_key(request.client, request.sequence);
     overlay.put(Table::Session, key, encode(&StoredReply { command, reply }));
 }

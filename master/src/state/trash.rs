@@ -8,6 +8,7 @@ use std::time::Duration;
 use gfs_proto::fault;
 use gfs_proto::id::{ChunkIndex, EntryId};
 use gfs_proto::path::FilePath;
+use gfs_proto::time::UnixMs;
 
 use crate::state::build;
 use crate::state::change::Change;
@@ -26,7 +27,9 @@ const STEPS_MAX: u32 = 4096;
 pub(crate) fn bury(change: &mut Change<'_>, mut entry: Entry, path: &FilePath) -> Result<Applied, Rejected> {
     let trash_ms = read::settings(change.view())?.trash_ms;
     let deleted_at = change.now();
-    let collect_at = deleted_at.plus(Duration::from_millis(trash_ms));
+    // The very end of time is the date of what is hidden while it is being built.
+    let last = UnixMs::from_raw(u64::MAX - 1);
+    let collect_at = deleted_at.plus(Duration::from_millis(trash_ms)).min(last);
     change.take_out(&entry);
     let trashed = Trashed { entry: entry.id, path: path.to_string(), deleted_at, collect_at };
     change.put_trashed(&mut entry, &trashed);

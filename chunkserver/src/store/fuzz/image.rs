@@ -86,7 +86,8 @@ fn change(
     if random.below(30) == 0 {
         return store.delete(handle, version).map(drop);
     }
-    let length = usize::try_from(1 + random.below(if step % 7 == 0 { 60_000 } else { 3_000 })).unwrap_or(1);
+    let length =
+        usize::try_from(1 + random.below(if step.is_multiple_of(7) { 60_000 } else { 3_000 })).unwrap_or(1);
     let data = Bytes::from_iter((0..length).map(|_| random.bits64().to_le_bytes()[0]));
     let mut now = states.last().cloned().unwrap_or_default();
     now.truncate(here.length as usize);

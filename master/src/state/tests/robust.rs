@@ -1,12 +1,13 @@
 //! Whatever the bytes, nothing panics.
 
 use gfs_proto::id::LogIndex;
+use gfs_proto::time::UnixMs;
 use proptest::prelude::*;
 
 use super::golden;
 use super::script::{self, World};
 use crate::state::codec::DecodeError;
-use crate::state::{Memory, Overlay, Proposal, Reply, Table, View, apply, invariant};
+use crate::state::{Command, Memory, Overlay, Proposal, Reply, Table, View, apply, invariant};
 
 /// A state with something in every table.
 fn populated() -> World {
@@ -35,6 +36,47 @@ fn a_later_format_is_told_apart_from_garbage() {
     assert_eq!(Proposal::decode(&[2, 0]), Err(DecodeError::UnknownFormat(2)));
     assert_eq!(Proposal::decode(&[]), Err(DecodeError::Malformed));
     assert_eq!(Reply::decode(&[1, 0, 7]), Err(DecodeError::Malformed));
+}
+
+/// Found by fuzzing.
+#[test]
+fn a_command_that_ends_its_own_session_or_request_leaves_no_answer_behind() {
+    let mut memory = Memory::default();
+    let commands = golden::commands();
+    let client = gfs_proto::id::ClientId::from_raw(2);
+    let request = gfs_proto::id::RequestId { client, sequence: 1 };
+    let gone = Proposal {
+        request: Some(request),
+        ..Proposal::internal(UnixMs::from_raw(u64::MAX), commands[3].clone())
+    };
+    let opened = Proposal::internal(UnixMs::from_raw(u64::MAX), commands[1].clone());
+    let made = Proposal::internal(UnixMs::from_raw(1), commands[0].clone());
+    let renewed = Proposal { first_unacked: 9, command: Command::RenewSession { client }, ..gone.clone() };
+    for (index, proposal) in (1..).zip([
+        made,
+        opened,
+        renewed,
+        Proposal { request: Some(gfs_proto::id::RequestId { client, sequence: 9 }), ..gone },
+    ]) {
+        let outcome = apply(&memory, LogIndex::from_raw(index), &proposal);
+        memory.write(outcome.writes);
+        assert_eq!(invariant::check(&memory), Ok(()), "{proposal}");
+    }
+}
+
+/// Found by fuzzing.
+#[test]
+fn what_is_deleted_at_the_end_of_time_is_not_taken_for_a_snapshot_under_way() {
+    let mut memory = Memory::default();
+    let commands = golden::commands();
+    let mkdir = Command::Mkdir { path: script::path("/a"), parents: false };
+    for (index, command) in (1..).zip([commands[0].clone(), mkdir, commands[6].clone()]) {
+        let proposal = Proposal::internal(UnixMs::from_raw(u64::MAX), command);
+        let outcome = apply(&memory, LogIndex::from_raw(index), &proposal);
+        assert!(outcome.reply.is_ok(), "{proposal}");
+        memory.write(outcome.writes);
+        assert_eq!(invariant::check(&memory), Ok(()), "{proposal}");
+    }
 }
 
 /// Each row in turn is garbage, and each command comes: it may be refused, but must not panic.
