@@ -91,7 +91,7 @@ fn damaged_rows_never_panic() {
                 let mut overlay = Overlay::new(&world.memory);
                 overlay.put(table, key.clone(), garbage);
                 for command in golden::commands() {
-                    let now = gfs_proto::time::UnixMs::from_raw(1 << 40);
+                    let now = UnixMs::from_raw(1 << 40);
                     let outcome = apply(&overlay, LogIndex::from_raw(99), &Proposal::internal(now, command));
                     assert!(!outcome.is_damaged() || outcome.writes.is_empty());
                 }
@@ -103,7 +103,7 @@ fn damaged_rows_never_panic() {
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let samples: Vec<Vec<u8>> = golden::commands()
         .into_iter()
-        .map(|command| Proposal::internal(gfs_proto::time::UnixMs::from_raw(5), command).encode())
+        .map(|command| Proposal::internal(UnixMs::from_raw(5), command).encode())
         .collect();
     (proptest::sample::select(samples), proptest::collection::vec((any::<u16>(), any::<u8>()), 0..4))
         .prop_map(|(mut bytes, changes)| {
