@@ -143,7 +143,7 @@ impl Drop for Ticket {
 }
 
 /// The name of a data mutation, for as long as it may be sent again or asked for: when it is dropped, chunks may forget it
-/// (decision 0014).
+/// (decision 0018).
 #[derive(Debug)]
 pub(crate) struct DataRequest {
     sessions: Arc<Sessions>,

@@ -9,7 +9,7 @@ use gfs_proto::{Error, fault};
 use super::Grant;
 
 /// Most entries about requests that a chunk takes: appends seal it there, as if it were full. A client that has its answers
-/// leaves two entries (decision 0014), so this is for very many clients, or one that gives nothing up.
+/// leaves two entries (decision 0018), so this is for very many clients, or one that gives nothing up.
 pub(crate) const REQUESTS_MAX: usize = 60_000;
 /// Most mutations of one chunk that are in flight.
 pub(crate) const OPEN_MAX: usize = 1024;

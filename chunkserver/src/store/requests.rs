@@ -1,4 +1,4 @@
-//! The request ids of a chunk: what became of them, and which of them their clients have given up (decisions 0004, 0012, 0014).
+//! The request ids of a chunk: what became of them, and which of them their clients have given up (decisions 0004, 0012, 0018).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
