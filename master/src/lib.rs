@@ -47,7 +47,7 @@ pub async fn run(
         None => listener.local_address().map_err(Error::unavailable)?.to_string(),
     };
     let node_config = NodeConfig::new(&config.data, address);
-    run_node(node_config, &origin(&config), environment, listener, stop, |_| ()).await
+    run_node((node_config, &origin(&config)), environment, listener, stop, |_| ()).await
 }
 
 /// As [`run`], for whoever chooses what is otherwise fixed (timers, how often a checkpoint is made) and wants to look
@@ -56,8 +56,7 @@ pub async fn run(
 /// # Errors
 /// As [`run`].
 pub async fn run_node(
-    config: NodeConfig,
-    origin: &Origin,
+    (config, origin): (NodeConfig, &Origin),
     environment: Environment,
     listener: Box<dyn Listener>,
     stop: CancellationToken,

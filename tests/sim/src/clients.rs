@@ -143,7 +143,7 @@ impl Stage {
         while self.phase.get() == Phase::Rage {
             sleep(Duration::from_millis(700)).await;
             *number += 1;
-            let source = if *number % 2 == 0 { "/log" } else { "/cells" };
+            let source = if number.is_multiple_of(2) { "/log" } else { "/cells" };
             let path = format!("/snapshot-{number}");
             client.snapshot(source, &path).await?;
             self.snapshots_made.set(self.snapshots_made.get() + 1);

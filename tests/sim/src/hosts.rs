@@ -155,7 +155,7 @@ impl Server {
             Origin::Join { masters: servers.masters(), shadow: self.role == Role::Shadow }
         };
         let look = |node: &Node| *self.node.borrow_mut() = Some(node.clone());
-        gfs_master::run_node(config, &origin, environment, listener, CancellationToken::new(), look).await
+        gfs_master::run_node((config, &origin), environment, listener, CancellationToken::new(), look).await
     }
 
     async fn run_chunkserver(&self, servers: &Servers) -> Result<(), Error> {

@@ -68,10 +68,6 @@ impl Fault {
         Self::BitRot,
         Self::SlowDisk,
     ];
-
-    fn is_of_network(self) -> bool {
-        matches!(self, Self::Cut | Self::OneWay | Self::Bridge | Self::Hold | Self::Delay)
-    }
 }
 
 /// What is to be done later.
@@ -108,7 +104,7 @@ impl Nemesis {
         let hosts = servers.all.keys().chain(clients).cloned().collect();
         Self {
             dice: StdRng::seed_from_u64(plan.seed ^ 0xBAD),
-            random: SeededRandom::new(plan.seed ^ 0xD15C_0FF),
+            random: SeededRandom::new(plan.seed ^ 0x0D15_C0FF),
             plan: plan.clone(),
             servers: servers.clone(),
             hosts,
@@ -225,14 +221,15 @@ impl Nemesis {
     fn strike(&mut self, sim: &mut Sim<'_>) -> Result<()> {
         let faults: Vec<Fault> = self.plan.faults.iter().copied().collect();
         let Some(fault) = faults.choose(&mut self.dice).copied() else { return Ok(()) };
-        let done = if fault.is_of_network() {
-            !self.network_is_ill && self.strike_network(sim, fault)
-        } else {
-            match fault {
-                Fault::Kill | Fault::PowerCut => self.strike_some(sim, fault)?,
-                Fault::Blackout => self.black_out(sim)?,
-                Fault::Clock => self.strike_clock(sim),
-                _ => self.strike_disk(sim, fault),
+        let done = match fault {
+            Fault::Kill | Fault::PowerCut => self.strike_some(sim, fault)?,
+            Fault::Blackout => self.black_out(sim)?,
+            Fault::Clock => self.strike_clock(sim),
+            Fault::DiskFull | Fault::DiskError | Fault::BitRot | Fault::SlowDisk => {
+                self.strike_disk(sim, fault)
+            }
+            Fault::Cut | Fault::OneWay | Fault::Bridge | Fault::Hold | Fault::Delay => {
+                !self.network_is_ill && self.strike_network(sim, fault)
             }
         };
         if done {
@@ -280,6 +277,7 @@ impl Nemesis {
         let latency = self.millis(50..1500);
         for a in &left {
             for b in &right {
+                #[expect(clippy::wildcard_enum_match_arm, reason = "what neither waits nor is slow is lost")]
                 match fault {
                     Fault::OneWay => sim.partition_oneway(a.as_str(), b.as_str()),
                     Fault::Hold => sim.hold(a.as_str(), b.as_str()),

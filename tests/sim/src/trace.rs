@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::prelude::*;
@@ -40,7 +40,9 @@ impl Trace {
             .with_ansi(false)
             .with_writer(move || writer.clone());
         // No `EnvFilter`: it makes hash maps for spans, and so what is traced would change what happens.
-        tracing_subscriber::registry().with(lines.with_filter(filter.parse::<Targets>()?)).init();
+        // What leases tell `jepsen/` carries the machine's time, which is none of the simulation's.
+        let filter = filter.parse::<Targets>()?.with_target("gfs::lease", LevelFilter::OFF);
+        tracing_subscriber::registry().with(lines.with_filter(filter)).init();
         std::panic::set_hook(Box::new(|info| {
             let mut panics = PANICS.lock();
             if panics.len() < LINES_MAX {
