@@ -125,7 +125,7 @@ async fn an_emptied_or_newer_directory_is_refused_and_says_why() {
         // From a newer version.
         let good = std::fs::read_to_string(&identity_file).unwrap();
         let newer = good.replacen("\"format\": 1", "\"format\": 99", 1);
-        let newer = newer.replacen("gfs-chunkserver 1 ", "gfs-chunkserver 99 ", 1);
+        let newer = newer.replacen("gfs-chunkserver 2 ", "gfs-chunkserver 99 ", 1);
         assert_ne!(good, newer, "{good}");
         std::fs::write(&identity_file, newer).unwrap();
         assert!(refusal(&mut cluster, name).await.contains("99"));
