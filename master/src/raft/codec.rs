@@ -13,7 +13,8 @@ use openraft::EntryPayload;
 use prost::Message;
 
 use super::types::{
-    Entry, LeaderId, LogId, MasterNode, Membership, Operation, SnapshotMeta, StoredMembership, Vote,
+    Entry, LeaderId, LogId, LogLeader, MasterNode, Membership, Operation, SnapshotMeta, StoredMembership,
+    Vote,
 };
 
 /// The format that this version writes, and the newest that it reads.
@@ -55,19 +56,18 @@ pub(crate) fn required<T>(field: Option<T>) -> io::Result<T> {
 pub(crate) struct LogIdRow {
     #[prost(uint64, tag = "1")]
     term: u64,
-    #[prost(uint64, tag = "2")]
-    leader: u64,
+    // 2 was the leader, which the term says; never reuse.
     #[prost(uint64, tag = "3")]
     index: u64,
 }
 impl From<&LogId> for LogIdRow {
     fn from(id: &LogId) -> Self {
-        Self { term: id.leader_id.term, leader: id.leader_id.node_id, index: id.index }
+        Self { term: id.leader_id.term, index: id.index }
     }
 }
 impl From<LogIdRow> for LogId {
     fn from(row: LogIdRow) -> Self {
-        Self::new(LeaderId { term: row.term, node_id: row.leader }, row.index)
+        Self::new(LogLeader::new(row.term), row.index)
     }
 }
 
@@ -83,12 +83,12 @@ pub(crate) struct VoteRow {
 }
 impl From<&Vote> for VoteRow {
     fn from(vote: &Vote) -> Self {
-        Self { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+        Self { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
     }
 }
 impl From<VoteRow> for Vote {
     fn from(row: VoteRow) -> Self {
-        Self { leader_id: LeaderId { term: row.term, node_id: row.node }, committed: row.committed }
+        Self { leader_id: LeaderId { term: row.term, voted_for: row.node }, committed: row.committed }
     }
 }
 
@@ -238,8 +238,8 @@ impl EntryRow {
 mod tests {
     use super::*;
 
-    fn id(term: u64, leader: u64, index: u64) -> LogId {
-        LogIdRow { term, leader, index }.into()
+    fn id(term: u64, index: u64) -> LogId {
+        LogIdRow { term, index }.into()
     }
 
     fn membership() -> Membership {
@@ -258,7 +258,7 @@ mod tests {
             EntryPayload::Normal(Operation(Bytes::from_static(b"op"))),
             EntryPayload::Membership(membership()),
         ] {
-            let entry = Entry { log_id: id(3, 2, 700), payload };
+            let entry = Entry { log_id: id(3, 700), payload };
             let row: EntryRow = from_disk(to_disk(&EntryRow::from(&entry))).unwrap();
             assert_eq!(row.into_entry().unwrap(), entry);
         }
@@ -266,19 +266,20 @@ mod tests {
 
     #[test]
     fn the_bytes_of_an_entry_never_change() {
-        let entry = Entry {
-            log_id: id(3, 2, 700),
-            payload: EntryPayload::Normal(Operation(Bytes::from_static(b"op"))),
-        };
-        let bytes = [1, 10, 7, 8, 3, 16, 2, 24, 188, 5, 16, 1, 26, 2, b'o', b'p'];
+        let entry =
+            Entry { log_id: id(3, 700), payload: EntryPayload::Normal(Operation(Bytes::from_static(b"op"))) };
+        let bytes = [1, 10, 5, 8, 3, 24, 188, 5, 16, 1, 26, 2, b'o', b'p'];
         assert_eq!(to_disk(&EntryRow::from(&entry)), bytes);
+        // Once the leader stood there too.
+        let older = vec![1, 10, 7, 8, 3, 16, 2, 24, 188, 5, 16, 1, 26, 2, b'o', b'p'];
+        assert_eq!(from_disk::<EntryRow>(older).unwrap().into_entry().unwrap(), entry);
     }
 
     #[test]
     fn a_snapshot_meta_survives_and_damage_or_a_later_format_is_refused() {
         let meta = SnapshotMeta {
-            last_log_id: Some(id(1, 1, 9)),
-            last_membership: StoredMembership::new(Some(id(1, 1, 4)), membership()),
+            last_log_id: Some(id(1, 9)),
+            last_membership: StoredMembership::new(Some(id(1, 4)), membership()),
         };
         let bytes = to_disk(&SnapshotMetaRow::from(&meta));
         assert_eq!(from_disk::<SnapshotMetaRow>(bytes.clone()).unwrap().into_meta().unwrap(), meta);

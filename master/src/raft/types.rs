@@ -16,12 +16,16 @@ openraft::declare_raft_types!(
         R = Reply,
         NodeId = u64,
         Node = MasterNode,
+        // One leader a term, as in Raft's paper: orders to chunkservers and fences go by the term alone. openraft's default
+        // lets a later leader of the same term take over.
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 pub(crate) type LogId = alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = alias::VoteOf<TypeConfig>;
 pub(crate) type LeaderId = alias::LeaderIdOf<TypeConfig>;
+pub(crate) type LogLeader = alias::CommittedLeaderIdOf<TypeConfig>;
 pub(crate) type Entry = alias::EntryOf<TypeConfig>;
 pub(crate) type Membership = openraft::Membership<u64, MasterNode>;
 pub(crate) type StoredMembership = alias::StoredMembershipOf<TypeConfig>;

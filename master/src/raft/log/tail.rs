@@ -132,10 +132,10 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::types::{LeaderId, Operation};
+    use crate::raft::types::{LogLeader, Operation};
 
     fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-        let log_id = LogId::new(LeaderId { term, node_id: 1 }, index);
+        let log_id = LogId::new(LogLeader::new(term), index);
         Entry { log_id, payload: EntryPayload::Normal(Operation(vec![0; bytes].into())) }
     }
 

@@ -19,7 +19,7 @@ use crate::raft::fail::Point;
 use crate::raft::log::LogStore;
 use crate::raft::machine::{Feeds, Machine};
 use crate::raft::store::StateStore;
-use crate::raft::types::{Entry, LeaderId, LogId, Operation, TypeConfig, Vote};
+use crate::raft::types::{Entry, LogId, LogLeader, Operation, TypeConfig, Vote};
 use crate::state::{Memory, Overlay, Table, View};
 
 const DIR: &str = "GFS_RAFT_CRASH_DIR";
@@ -29,7 +29,7 @@ const WRITER: &str = "raft::tests::crash::writer_child";
 const INSTALLER: &str = "raft::tests::crash::installer_child";
 
 fn id(term: u64, index: u64) -> LogId {
-    LogId::new(LeaderId { term, node_id: 1 }, index)
+    LogId::new(LogLeader::new(term), index)
 }
 
 fn entry(term: u64, index: u64) -> Entry {

@@ -12,7 +12,7 @@ use openraft::type_config::TypeConfigExt;
 
 use crate::raft::log::LogStore;
 use crate::raft::store::StateStore;
-use crate::raft::types::{Entry, LeaderId, LogId, Operation, TypeConfig, Vote};
+use crate::raft::types::{Entry, LogId, LogLeader, Operation, TypeConfig, Vote};
 use crate::state::{Overlay, Table, View};
 
 /// Spots that are tried in each file.
@@ -20,7 +20,7 @@ const SPOTS: u64 = 12;
 const ROWS: u64 = 300;
 
 fn id(index: u64) -> LogId {
-    LogId::new(LeaderId { term: 3, node_id: 1 }, index)
+    LogId::new(LogLeader::new(3), index)
 }
 
 fn entry(index: u64) -> Entry {

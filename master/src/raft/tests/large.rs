@@ -14,7 +14,7 @@ use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::UnixMs;
 
 use crate::raft::store::{Direct, StateStore};
-use crate::raft::types::{LeaderId, LogId};
+use crate::raft::types::{LogId, LogLeader};
 use crate::state::build::BUILD_ROWS_MAX;
 use crate::state::{self, Applied, Command, Overlay, Proposal, Rejected, read};
 
@@ -50,7 +50,7 @@ impl Bench {
             overlay.absorb(outcome.writes);
             replies.push(outcome.reply);
         }
-        let last = LogId::new(LeaderId { term: 1, node_id: 1 }, self.index);
+        let last = LogId::new(LogLeader::new(1), self.index);
         self.store.write(&overlay.into_writes(), last, None).unwrap();
         replies
     }
