@@ -101,26 +101,27 @@ fn units(
     file: &Arc<Opened>,
     range: std::ops::Range<u64>,
 ) -> BoxStream<'static, Result<Bytes>> {
-    let end = range.end;
     let (core, file) = (core.clone(), file.clone());
     let window = core.options.window;
     stream::iter(pieces(core.chunk_bytes, range))
         .map(move |piece| {
             let (core, file) = (core.clone(), file.clone());
             // A task of its own, so that it goes on while the reader is busy elsewhere; ends with the stream.
-            AbortOnDropHandle::new(tokio::spawn(async move { read_known(&core, &file, piece, end).await }))
+            AbortOnDropHandle::new(tokio::spawn(async move { read_known(&core, &file, piece).await }))
         })
         .buffered(window)
         .map(|joined| joined.unwrap_or_else(|error| Err(Error::internal(error))))
         .boxed()
 }
 
-/// Reads a piece that lies within a file of which at least `end` bytes are acknowledged.
-async fn read_known(core: &Core, file: &Opened, piece: Piece, end: u64) -> Result<Bytes> {
+/// Reads a piece that lies within the known length of its file.
+async fn read_known(core: &Core, file: &Opened, piece: Piece) -> Result<Bytes> {
     let start = core.chunk_bytes.start_of(piece.index).raw();
-    let last = end <= start + u64::from(core.chunk_bytes.raw());
-    // In the last chunk these bytes are there; in one before, what nobody wrote is zeros (traps T13, T39).
-    let known = if last { piece.within + piece.length } else { 0 };
+    // In the chunk where the file ends these bytes are there; in one before it, what nobody wrote is zeros, also at the
+    // chunk's end (traps T13, T39): where the range ends says nothing about that.
+    let ends_here =
+        file.length_seen.load(Ordering::Relaxed) <= start.saturating_add(core.chunk_bytes.raw().into());
+    let known = if ends_here { piece.within + piece.length } else { 0 };
     let bytes = ask(core, file, piece, known).await?.bytes;
     if bytes.len() == piece.length as usize {
         return Ok(bytes);

@@ -206,7 +206,16 @@ fn draw() -> u64 {
     rand::random_range(0..1_000_000)
 }
 
+/// What the clients log, if `RUST_LOG` asks for it; the servers' logs are files of their own.
+fn log_clients() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
 fn main() -> Result<ExitCode> {
+    log_clients();
     let Arguments { hosts, command } = Arguments::parse();
     // Judging needs no hosts, and the power goes on the hosts of all servers at once; faults
     // in the servers themselves are the same anywhere.

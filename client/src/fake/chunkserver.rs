@@ -175,7 +175,7 @@ fn apply(
     }
     let offset = if append { chunk.bytes.len() } else { offset as usize };
     if append && offset + data.len() > CHUNK_BYTES as usize {
-        chunk.bytes.resize(CHUNK_BYTES as usize, 0);
+        // Padding has no bytes: what lies between here and the chunk's end reads as zeros.
         chunk.sealed = true;
         return Err(Error::Sealed { handle });
     }

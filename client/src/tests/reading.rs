@@ -100,6 +100,25 @@ async fn what_nobody_wrote_before_the_last_chunk_reads_as_zeros() {
     expected[3..6].copy_from_slice(b"abc");
     expected.extend_from_slice(b"xyz");
     assert!(all == expected);
+    // Also by a read that ends before the next chunk begins.
+    let part = client.open("/a").await.unwrap().read_at(2, 100).await.unwrap();
+    assert!(part == expected[2..102]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_padding_of_a_sealed_chunk_is_read_as_zeros_wherever_the_read_ends() {
+    let (_fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    let record = Bytes::from(pattern(CHUNK_BYTES as usize / 4 - 1));
+    let mut offsets = Vec::new();
+    for _ in 0..5 {
+        offsets.push(file.append(record.clone()).await.unwrap());
+    }
+    assert_eq!(offsets[4], u64::from(CHUNK_BYTES), "the fifth is in the next chunk");
+    let end = offsets[3] + record.len() as u64;
+    let reader = client.open("/a").await.unwrap();
+    assert_eq!(reader.read_at(end - 2, 4).await.unwrap(), [&record[record.len() - 2..], &[0; 2]].concat());
+    assert_eq!(reader.read_at(end, 3).await.unwrap(), &[0; 3][..]);
 }
 
 #[tokio::test(start_paused = true)]
