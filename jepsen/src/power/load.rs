@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use tokio::task::JoinSet;
 
-use super::Round;
+use super::{Promise, Round};
 use crate::check::append::Record;
 use crate::outcome::Outcome;
 
@@ -247,6 +247,10 @@ async fn read(round: Arc<Round>) -> Result<Told> {
             Ok(bytes) => told.seen.push((from, bytes)),
             Err(error @ Error::Corrupt { .. }) => {
                 told.findings.push(format!("wrong bytes: reading the log at {from}: {error}"));
+            }
+            // Everybody is back long before a reader's patience ends.
+            Err(error @ Error::DeadlineExceeded { .. }) if round.promise == Promise::Synced => {
+                told.findings.push(format!("unreadable: reading the log at {from}: {error}"));
             }
             // Nobody could be asked, or not yet.
             Err(_) => tokio::task::yield_now().await,
