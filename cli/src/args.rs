@@ -1,6 +1,7 @@
 //! The command line: every flag, its help and its examples. Parsed by clap; meaning is given in `config.rs`.
 
 mod moving;
+mod trash;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::units::{parse_bytes, parse_duration};
 
 pub(crate) use moving::{Mv, Snapshot};
+pub(crate) use trash::{Trash, TrashEmpty, TrashList, Undelete};
 
 const ABOUT: &str = "A distributed file system in the shape of the GFS paper: one binary for every role.";
 
@@ -110,6 +112,11 @@ pub(crate) enum Command {
     Snapshot(Snapshot),
     /// Remove files or trees (to the trash)
     Rm(Rm),
+    /// Restore what was removed
+    Undelete(Undelete),
+    /// List or empty the trash
+    #[command(subcommand)]
+    Trash(Trash),
     /// Show the chunks of a file: handles, versions, replicas
     Chunks(Chunks),
     /// Show the space of every chunkserver

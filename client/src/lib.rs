@@ -43,6 +43,7 @@ pub mod record;
 mod replica;
 mod session;
 mod transfer;
+mod trash;
 mod write;
 
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub use options::{Durability, Options};
 pub use read::Reader;
 pub use replica::{Comparison, ReplicaBytes, ReplicaSums};
 pub use transfer::{PutOptions, TransferError};
+pub use trash::Trashed;
 pub use write::Writer;
 
 pub use gfs_proto::pb::{ClusterStatusReply, LeaderReply, MasterStatus, ServerStatus};

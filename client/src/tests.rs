@@ -2,6 +2,7 @@
 
 mod reading;
 mod records;
+mod trash;
 mod writing;
 
 use std::time::Duration;

@@ -16,6 +16,7 @@ mod server;
 mod snapshot;
 mod stat;
 mod transfer;
+mod trash;
 
 use std::io::Write;
 
@@ -47,6 +48,13 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Snapshot(args) => snapshot::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Mv(args) => mv::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Rm(args) => rm::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Undelete(args) => trash::undelete(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Trash(args::Trash::List(args)) => {
+            trash::list(&Session::of(&top, &args.settings).await?, &args).await
+        }
+        Command::Trash(args::Trash::Empty(args)) => {
+            trash::empty(&Session::of(&top, &args.settings).await?, &args).await
+        }
         Command::Chunks(args) => chunks::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Df(args) => df::run(&Session::of(&top, &args.settings).await?).await,
         Command::Cluster(args::Cluster::Status(args)) => {

@@ -152,7 +152,8 @@ impl Master for FakeMaster {
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::RevReply>, Status> {
         let pb::DeleteRequest { request, path, .. } = request.into_inner();
         self.change("delete", request, |cluster| {
-            cluster.names.remove(&path).ok_or_else(|| not_found(&path))?;
+            let id = cluster.names.remove(&path).ok_or_else(|| not_found(&path))?;
+            cluster.trash.push((id, path));
             Ok(pb::RevReply { rev: cluster.next_rev() })
         })
         .await
@@ -189,6 +190,57 @@ impl Master for FakeMaster {
             names.truncate(2);
             let entries = names.into_iter().filter_map(|(name, id)| entry(cluster, *id, name)).collect();
             Ok(pb::ListReply { entries, more, rev: 0 })
+        })
+        .await
+    }
+    async fn list_trash(
+        &self,
+        request: Request<pb::ListTrashRequest>,
+    ) -> Result<Response<pb::ListTrashReply>, Status> {
+        let request = request.into_inner();
+        self.call("list_trash", |cluster| {
+            // Pages of two, whether they are wanted or not.
+            let from = request.after.map_or(0, |after| usize::try_from(after.collect_ms).unwrap() + 1);
+            let page = (0..).zip(&cluster.trash).skip(from).take(2);
+            let wanted = page.filter(|(_, (_, path))| path.starts_with(&request.path));
+            let entries = wanted.map(|(date, (id, path))| pb::TrashEntry {
+                entry: entry(cluster, *id, ""),
+                path: path.clone(),
+                deleted_ms: date,
+                collect_ms: date,
+            });
+            let end = from + 1;
+            let next = (end + 1 < cluster.trash.len())
+                .then(|| pb::TrashCursor { collect_ms: u64::try_from(end).unwrap(), id: 0 });
+            Ok(pb::ListTrashReply { entries: entries.collect(), next, rev: 0 })
+        })
+        .await
+    }
+    async fn undelete(
+        &self,
+        request: Request<pb::UndeleteRequest>,
+    ) -> Result<Response<pb::EntryReply>, Status> {
+        let pb::UndeleteRequest { request, id, target } = request.into_inner();
+        self.change("undelete", request, |cluster| {
+            if cluster.names.contains_key(&target) {
+                return Err(Error::AlreadyExists { path: target });
+            }
+            let at = cluster.trash.iter().position(|(found, _)| *found == id);
+            cluster.trash.remove(at.ok_or_else(|| not_found("in the trash"))?);
+            cluster.names.insert(target.clone(), id);
+            Ok(pb::EntryReply { entry: entry(cluster, id, &target), rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn expedite(
+        &self,
+        request: Request<pb::ExpediteRequest>,
+    ) -> Result<Response<pb::RevReply>, Status> {
+        let pb::ExpediteRequest { request, id } = request.into_inner();
+        self.change("expedite", request, |cluster| {
+            let at = cluster.trash.iter().position(|(found, _)| *found == id);
+            cluster.trash.remove(at.ok_or_else(|| not_found("in the trash"))?);
+            Ok(pb::RevReply { rev: cluster.next_rev() })
         })
         .await
     }

@@ -5,6 +5,7 @@ mod building;
 mod golden;
 mod model;
 mod random;
+mod restorable;
 mod robust;
 mod script;
 mod snapshot;

@@ -12,6 +12,7 @@ mod rot;
 mod simulation;
 mod snapshots;
 mod tidy;
+mod trash;
 
 use std::process::Output;
 

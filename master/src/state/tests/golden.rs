@@ -518,7 +518,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         bad path "/": the root directory can't be used here; Never: bad path "/": the root directory can't be used here
         can't move /a to /a: the target lies inside the source; Never: can't move /a to /a: the target lies inside the source
         e4: not a file; Never: e4: is a directory
-        e4: not in the trash; Never: e4: not found
+        e4: not in the trash; Never: e4 in the trash: not found
         the number of chunks of the file is too large: 2, the limit is 1; Never: the number of chunks of the file is too large: 2, the limit is 1
         the file has 1 chunks, not 2; Never: bad argument: the file has 1 chunks, not 2
         c1: no such chunk here; Refresh: c1: no such chunk here
