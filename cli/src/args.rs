@@ -1,5 +1,6 @@
 //! The command line: every flag, its help and its examples. Parsed by clap; meaning is given in `config.rs`.
 
+mod check;
 mod moving;
 mod trash;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::units::{parse_bytes, parse_duration};
 
+pub(crate) use check::{Chunks, Fsck};
 pub(crate) use moving::{Mv, Snapshot};
 pub(crate) use trash::{Trash, TrashEmpty, TrashList, Undelete};
 
@@ -32,7 +34,7 @@ Exit codes:
   3  not found
   4  exists already
   5  unavailable: no leader, no live replica, too few chunkservers, or the deadline passed
-  6  corruption: bytes do not match their checksum on any replica
+  6  corruption: bytes do not match their checksum on any replica; of fsck also: lost, or waits for a decision
 
 Environment:
   GFS_MASTERS   addresses of masters, for every command that talks to a cluster
@@ -119,6 +121,8 @@ pub(crate) enum Command {
     Trash(Trash),
     /// Show the chunks of a file: handles, versions, replicas
     Chunks(Chunks),
+    /// Check that every chunk has its replicas, and decide about those that wait for it
+    Fsck(Fsck),
     /// Show the space of every chunkserver
     Df(Df),
     /// Show the state of the cluster
@@ -437,19 +441,6 @@ pub(crate) struct Rm {
     /// Nothing there is success
     #[arg(short, long)]
     pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) settings: ClientSettings,
-}
-
-/// `gfs chunks`
-#[derive(Args, Debug)]
-pub(crate) struct Chunks {
-    /// The file
-    pub(crate) path: String,
-    /// Read all live replicas of each chunk and compare them block by block; exits with 6 if one is damaged or they
-    /// differ, with 5 if one could not be read
-    #[arg(long)]
-    pub(crate) verify: bool,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }

@@ -30,6 +30,7 @@
 
 mod append;
 mod cache;
+mod check;
 mod client;
 mod entry;
 mod file;
@@ -61,5 +62,8 @@ pub use transfer::{PutOptions, TransferError};
 pub use trash::Trashed;
 pub use write::Writer;
 
-pub use gfs_proto::pb::{ClusterStatusReply, LeaderReply, MasterStatus, ServerStatus};
+pub use gfs_proto::pb::{
+    CheckChunksReply, CheckedChunk, CheckedReplica, ChunkHealth, ClusterStatusReply, InspectReplicaReply,
+    LeaderReply, MasterStatus, ReplicaState, ServerStatus,
+};
 pub use gfs_proto::{Error, Result};

@@ -1,5 +1,6 @@
 //! The client against a cluster in memory: what it does when things go wrong. Time is virtual.
 
+mod check;
 mod reading;
 mod records;
 mod trash;

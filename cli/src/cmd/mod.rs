@@ -6,6 +6,7 @@ mod chunks;
 mod cluster;
 mod dev;
 mod df;
+mod fsck;
 mod get;
 mod ls;
 mod mkdir;
@@ -56,6 +57,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             trash::empty(&Session::of(&top, &args.settings).await?, &args).await
         }
         Command::Chunks(args) => chunks::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Fsck(args) => fsck::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Df(args) => df::run(&Session::of(&top, &args.settings).await?).await,
         Command::Cluster(args::Cluster::Status(args)) => {
             cluster::status(&Session::of(&top, &args.settings).await?).await

@@ -301,6 +301,49 @@ impl Master for FakeMaster {
         })
         .await
     }
+    async fn check_chunks(
+        &self,
+        request: Request<pb::CheckChunksRequest>,
+    ) -> Result<Response<pb::CheckChunksReply>, Status> {
+        let request = request.into_inner();
+        self.call("check_chunks", |cluster| {
+            let count = cluster.files.get(&request.file).ok_or_else(|| not_found("file"))?.len();
+            let chunk_count = u32::try_from(count).unwrap();
+            let checked = chunk_count.saturating_sub(request.first).min(request.count);
+            let (counted, rev) = (true, cluster.next_rev());
+            Ok(pb::CheckChunksReply { checked, chunk_count, counted, rev, ..Default::default() })
+        })
+        .await
+    }
+    async fn inspect_chunk(
+        &self,
+        request: Request<pb::InspectChunkRequest>,
+    ) -> Result<Response<pb::InspectChunkReply>, Status> {
+        let handle = request.into_inner().handle;
+        self.call("inspect_chunk", |cluster| {
+            let found = cluster.chunks.get(&handle).ok_or_else(|| not_found("chunk"))?;
+            let chunk = Some(pb::CheckedChunk { handle, version: found.version, ..Default::default() });
+            Ok(pb::InspectChunkReply { chunk, rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn accept_replica(
+        &self,
+        request: Request<pb::AcceptReplicaRequest>,
+    ) -> Result<Response<pb::AcceptReplicaReply>, Status> {
+        let pb::AcceptReplicaRequest { request, handle, version, server, .. } = request.into_inner();
+        self.change("accept_replica", request, |cluster| {
+            let rev = cluster.next_rev();
+            let chunk = cluster.chunks.get_mut(&handle).ok_or_else(|| not_found("chunk"))?;
+            if chunk.version != version {
+                return Err(Error::bad_argument("another version"));
+            }
+            chunk.version += 1;
+            chunk.members = vec![server];
+            Ok(pb::AcceptReplicaReply { version: chunk.version, rev })
+        })
+        .await
+    }
     async fn cluster_status(
         &self,
         _: Request<pb::ClusterStatusRequest>,

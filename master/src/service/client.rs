@@ -233,6 +233,24 @@ impl pb::master_server::Master for Service {
         Ok(Response::new(pb::LocateReply { chunks, chunk_count, rev }))
     }
 
+    async fn check_chunks(&self, request: Request<pb::CheckChunksRequest>) -> Answer<pb::CheckChunksReply> {
+        Ok(Response::new(self.check(request.into_inner()).await?))
+    }
+
+    async fn inspect_chunk(
+        &self,
+        request: Request<pb::InspectChunkRequest>,
+    ) -> Answer<pb::InspectChunkReply> {
+        Ok(Response::new(self.inspect(request.into_inner()).await?))
+    }
+
+    async fn accept_replica(
+        &self,
+        request: Request<pb::AcceptReplicaRequest>,
+    ) -> Answer<pb::AcceptReplicaReply> {
+        Ok(Response::new(self.accept(request.into_inner()).await?))
+    }
+
     async fn cluster_status(&self, _: Request<pb::ClusterStatusRequest>) -> Answer<pb::ClusterStatusReply> {
         self.leader.reign()?;
         let (counters, rev) = self.look_up(None, |view| read::counters(view)).await?;

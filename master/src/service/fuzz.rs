@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use gfs_fuzz::Dice;
-use gfs_proto::id::{EntryId, LogIndex, RequestId};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, EntryId, LogIndex, RequestId, ServerId};
 use gfs_proto::path::{FilePath, Name};
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Result, pb};
@@ -23,7 +23,7 @@ pub(crate) fn report(request: &pb::ReportRequest) -> Result<Report> {
 /// Requests as clients and chunkservers send them.
 pub(crate) fn messages(data: &[u8]) {
     let mut dice = Dice::new(data);
-    let kind = dice.below(11);
+    let kind = dice.below(12);
     let first_unacked = dice.number();
     let bytes = Bytes::copy_from_slice(dice.rest());
     let memory = cluster();
@@ -130,6 +130,13 @@ fn command(kind: u64, bytes: Bytes, view: &Memory) -> Option<(Option<RequestId>,
             let page = read::restorable(view, UnixMs::from_raw(1), &below, after, request.limit as usize);
             assert!(page.is_ok_and(|page| page.items.len() <= (request.limit as usize).max(1)));
             return None;
+        }
+        10 => {
+            let request = pb::AcceptReplicaRequest::decode(bytes).ok()?;
+            let (handle, expected_version) =
+                (ChunkHandle::from_raw(request.handle), ChunkVersion::from_raw(request.version));
+            let server = ServerId::from_raw(request.server);
+            (request.request, Command::AcceptReplica { handle, expected_version, server })
         }
         _ => return None,
     };

@@ -65,6 +65,12 @@ impl Chunkserver for Yes {
         self.told.lock().push(format!("copy v{}", request.version));
         Ok(Response::new(pb::CopyReplicaReply::default()))
     }
+    async fn inspect_replica(
+        &self,
+        _: Request<pb::InspectReplicaRequest>,
+    ) -> Result<Response<pb::InspectReplicaReply>, Status> {
+        Ok(Response::new(pb::InspectReplicaReply::default()))
+    }
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeReply>, Status> {
         Ok(Response::new(pb::ProbeReply { epoch: 1 }))
     }

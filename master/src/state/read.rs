@@ -6,8 +6,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Build, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings, StoredReply,
-    Trashed, system,
+    self, Accepted, Build, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings,
+    StoredReply, Trashed, system,
 };
 use crate::state::reply::Rejected;
 use crate::state::table::{Row, Table, View};
@@ -255,6 +255,14 @@ pub fn file_chunks(
 /// Only [`Rejected::Damaged`].
 pub fn origin(view: &dyn View, copy: ChunkHandle) -> Result<Option<Origin>, Rejected> {
     row(view, Table::System, &system::origin(copy))
+}
+
+/// The operator's decision that the pending grant of a chunk stands on, if it does.
+///
+/// # Errors
+/// Only [`Rejected::Damaged`].
+pub fn accepted(view: &dyn View, handle: ChunkHandle) -> Result<Option<Accepted>, Rejected> {
+    row(view, Table::System, &system::accepted(handle))
 }
 
 /// At most `limit` chunks by handle, from `from` on.

@@ -2,6 +2,7 @@
 
 mod build;
 mod building;
+mod decision;
 mod golden;
 mod model;
 mod random;

@@ -4,6 +4,7 @@
 mod command_line;
 mod faults;
 mod files;
+mod fsck;
 mod healing;
 mod records;
 mod refusals;

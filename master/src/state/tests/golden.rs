@@ -97,6 +97,7 @@ pub(super) fn commands() -> Vec<Command> {
         Command::BeginSnapshot { source: path("/a"), target: path("/s"), request: REQUEST },
         Command::BuildSnapshot { root: EntryId::from_raw(5), limit: 100 },
         Command::AbandonSnapshot { root: EntryId::from_raw(5), handle: HANDLE },
+        Command::AcceptReplica { handle: HANDLE, expected_version: VERSION, server: ServerId::from_raw(3) },
     ]
 }
 
@@ -219,6 +220,7 @@ fn golden_commands() {
         BeginSnapshot        0115022f61022f7306ac02
         BuildSnapshot        01160564
         AbandonSnapshot      01170501
+        AcceptReplica        0118010103
     "#]].assert_eq(&told);
 }
 
