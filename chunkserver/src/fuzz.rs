@@ -161,6 +161,7 @@ impl Bench {
             primary: server(dice),
             writer: dice.coin(),
             fresh: dice.coin(),
+            accepted: dice.coin(),
             chunk_bytes: ChunkBytes::try_from(CHUNK_BYTES_MIN).unwrap_or(ChunkBytes::DEFAULT),
         };
         let Ok(how) = Replica::store(US, CHUNK, Some(before.version), &grant) else { return };

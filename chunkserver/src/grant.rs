@@ -145,6 +145,30 @@ impl Chunkserver {
         }
     }
 
+    /// What is here of a chunk, as it is now.
+    pub(crate) fn inspect(&self, request: &pb::InspectReplicaRequest) -> Result<pb::InspectReplicaReply> {
+        self.ordered(request.head.clone())?;
+        let Ok(chunk) = self.chunk(ChunkHandle::from_raw(request.handle)) else {
+            return Ok(pb::InspectReplicaReply::default());
+        };
+        let inspected = chunk.with(|state| {
+            let replica = state.replica.as_ref()?;
+            let held = replica.held();
+            Some(pb::InspectReplicaReply {
+                present: true,
+                version: held.version.raw(),
+                adopted: held.adopted.raw(),
+                length: held.end.length,
+                serial: held.end.serial.raw(),
+                sealed: held.end.sealed,
+                partial: held.partial,
+                corrupt: held.corrupt,
+                committed_length: replica.progress().committed().map(|committed| committed.length),
+            })
+        });
+        Ok(inspected.unwrap_or_default())
+    }
+
     /// Removes a replica that the committed state calls garbage, unless it has been granted anew since.
     pub(crate) fn delete_replica(&self, request: &pb::DeleteReplicaRequest) -> Result<bool> {
         self.ordered(request.head.clone())?;
@@ -210,6 +234,7 @@ pub(crate) fn grant(request: &pb::StoreVersionRequest) -> Result<Grant> {
         primary: ServerId::from_raw(request.primary),
         writer: request.writer,
         fresh: request.fresh,
+        accepted: request.accepted,
         chunk_bytes: ChunkBytes::parse(request.chunk_bytes.into()).map_err(Error::bad_argument)?,
     })
 }

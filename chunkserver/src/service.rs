@@ -49,6 +49,13 @@ impl Service for Control {
         Ok(Response::new(pb::CopyReplicaReply { length }))
     }
 
+    async fn inspect_replica(
+        &self,
+        request: Request<pb::InspectReplicaRequest>,
+    ) -> Reply<pb::InspectReplicaReply> {
+        Ok(Response::new(self.0.inspect(&request.into_inner())?))
+    }
+
     async fn probe(&self, request: Request<pb::ProbeRequest>) -> Reply<pb::ProbeReply> {
         self.0.ordered(request.into_inner().head)?;
         let epoch = self.0.fence.lock().epoch().raw();

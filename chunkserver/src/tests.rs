@@ -1,6 +1,7 @@
 //! Chunkservers in one process over real sockets and memory files, a master that says what the test wants, and orders
 //! as a leader would send them.
 
+mod decision;
 mod exactly_once;
 mod refusals;
 mod stories;
@@ -255,6 +256,7 @@ impl Cluster {
                 primary,
                 writer: true,
                 fresh: base.is_empty(),
+                accepted: false,
                 chunk_bytes: CHUNK_BYTES,
             };
             self.control(*server).await.store_version(request).await?;

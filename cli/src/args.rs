@@ -1,6 +1,8 @@
 //! The command line: every flag, its help and its examples. Parsed by clap; meaning is given in `config.rs`.
 
+mod check;
 mod moving;
+mod trash;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::units::{parse_bytes, parse_duration};
 
+pub(crate) use check::{Chunks, Fsck};
 pub(crate) use moving::{Mv, Snapshot};
+pub(crate) use trash::{Trash, TrashEmpty, TrashList, Undelete};
 
 const ABOUT: &str = "A distributed file system in the shape of the GFS paper: one binary for every role.";
 
@@ -30,7 +34,7 @@ Exit codes:
   3  not found
   4  exists already
   5  unavailable: no leader, no live replica, too few chunkservers, or the deadline passed
-  6  corruption: bytes do not match their checksum on any replica
+  6  corruption: bytes do not match their checksum on any replica; of fsck also: lost, or waits for a decision
 
 Environment:
   GFS_MASTERS   addresses of masters, for every command that talks to a cluster
@@ -110,8 +114,15 @@ pub(crate) enum Command {
     Snapshot(Snapshot),
     /// Remove files or trees (to the trash)
     Rm(Rm),
+    /// Restore what was removed
+    Undelete(Undelete),
+    /// List or empty the trash
+    #[command(subcommand)]
+    Trash(Trash),
     /// Show the chunks of a file: handles, versions, replicas
     Chunks(Chunks),
+    /// Check that every chunk has its replicas, and decide about those that wait for it
+    Fsck(Fsck),
     /// Show the space of every chunkserver
     Df(Df),
     /// Show the state of the cluster
@@ -430,19 +441,6 @@ pub(crate) struct Rm {
     /// Nothing there is success
     #[arg(short, long)]
     pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) settings: ClientSettings,
-}
-
-/// `gfs chunks`
-#[derive(Args, Debug)]
-pub(crate) struct Chunks {
-    /// The file
-    pub(crate) path: String,
-    /// Read all live replicas of each chunk and compare them block by block; exits with 6 if one is damaged or they
-    /// differ, with 5 if one could not be read
-    #[arg(long)]
-    pub(crate) verify: bool,
     #[command(flatten)]
     pub(crate) settings: ClientSettings,
 }

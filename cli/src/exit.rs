@@ -41,6 +41,15 @@ pub(crate) struct SomeFailed {
     pub(crate) code: u8,
 }
 
+/// A failure that says its own next step.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) step: String,
+    pub(crate) code: u8,
+}
+
 /// The code for what a command ended with.
 pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
@@ -49,6 +58,9 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
         }
         if let Some(some) = cause.downcast_ref::<SomeFailed>() {
             return some.code;
+        }
+        if let Some(failed) = cause.downcast_ref::<Failed>() {
+            return failed.code;
         }
         if let Some(error) = cause.downcast_ref::<Error>() {
             return code_of_wire(error);
@@ -87,8 +99,13 @@ fn code_of_wire(error: &Error) -> u8 {
 }
 
 /// What to try next, where it is known.
+pub(crate) fn next_step(error: &anyhow::Error) -> Option<&str> {
+    let own = error.chain().find_map(|cause| cause.downcast_ref::<Failed>());
+    own.map(|failed| failed.step.as_str()).or_else(|| known_step(error))
+}
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "the other errors say all there is")]
-pub(crate) fn next_step(error: &anyhow::Error) -> Option<&'static str> {
+fn known_step(error: &anyhow::Error) -> Option<&'static str> {
     let error = error.chain().find_map(|cause| {
         let nested = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
         cause.downcast_ref::<Error>().or_else(|| nested?.downcast_ref::<Error>())

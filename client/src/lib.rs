@@ -30,6 +30,7 @@
 
 mod append;
 mod cache;
+mod check;
 mod client;
 mod entry;
 mod file;
@@ -43,6 +44,7 @@ pub mod record;
 mod replica;
 mod session;
 mod transfer;
+mod trash;
 mod write;
 
 #[cfg(test)]
@@ -57,7 +59,11 @@ pub use options::{Durability, Options};
 pub use read::Reader;
 pub use replica::{Comparison, ReplicaBytes, ReplicaSums};
 pub use transfer::{PutOptions, TransferError};
+pub use trash::Trashed;
 pub use write::Writer;
 
-pub use gfs_proto::pb::{ClusterStatusReply, LeaderReply, MasterStatus, ServerStatus};
+pub use gfs_proto::pb::{
+    CheckChunksReply, CheckedChunk, CheckedReplica, ChunkHealth, ClusterStatusReply, InspectReplicaReply,
+    LeaderReply, MasterStatus, ReplicaState, ServerStatus,
+};
 pub use gfs_proto::{Error, Result};

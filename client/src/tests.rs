@@ -1,7 +1,9 @@
 //! The client against a cluster in memory: what it does when things go wrong. Time is virtual.
 
+mod check;
 mod reading;
 mod records;
+mod trash;
 mod writing;
 
 use std::time::Duration;

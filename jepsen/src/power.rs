@@ -5,6 +5,7 @@
 //! at when the servers are back, under the same request ids; then every replica of every chunk is read and judged (`judge`).
 //! What a round has made is looked at again after the next cut, and removed.
 
+mod decide;
 mod judge;
 mod load;
 
@@ -66,8 +67,10 @@ pub struct PowerReport {
     pub unknown: u64,
     /// Replicas of chunks that were read and compared.
     pub replicas: u64,
-    /// Chunks that wait for a decision: with [`Promise::Replicated`] only.
+    /// Chunks that could not be read: with [`Promise::Replicated`] only.
     pub waiting: u64,
+    /// Those of them that waited for a decision and got it.
+    pub decided: u64,
     /// From the start of the processes until every chunk has its replicas.
     pub recoveries: Vec<Duration>,
     /// A whole round.
@@ -89,7 +92,7 @@ impl fmt::Display for PowerReport {
         let ((recovery, recovery_max), (round, round_max)) = (middle(&self.recoveries), middle(&self.times));
         write!(
             f,
-            "{} rounds, {} power cuts of all servers: {} acknowledged, {} unknown, {} replicas compared, {} chunks wait; \
+            "{} rounds, {} power cuts of all servers: {} acknowledged, {} unknown, {} replicas compared, {} chunks not read, {} decided; \
              {} findings; whole again after p50 {recovery} ms, max {recovery_max} ms; a round p50 {round} ms, max {round_max} ms",
             self.rounds,
             self.cuts,
@@ -97,6 +100,7 @@ impl fmt::Display for PowerReport {
             self.unknown,
             self.replicas,
             self.waiting,
+            self.decided,
             self.findings.len()
         )
     }
@@ -216,6 +220,7 @@ impl Trial {
         self.report.unknown += told.unknown;
         self.report.replicas += judged.replicas;
         self.report.waiting += judged.waiting;
+        self.report.decided += judged.decided;
         self.report.findings.extend(told.findings.iter().cloned().chain(judged.findings));
         let before = std::mem::replace(&mut self.kept, judged.kept);
         self.report.findings.extend(judge::look_again(&round, before).await?);

@@ -22,6 +22,8 @@ pub(crate) struct Grant {
     pub(crate) writer: bool,
     /// Whether this is a new chunk: everybody starts from nothing.
     pub(crate) fresh: bool,
+    /// An operator has decided that the primary's content counts, although it may have lost something.
+    pub(crate) accepted: bool,
     /// Size of a chunk.
     pub(crate) chunk_bytes: ChunkBytes,
 }
@@ -30,6 +32,14 @@ impl Grant {
     /// The primary and its address.
     pub(crate) fn primary(&self) -> Option<&Peer> {
         self.members.iter().find(|member| member.server == self.primary)
+    }
+
+    /// Whether what a server holds counts: it is whole, or this very grant was made for what it has. Damage never counts.
+    pub(crate) fn trusts(&self, server: ServerId, held: &Held) -> bool {
+        // Guard partial_forgotten, power_cut_ignored: the flag stays until it has adopted, and only a decision about this
+        // version and this server passes over it (docs/decisions/0020).
+        let decided = self.accepted && self.base == [server] && self.primary == server;
+        (!held.partial || decided) && !held.corrupt
     }
 }
 
@@ -86,7 +96,7 @@ pub(crate) fn longest(grant: &Grant, candidates: &[Candidate]) -> Option<ServerI
         .iter()
         // Mutant joiner_counted_as_base: whoever takes part has what was acknowledged.
         .filter(|candidate| grant.base.contains(&candidate.server) || fault::mutant("joiner_counted_as_base"))
-        .filter(|candidate| !candidate.held.partial && !candidate.held.corrupt)
+        .filter(|candidate| grant.trusts(candidate.server, &candidate.held))
         // Guard truncate_to_commit: all that a base member holds counts, not what it knows to be committed.
         .max_by_key(|candidate| {
             let held = candidate.held;

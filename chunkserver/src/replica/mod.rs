@@ -173,10 +173,10 @@ impl Replica {
     /// Step 2, after the version is durable: `held` is what the disk holds now.
     pub(crate) fn stored(&mut self, grant: Grant, how: Store, held: Held, now: Moment) {
         debug_assert!(held.version == grant.version);
-        let whole = !held.partial && !held.corrupt;
+        let counts = grant.trusts(self.us, &held);
         // Any role it had ends with the old version; a joiner also loses its validation.
         self.role = match how {
-            _ if grant.primary != self.us || !whole => Role::None,
+            _ if grant.primary != self.us || !counts => Role::None,
             // Nobody has anything to collect: who has not stored the version applies nothing either.
             Store::Fresh => Role::Reconciled,
             Store::Known | Store::Base | Store::Joiner => Role::Collecting,

@@ -2,6 +2,7 @@
 //! them when it is removed.
 #![allow(clippy::cast_possible_truncation, reason = "the numbers of the scripts are small")]
 
+mod decision;
 mod order;
 mod reading;
 
@@ -153,6 +154,7 @@ impl Bench {
             primary: members[0],
             writer: !words.contains(&"reader"),
             fresh: words.contains(&"fresh"),
+            accepted: words.contains(&"accepted"),
             chunk_bytes: ChunkBytes::parse(4 * 65_536).unwrap(),
         };
         let here = self.replica.as_ref().map(|replica| replica.held().version);

@@ -41,6 +41,7 @@ async fn a_copy_from_a_damaged_source_leaves_nothing_and_one_that_a_crash_cut_of
         primary: 1,
         writer: true,
         fresh: false,
+        accepted: false,
         chunk_bytes: CHUNK_BYTES,
     };
     assert!(control.store_version(joiner).await.unwrap().into_inner().partial);

@@ -6,6 +6,7 @@ mod chunks;
 mod cluster;
 mod dev;
 mod df;
+mod fsck;
 mod get;
 mod ls;
 mod mkdir;
@@ -16,6 +17,7 @@ mod server;
 mod snapshot;
 mod stat;
 mod transfer;
+mod trash;
 
 use std::io::Write;
 
@@ -47,7 +49,15 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Snapshot(args) => snapshot::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Mv(args) => mv::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Rm(args) => rm::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Undelete(args) => trash::undelete(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Trash(args::Trash::List(args)) => {
+            trash::list(&Session::of(&top, &args.settings).await?, &args).await
+        }
+        Command::Trash(args::Trash::Empty(args)) => {
+            trash::empty(&Session::of(&top, &args.settings).await?, &args).await
+        }
         Command::Chunks(args) => chunks::run(&Session::of(&top, &args.settings).await?, &args).await,
+        Command::Fsck(args) => fsck::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Df(args) => df::run(&Session::of(&top, &args.settings).await?).await,
         Command::Cluster(args::Cluster::Status(args)) => {
             cluster::status(&Session::of(&top, &args.settings).await?).await

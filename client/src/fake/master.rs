@@ -152,7 +152,8 @@ impl Master for FakeMaster {
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::RevReply>, Status> {
         let pb::DeleteRequest { request, path, .. } = request.into_inner();
         self.change("delete", request, |cluster| {
-            cluster.names.remove(&path).ok_or_else(|| not_found(&path))?;
+            let id = cluster.names.remove(&path).ok_or_else(|| not_found(&path))?;
+            cluster.trash.push((id, path));
             Ok(pb::RevReply { rev: cluster.next_rev() })
         })
         .await
@@ -189,6 +190,57 @@ impl Master for FakeMaster {
             names.truncate(2);
             let entries = names.into_iter().filter_map(|(name, id)| entry(cluster, *id, name)).collect();
             Ok(pb::ListReply { entries, more, rev: 0 })
+        })
+        .await
+    }
+    async fn list_trash(
+        &self,
+        request: Request<pb::ListTrashRequest>,
+    ) -> Result<Response<pb::ListTrashReply>, Status> {
+        let request = request.into_inner();
+        self.call("list_trash", |cluster| {
+            // Pages of two, whether they are wanted or not.
+            let from = request.after.map_or(0, |after| usize::try_from(after.collect_ms).unwrap() + 1);
+            let page = (0..).zip(&cluster.trash).skip(from).take(2);
+            let wanted = page.filter(|(_, (_, path))| path.starts_with(&request.path));
+            let entries = wanted.map(|(date, (id, path))| pb::TrashEntry {
+                entry: entry(cluster, *id, ""),
+                path: path.clone(),
+                deleted_ms: date,
+                collect_ms: date,
+            });
+            let end = from + 1;
+            let next = (end + 1 < cluster.trash.len())
+                .then(|| pb::TrashCursor { collect_ms: u64::try_from(end).unwrap(), id: 0 });
+            Ok(pb::ListTrashReply { entries: entries.collect(), next, rev: 0 })
+        })
+        .await
+    }
+    async fn undelete(
+        &self,
+        request: Request<pb::UndeleteRequest>,
+    ) -> Result<Response<pb::EntryReply>, Status> {
+        let pb::UndeleteRequest { request, id, target } = request.into_inner();
+        self.change("undelete", request, |cluster| {
+            if cluster.names.contains_key(&target) {
+                return Err(Error::AlreadyExists { path: target });
+            }
+            let at = cluster.trash.iter().position(|(found, _)| *found == id);
+            cluster.trash.remove(at.ok_or_else(|| not_found("in the trash"))?);
+            cluster.names.insert(target.clone(), id);
+            Ok(pb::EntryReply { entry: entry(cluster, id, &target), rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn expedite(
+        &self,
+        request: Request<pb::ExpediteRequest>,
+    ) -> Result<Response<pb::RevReply>, Status> {
+        let pb::ExpediteRequest { request, id } = request.into_inner();
+        self.change("expedite", request, |cluster| {
+            let at = cluster.trash.iter().position(|(found, _)| *found == id);
+            cluster.trash.remove(at.ok_or_else(|| not_found("in the trash"))?);
+            Ok(pb::RevReply { rev: cluster.next_rev() })
         })
         .await
     }
@@ -246,6 +298,49 @@ impl Master for FakeMaster {
             let chunks = chunks.collect();
             let chunk_count = u32::try_from(handles.len()).unwrap();
             Ok(pb::LocateReply { chunks, chunk_count, rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn check_chunks(
+        &self,
+        request: Request<pb::CheckChunksRequest>,
+    ) -> Result<Response<pb::CheckChunksReply>, Status> {
+        let request = request.into_inner();
+        self.call("check_chunks", |cluster| {
+            let count = cluster.files.get(&request.file).ok_or_else(|| not_found("file"))?.len();
+            let chunk_count = u32::try_from(count).unwrap();
+            let checked = chunk_count.saturating_sub(request.first).min(request.count);
+            let (counted, rev) = (true, cluster.next_rev());
+            Ok(pb::CheckChunksReply { checked, chunk_count, counted, rev, ..Default::default() })
+        })
+        .await
+    }
+    async fn inspect_chunk(
+        &self,
+        request: Request<pb::InspectChunkRequest>,
+    ) -> Result<Response<pb::InspectChunkReply>, Status> {
+        let handle = request.into_inner().handle;
+        self.call("inspect_chunk", |cluster| {
+            let found = cluster.chunks.get(&handle).ok_or_else(|| not_found("chunk"))?;
+            let chunk = Some(pb::CheckedChunk { handle, version: found.version, ..Default::default() });
+            Ok(pb::InspectChunkReply { chunk, rev: cluster.next_rev() })
+        })
+        .await
+    }
+    async fn accept_replica(
+        &self,
+        request: Request<pb::AcceptReplicaRequest>,
+    ) -> Result<Response<pb::AcceptReplicaReply>, Status> {
+        let pb::AcceptReplicaRequest { request, handle, version, server, .. } = request.into_inner();
+        self.change("accept_replica", request, |cluster| {
+            let rev = cluster.next_rev();
+            let chunk = cluster.chunks.get_mut(&handle).ok_or_else(|| not_found("chunk"))?;
+            if chunk.version != version {
+                return Err(Error::bad_argument("another version"));
+            }
+            chunk.version += 1;
+            chunk.members = vec![server];
+            Ok(pb::AcceptReplicaReply { version: chunk.version, rev })
         })
         .await
     }

@@ -60,6 +60,8 @@ pub(crate) struct Cluster {
     pub(crate) dead: BTreeSet<u64>,
     pub(crate) names: BTreeMap<String, u64>,
     pub(crate) files: BTreeMap<u64, Vec<u64>>,
+    /// Deleted files and their paths, in the order of deletion.
+    pub(crate) trash: Vec<(u64, String)>,
     pub(crate) chunks: BTreeMap<u64, FakeChunk>,
     pub(crate) replies: BTreeMap<(u64, u64), Result<Bytes, Error>>,
     pub(crate) nonces: BTreeMap<Bytes, u64>,

@@ -86,6 +86,10 @@ fn check_once(decided: &[Decided<'_>], verdict: &mut Verdict) {
             verdict.finding(format!("twice: index {} for {first:?} and {second:?}", one.rev));
         }
         last = Some(one);
+        // What comes back has the id that it had.
+        if matches!(one.operation.call, Call::Undelete { .. }) {
+            continue;
+        }
         if let Some(made) = one.reply.entries.first()
             && let Some(other) = ids.insert(made.id, &one.operation.call)
         {
@@ -305,8 +309,13 @@ mod tests {
                 "mkdir" => Call::Mkdir { path },
                 "create" => Call::Create { path },
                 "delete" => Call::Delete { path, recursive: false },
+                "remove" => Call::Delete { path, recursive: true },
                 "rename" => Call::Rename { source: path, target: words[4].into(), replace: false },
                 "snapshot" => Call::Snapshot { source: path, target: words[4].into() },
+                "undelete" => {
+                    let id = words[5].parse().unwrap();
+                    Call::Undelete { id, source: path, target: words[4].into() }
+                }
                 "stat" => Call::Stat { path, stale: stale(words.get(4..)) },
                 _ => Call::List { path, stale: stale(words.get(4..)) },
             };
@@ -316,8 +325,10 @@ mod tests {
                 told => {
                     let mut words = told.split_whitespace();
                     let rev = words.next().unwrap().parse().unwrap();
-                    let directory = asked.contains("mkdir");
                     let entry = |word: &str| {
+                        // A slash behind it says directory.
+                        let directory = asked.contains("mkdir") || word.ends_with('/');
+                        let word = word.trim_end_matches('/');
                         let (name, id) = word.split_once('=').unwrap_or(("", word));
                         Entry { name: name.into(), id: id.parse().unwrap(), directory }
                     };
@@ -351,6 +362,12 @@ mod tests {
             "1 2 create /x -> ?\n3 4 stat /x -> no",
             // A snapshot is the tree of its moment; what is in it has ids that lookups tell.
             "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 mkdir /s -> 3 3\n7 8 snapshot /a /s/a -> 4 4\n9 10 delete /a/x -> 5\n11 12 list /s/a -> 5 x=9\n13 14 stat /s/a/x -> 5 9",
+            // What was deleted comes back as it was, elsewhere too, if it was deleted, once.
+            "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 remove /a -> 3\n7 8 stat /a -> no\n9 10 undelete /a /b 1 -> 4 1/\n11 12 list /b -> 4 x=2\n13 14 undelete /a /a 1 -> no",
+            "1 2 create /x -> 1 1\n3 4 undelete /x /y 1 -> no\n5 6 delete /x -> 2\n7 8 create /x -> 3 2\n9 10 undelete /x /x 1 -> no\n11 12 undelete /x /y 1 -> 4 1",
+            // Whether it was deleted before nobody knows, so either is fine.
+            "1 2 create /x -> 1 1\n3 4 delete /x -> ?\n5 6 undelete /x /y 1 -> 4 1\n7 8 stat /x -> no",
+            "1 2 create /x -> 1 1\n3 9 delete /x -> 2\n4 8 undelete /x /x 1 -> no\n10 11 undelete /x /x 1 -> ?\n12 13 stat /x -> 3 1",
             // An old answer within its bound, and an old refusal.
             "1 2 create /x -> 10 1\n5 6 stat /x 1 0 -> no\n7 8 stat /x 1 0 -> 10 1",
             "1 2 create /x -> 10 1\n3 4 list / 1 0 -> 9",
@@ -387,6 +404,23 @@ mod tests {
                 "inexplicable",
                 "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 snapshot /a /s -> 4 4\n7 8 stat /s/x -> 4 8\n9 10 stat /s/x -> 4 9",
             ),
+            // What was not deleted, or is back already, can't come back; nor as something else, nor without what was in it.
+            ("inexplicable", "1 2 create /x -> 1 1\n3 4 undelete /x /y 1 -> 2 1"),
+            (
+                "inexplicable",
+                "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 undelete /x /x 1 -> 3 1\n7 8 undelete /x /y 1 -> 4 1",
+            ),
+            (
+                "inexplicable",
+                "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 create /x -> 3 2\n7 8 undelete /x /x 1 -> 4 1",
+            ),
+            ("inexplicable", "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 undelete /x /y 1 -> 3 2"),
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 remove /a -> 3\n7 8 undelete /a /b 1 -> 4 1/\n9 10 list /b -> 4",
+            ),
+            ("inexplicable", "1 2 mkdir /a -> 1 1\n3 4 delete /a -> 2\n5 6 undelete /a /b 1 -> 3 1"),
+            ("refused", "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 undelete /x /y 1 -> no"),
             // Shadows: older than allowed, behind what the session has seen, not a state that ever was.
             ("old", "1 2 create /x -> 10 1\n3000000 3000001 list / 1 0 -> 9"),
             ("back", "1 2 create /x -> 10 1\n3 4 list / 1 10 -> 9"),

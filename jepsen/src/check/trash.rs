@@ -1,16 +1,23 @@
 //! Judges files that come and go while the trash is emptied: garbage collection takes nothing that a name still has,
-//! and what is deleted is not there any more. Each file is one client's own, so that it always knows.
+//! what is deleted is not there any more, and it comes back whole until its date and not after. Each file is one
+//! client's own, so that it always knows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::count;
-use crate::history::pair_up;
+use crate::history::{Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
 use crate::verdict::Verdict;
+
+/// How long deleted files stay.
+pub(crate) const TRASH: Duration = Duration::from_millis(500);
+/// By how much the wall clock, which dates are of, and that of the history may differ over one stay in the trash.
+const SLACK: Duration = Duration::from_millis(50);
 
 /// What is asked. Nobody else touches the paths of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +29,8 @@ pub(crate) enum Call {
     Copy { source: String, target: String },
     /// Delete a file: it stays in the trash for a moment.
     Remove { path: String },
+    /// Take what was deleted there out of the trash.
+    Undelete { path: String },
     /// Read a file.
     Read { path: String },
     /// The paths of all files, after all faults.
@@ -41,8 +50,29 @@ pub(crate) enum Reply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
     Nothing,
-    Gone,
+    /// With what it held and when it was deleted, if it can come back.
+    Gone(Option<Deleted>),
     Holds(u64),
+}
+
+/// A file in the trash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Deleted {
+    tag: u64,
+    /// It was deleted at some time between these.
+    called_at_ns: u64,
+    returned_at_ns: u64,
+}
+
+impl Deleted {
+    /// Whether what was decided before a moment was decided before its date.
+    fn surely_stays_until(&self, moment_ns: u64) -> bool {
+        u128::from(moment_ns) + SLACK.as_nanos() < u128::from(self.called_at_ns) + TRASH.as_nanos()
+    }
+    /// Whether what was decided after a moment was decided past its date.
+    fn surely_is_past_at(&self, moment_ns: u64) -> bool {
+        u128::from(moment_ns) > u128::from(self.returned_at_ns) + TRASH.as_nanos() + SLACK.as_nanos()
+    }
 }
 
 /// Judges a history of files that come and go.
@@ -52,8 +82,9 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     count(&mut verdict, &operations);
     let mut known: BTreeMap<&str, Known> = BTreeMap::new();
     let mut listed = false;
+    let (mut restored, mut refused) = (0_u64, 0_u64);
     for operation in &operations {
-        let holds = |path: &str| known.get(path).copied().unwrap_or(Known::Gone);
+        let holds = |path: &str| known.get(path).copied().unwrap_or(Known::Gone(None));
         let happened = match &operation.outcome {
             Outcome::Ok { .. } => Some(true),
             Outcome::Fail { .. } => Some(false),
@@ -80,11 +111,35 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 if happened == Some(false) && matches!(holds(path), Known::Holds(_)) {
                     verdict.finding(format!("lost: {:?} -> {:?}", operation.call, operation.outcome));
                 }
-                let after = settle(Known::Gone, Known::Gone);
+                let deleted = match (holds(path), operation.returned_at_ns) {
+                    (Known::Holds(tag), Some(returned_at_ns)) => {
+                        Some(Deleted { tag, called_at_ns: operation.called_at_ns, returned_at_ns })
+                    }
+                    _ => None,
+                };
+                let after = match (happened, holds(path)) {
+                    // What it holds nobody knows, so what comes back neither.
+                    (Some(true), Known::Nothing) => Known::Nothing,
+                    (Some(true), _) => Known::Gone(deleted),
+                    (Some(false), before) => {
+                        if before == Known::Nothing {
+                            Known::Nothing
+                        } else {
+                            Known::Gone(None)
+                        }
+                    }
+                    (None, _) => Known::Nothing,
+                };
                 known.insert(path, after);
             }
+            Call::Undelete { path } => {
+                let after = undeleted(operation, holds(path), &mut verdict);
+                known.insert(path, after);
+                restored += u64::from(happened == Some(true));
+                refused += u64::from(happened == Some(false));
+            }
             Call::Read { path } => match (&operation.outcome, holds(path)) {
-                (Outcome::Ok { value }, Known::Gone) => {
+                (Outcome::Ok { value }, Known::Gone(_)) => {
                     verdict.finding(format!("undead: {path} was deleted and reads as {value:?}"));
                 }
                 (Outcome::Ok { value }, Known::Holds(tag)) if *value != Reply::Tag(Some(tag)) => {
@@ -110,8 +165,35 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
         verdict.doubt("the history ends before the names were read back");
     }
     let live = known.values().filter(|known| matches!(known, Known::Holds(_))).count();
-    verdict.note(format!("{live} files at the end"));
+    verdict.note(format!("{live} files at the end, {restored} were restored, {refused} had gone before"));
     Ok(verdict)
+}
+
+/// What is known of a file after somebody wanted it back.
+fn undeleted(operation: &Operation<Call, Reply>, before: Known, verdict: &mut Verdict) -> Known {
+    match (&operation.outcome, before) {
+        (Outcome::Info { .. }, _) | (_, Known::Nothing) => Known::Nothing,
+        (Outcome::Ok { .. }, Known::Gone(Some(deleted))) => {
+            if deleted.surely_is_past_at(operation.called_at_ns) {
+                verdict.finding(format!("late: {:?} brings back {deleted:?}", operation.call));
+            }
+            Known::Holds(deleted.tag)
+        }
+        (Outcome::Ok { .. }, Known::Gone(None) | Known::Holds(_)) => {
+            verdict.finding(format!("undead: {:?} brings back what was not in the trash", operation.call));
+            Known::Nothing
+        }
+        (Outcome::Fail { reason }, Known::Gone(deleted)) => {
+            let returned = operation.returned_at_ns.unwrap_or(u64::MAX);
+            if let Some(deleted) = deleted.filter(|deleted| deleted.surely_stays_until(returned)) {
+                verdict
+                    .finding(format!("lost: {:?} does not bring back {deleted:?}: {reason}", operation.call));
+            }
+            // Its date has passed, for good.
+            Known::Gone(None)
+        }
+        (Outcome::Fail { .. }, Known::Holds(_)) => before,
+    }
 }
 
 /// The names at the end are those that there should be.
@@ -121,7 +203,7 @@ fn check_names(names: &[String], known: &BTreeMap<&str, Known>, verdict: &mut Ve
             (Known::Holds(tag), false) => {
                 verdict.finding(format!("lost: {path} holds {tag} and has no name"))
             }
-            (Known::Gone, true) => verdict.finding(format!("undead: {path} was deleted and has a name")),
+            (Known::Gone(_), true) => verdict.finding(format!("undead: {path} was deleted and has a name")),
             _ => {}
         }
     }
@@ -131,10 +213,17 @@ fn check_names(names: &[String], known: &BTreeMap<&str, Known>, verdict: &mut Ve
 mod tests {
     use super::*;
 
-    /// One client's operations, one after the other: `put p 1`, `copy p q`, `remove p`, `read p` -> `ok`, `no`, `?`, a tag.
+    /// One client's operations, one after the other: `put p 1`, `copy p q`, `remove p`, `undelete p`, `read p` -> `ok`, `no`,
+    /// `?`, a tag. Each takes a nanosecond; `wait` takes as long as the trash keeps.
     fn judge(script: &str) -> Verdict {
         let mut lines = Vec::new();
-        for (at, line) in (0_u64..).step_by(2).zip(script.split(", ")) {
+        let mut at = 0;
+        for line in script.split(", ") {
+            at += 2;
+            if line == "wait" {
+                at += u64::try_from((TRASH + 2 * SLACK).as_nanos()).unwrap();
+                continue;
+            }
             let (asked, told) = line.split_once(" -> ").unwrap();
             let words: Vec<&str> = asked.split_whitespace().collect();
             let path = words[1].to_owned();
@@ -142,6 +231,7 @@ mod tests {
                 "put" => Call::Put { path, tag: words[2].parse().unwrap() },
                 "copy" => Call::Copy { source: path, target: words[2].into() },
                 "remove" => Call::Remove { path },
+                "undelete" => Call::Undelete { path },
                 "names" => Call::Names,
                 _ => Call::Read { path },
             };
@@ -172,6 +262,11 @@ mod tests {
             "put a 1 -> ?, read a -> 1, read a -> no, names x -> a",
             "put a 1 -> ok, remove a -> ?, read a -> 1, read a -> no, remove a -> no, names x -> c",
             "put a 1 -> ok, copy a b -> ?, read b -> no, read b -> 1, names x -> a b",
+            "put a 1 -> ok, remove a -> ok, read a -> no, undelete a -> ok, read a -> 1, names x -> a",
+            "put a 1 -> ok, remove a -> ok, wait, undelete a -> no, read a -> no, names x -> b",
+            "put a 1 -> ok, remove a -> ok, undelete a -> ?, read a -> 1, names x -> a",
+            "put a 1 -> ok, remove a -> ?, undelete a -> no, undelete a -> ok, names x -> a",
+            "put a 1 -> ok, undelete a -> no, read a -> 1, names x -> a",
         ] {
             let verdict = judge(script);
             assert!(verdict.is_good(), "{script} {verdict:?}");
@@ -190,6 +285,14 @@ mod tests {
             ("lost", "put a 1 -> ok, names x -> b"),
             ("undead", "put a 1 -> ok, remove a -> ok, names x -> a"),
             ("undead", "put a 1 -> ok, remove a -> ok, read a -> 1"),
+            ("lost", "put a 1 -> ok, remove a -> ok, undelete a -> no"),
+            ("lost", "put a 1 -> ok, remove a -> ok, undelete a -> ok, read a -> no"),
+            ("lost", "put a 1 -> ok, remove a -> ok, undelete a -> ok, names x -> b"),
+            ("wrong", "put a 1 -> ok, remove a -> ok, undelete a -> ok, read a -> 2"),
+            ("late", "put a 1 -> ok, remove a -> ok, wait, undelete a -> ok"),
+            ("undead", "put a 1 -> ok, remove a -> ok, wait, undelete a -> no, undelete a -> ok"),
+            ("undead", "put a 1 -> ok, undelete a -> ok"),
+            ("undead", "undelete a -> ok"),
         ] {
             let verdict = judge(script);
             assert!(

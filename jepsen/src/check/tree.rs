@@ -1,6 +1,8 @@
 //! The namespace as a value: what every operation does to it and answers. The checkers' own model, not the masters' code.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,13 @@ pub(crate) enum Call {
         replace: bool,
     },
     Snapshot {
+        source: String,
+        target: String,
+    },
+    /// Takes what has this id out of the trash.
+    Undelete {
+        id: u64,
+        /// Where the caller has seen it.
         source: String,
         target: String,
     },
@@ -61,7 +70,8 @@ impl Call {
             | Self::Create { .. }
             | Self::Delete { .. }
             | Self::Rename { .. }
-            | Self::Snapshot { .. } => None,
+            | Self::Snapshot { .. }
+            | Self::Undelete { .. } => None,
         }
     }
 
@@ -73,7 +83,9 @@ impl Call {
             | Self::Delete { path, .. }
             | Self::Stat { path, .. }
             | Self::List { path, .. } => (path, None),
-            Self::Rename { source, target, .. } | Self::Snapshot { source, target } => (source, Some(target)),
+            Self::Rename { source, target, .. }
+            | Self::Snapshot { source, target }
+            | Self::Undelete { source, target, .. } => (source, Some(target)),
         }
     }
 }
@@ -97,9 +109,25 @@ pub(crate) struct Entry {
 /// The id of an entry that nobody has been told yet: any answer fits, and settles it.
 const UNTOLD: u64 = 0;
 
-/// Every path with its id and whether it is a directory.
+/// Paths, each with its id and whether it is a directory.
+type Paths = BTreeMap<String, (u64, bool)>;
+
+/// Every path, and what was deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Tree(BTreeMap<String, (u64, bool)>);
+pub(crate) struct Tree(Paths, Trash);
+
+/// What was deleted, by id: paths below it, itself as the empty one. What has an id that nobody was told can't be asked for
+/// again. Shared, because it grows and seldom changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Trash(Arc<BTreeMap<u64, Paths>>);
+
+impl Hash for Trash {
+    /// The ids will do: states are compared in full.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+        self.0.keys().for_each(|id| id.hash(state));
+    }
+}
 
 /// An operation, or its answer, does not fit.
 #[derive(Debug)]
@@ -162,7 +190,7 @@ impl Tree {
             if !replace || *target_directory != source_directory || self.below(target).next().is_some() {
                 return Err(Refused);
             }
-            self.0.remove(target);
+            self.bury(target);
         }
         for (path, entry) in self.take(source) {
             self.0.insert(format!("{target}{}", &path[source.len()..]), entry);
@@ -187,7 +215,28 @@ impl Tree {
         if path == "/" || (directory && !recursive && self.below(path).next().is_some()) {
             return Err(Refused);
         }
-        self.take(path);
+        self.bury(path);
+        Ok(())
+    }
+
+    /// Moves what is at a path, with all that is below, into the trash.
+    fn bury(&mut self, path: &str) {
+        let id = self.0.get(path).map_or(UNTOLD, |(id, _)| *id);
+        let taken = self.take(path);
+        if id != UNTOLD {
+            let paths = taken.into_iter().map(|(name, entry)| (name[path.len()..].to_owned(), entry));
+            Arc::make_mut(&mut self.1.0).insert(id, paths.collect());
+        }
+    }
+
+    fn undelete(&mut self, id: u64, target: &str, told: Option<&Entry>) -> Result<(), Refused> {
+        let (_, directory) = *self.1.0.get(&id).and_then(|paths| paths.get("")).ok_or(Refused)?;
+        if told.is_some_and(|told| told.id != id || told.directory != directory) {
+            return Err(Refused);
+        }
+        self.add(target, id, directory)?;
+        let paths = Arc::make_mut(&mut self.1.0).remove(&id).unwrap_or_default();
+        self.0.extend(paths.into_iter().map(|(name, entry)| (format!("{target}{name}"), entry)));
         Ok(())
     }
 
@@ -223,7 +272,8 @@ impl Tree {
             | Call::Create { .. }
             | Call::Delete { .. }
             | Call::Rename { .. }
-            | Call::Snapshot { .. } => false,
+            | Call::Snapshot { .. }
+            | Call::Undelete { .. } => false,
         };
         if good { Ok(learnt) } else { Err(Refused) }
     }
@@ -240,6 +290,7 @@ impl Tree {
             Call::Delete { path, recursive } => self.delete(path, *recursive),
             Call::Rename { source, target, replace } => self.rename(source, target, *replace),
             Call::Snapshot { source, target } => self.snapshot(source, target, id),
+            Call::Undelete { id, target, .. } => self.undelete(*id, target, told),
             Call::Stat { .. } | Call::List { .. } => {
                 for (path, id) in self.look(call, reply)? {
                     if let Some(entry) = self.0.get_mut(&path) {

@@ -10,16 +10,17 @@ use futures::TryStreamExt;
 use gfs_client::{Chunk, Client, Error, File, Server};
 use gfs_tests::Cluster;
 
+use super::decide::{self, Decided};
 use super::load::{CELL_BYTES, LOG, NAMES, Told, cell};
 use super::{Promise, Round};
 use crate::workload::append::{Scan, scan};
 
 /// How long the cluster may take until every replica can be read.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// The same where a chunk may wait for a decision: then nobody will be able to read it.
 const PATIENCE_WAITING: Duration = Duration::from_secs(8);
 /// Pause between two looks.
-const AGAIN: Duration = Duration::from_millis(50);
+pub(super) const AGAIN: Duration = Duration::from_millis(50);
 /// Bytes of one read of a replica.
 const PIECE_BYTES: u32 = 1 << 20;
 
@@ -32,6 +33,7 @@ pub(super) struct Judged {
     pub(super) findings: Vec<String>,
     pub(super) replicas: u64,
     pub(super) waiting: u64,
+    pub(super) decided: u64,
     /// Files by path.
     pub(super) kept: BTreeMap<String, Kept>,
 }
@@ -40,6 +42,7 @@ pub(super) struct Judged {
 pub(super) async fn judge(round: &Round, told: &Told, cluster: &Cluster) -> Result<Judged> {
     let client = cluster.client().await?;
     let mut judged = Judged::default();
+    let mut waiting = Vec::new();
     let mut paths = vec![round.path(LOG)];
     paths.extend(told.cells.keys().cloned().chain(told.puts.keys().cloned()));
     for path in paths {
@@ -52,12 +55,17 @@ pub(super) async fn judge(round: &Round, told: &Told, cluster: &Cluster) -> Resu
         } else if content.waiting.is_empty() && told.puts.get(&path) != Some(&sum(&content.bytes)) {
             judged.findings.push(format!("lost: {path} was stored with {:?}", told.puts.get(&path)));
         }
+        let chunk_bytes = u64::from(file.chunk_bytes().raw());
+        let indices =
+            content.waiting.iter().filter_map(|range| u32::try_from(range.start / chunk_bytes).ok());
+        waiting.extend(indices.map(|index| (path.clone(), index)));
         if content.waiting.is_empty() {
             judged.kept.insert(path, sum(&content.bytes));
         }
     }
     if judged.waiting > 0 {
         judged.is_told(&client).await?;
+        judged.decide(&client, &waiting).await?;
     }
     judged.names(round, &client, told).await?;
     Ok(judged)
@@ -96,7 +104,7 @@ pub(super) async fn look_again(round: &Round, kept: BTreeMap<String, Kept>) -> R
 }
 
 /// Tries again until it works or patience ends: servers come back one after the other. Damage is told at once.
-async fn patiently<T>(
+pub(super) async fn patiently<T>(
     patience: Duration,
     mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>,
 ) -> gfs_client::Result<T> {
@@ -200,6 +208,19 @@ impl Judged {
         Ok(())
     }
 
+    /// Each gets a decision, if it waits for one.
+    async fn decide(&mut self, client: &Client, waiting: &[(String, u32)]) -> Result<()> {
+        for (path, index) in waiting {
+            let file = client.open(path).await?;
+            match decide::decide(client, &file, path, *index).await.with_context(|| path.clone())? {
+                Decided::Healed => {}
+                Decided::By => self.decided += 1,
+                Decided::Broken(what) => self.findings.push(what),
+            }
+        }
+        Ok(())
+    }
+
     /// Every acknowledged record is at its place, once, and nothing else is there; what was read before is still so.
     fn log(&mut self, content: &Content, told: &Told, chunk_bytes: u64) {
         let mut records = Vec::new();
@@ -271,7 +292,7 @@ impl Judged {
 }
 
 /// All that a server's replica of a chunk holds. Its version is looked up for each piece: a restart may raise it meanwhile.
-async fn replica(file: &File, start: u64, server: &Server) -> gfs_client::Result<Bytes> {
+pub(super) async fn replica(file: &File, start: u64, server: &Server) -> gfs_client::Result<Bytes> {
     let mut bytes = BytesMut::new();
     while bytes.len() < file.chunk_bytes().raw() as usize {
         let piece = file.read_from(server.id, start + bytes.len() as u64, PIECE_BYTES).await?;

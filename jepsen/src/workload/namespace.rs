@@ -1,6 +1,7 @@
 //! Namespace operations through any master, in small trees that clients leave for new ones after a while: what
 //! happened in a tree is then few enough operations to be judged by search too.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use futures::future::BoxFuture;
 use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 
 use super::speaker::{Speaker, make_root};
 use super::{LAST_PATIENCE, Minimum, Scene, Workload};
@@ -24,6 +25,10 @@ const NAMES: &[&str] = &["a", "b", "c", "d"];
 /// Trees in use at one time, and operations until all go on to new ones.
 const TREES: u64 = 2;
 const ROUND_OPERATIONS: u64 = 1600;
+
+/// Share of the operations that want back what was deleted, and how much of that a client remembers.
+const UNDELETE_PERCENT: u32 = 8;
+const DELETED_MAX: usize = 8;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "namespace",
@@ -47,19 +52,57 @@ pub(super) async fn client(
     let mut dice = scene.dice(number);
     let mut speaker = Speaker::open_with(&environment, &scene, &mut dice, root).await?;
     let mut process = scene.recorder.process();
-    let mut entered = None;
+    let (mut entered, mut deleted) = (None, Deleted::default());
     while scene.goes_on_after(process.performed()) {
         let tree = tree(&scene, number);
         // The first operation in a tree makes it; of several clients, one succeeds.
         let call = if entered.replace(tree) == Some(tree) {
-            draw(&mut dice, tree)
+            deleted.draw(&mut dice, tree).unwrap_or_else(|| draw(&mut dice, tree))
         } else {
+            deleted = Deleted::default();
             Call::Mkdir { path: format!("/t{tree}") }
         };
         let (request, first) = (speaker.next_request(), dice.random_range(0..scene.masters.len()));
-        process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
+        let outcome = process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
+        if let Outcome::Ok { value } = &outcome {
+            deleted.learn(&call, value);
+        }
     }
     Ok(())
+}
+
+/// What a client may want to have back: where it has seen what, and what it has deleted.
+#[derive(Default)]
+struct Deleted {
+    seen: BTreeMap<String, u64>,
+    deleted: VecDeque<(u64, String)>,
+}
+
+impl Deleted {
+    fn learn(&mut self, call: &Call, reply: &Reply) {
+        let (path, target) = call.paths();
+        match call {
+            Call::Mkdir { .. } | Call::Create { .. } | Call::Stat { .. } | Call::Undelete { .. } => {
+                let path = target.unwrap_or(path).to_owned();
+                self.seen.extend(reply.entries.first().map(|entry| (path, entry.id)));
+            }
+            Call::Delete { .. } => {
+                self.deleted.extend(self.seen.remove(path).map(|id| (id, path.to_owned())));
+                if self.deleted.len() > DELETED_MAX {
+                    self.deleted.pop_front();
+                }
+            }
+            Call::Rename { .. } | Call::Snapshot { .. } | Call::List { .. } => {}
+        }
+    }
+
+    /// Now and then, to have something back: where it was, or elsewhere. Somebody else may have moved it since.
+    fn draw(&self, dice: &mut StdRng, tree: u64) -> Option<Call> {
+        let wanted = dice.random_range(0..100) < UNDELETE_PERCENT;
+        let (id, source) = self.deleted.iter().choose(dice).filter(|_| wanted)?.clone();
+        let target = if dice.random() { source.clone() } else { path(dice, tree) };
+        Some(Call::Undelete { id, source, target })
+    }
 }
 
 /// The tree that a client works in now.

@@ -133,6 +133,10 @@ pub(super) async fn ask(
             let (source, target) = (below(source), below(target));
             one(master.snapshot(pb::SnapshotRequest { request, source, target }).await?.into_inner())
         }
+        Call::Undelete { id, target, .. } => {
+            let request = pb::UndeleteRequest { request, id, target: below(target) };
+            one(master.undelete(request).await?.into_inner())
+        }
         Call::Stat { path, .. } => {
             let request = pb::StatRequest { path: below(path), freshness, id: 0 };
             one(master.stat(request).await?.into_inner())

@@ -1,9 +1,8 @@
-//! Files that come, are copied, and go, with a trash that is emptied after a moment: what is deleted for good is
-//! garbage at once, often while a copy still has its chunks.
+//! Files that come, are copied, go, and are wanted back, with a trash that is emptied after a moment: what is deleted for
+//! good is garbage at once, often while a copy still has its chunks, or somebody asks for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 use futures::FutureExt;
@@ -14,14 +13,13 @@ use rand::Rng;
 use rand::seq::IteratorRandom;
 
 use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, patiently};
-use crate::check::trash::{Call, Reply, check};
+use crate::check::trash::{Call, Reply, TRASH, check};
 use crate::outcome::Outcome;
 
 const ROOT: &str = "/trash";
-/// How long deleted files stay.
-const TRASH: Duration = Duration::from_millis(500);
-/// Files of a client at one time.
+/// Files of a client at one time, and deleted ones that it remembers.
 const FILES_MAX: usize = 6;
+const DELETED_MAX: usize = 12;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "trash",
@@ -45,24 +43,36 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut next = 0;
     // Paths that are certainly there.
     let mut live: BTreeMap<u64, ()> = BTreeMap::new();
+    // Those that were deleted, the last ones last.
+    let mut gone: VecDeque<u64> = VecDeque::new();
     let path = |file: u64| format!("{ROOT}/{number}-{file}");
     while scene.goes_on_after(process.performed()) {
         next += 1;
         let one = live.keys().copied().choose(&mut dice);
-        let choice = dice.random_range(0..10);
-        let (call, made, gone) = match one {
-            Some(file) if live.len() >= FILES_MAX || choice < 3 => {
+        let choice = dice.random_range(0..12);
+        // Some at once, some past their date.
+        let wanted = gone.iter().copied().choose(&mut dice).filter(|_| choice >= 10);
+        let (call, made, left) = match (wanted, one) {
+            (Some(file), _) => (Call::Undelete { path: path(file) }, Some(file), None),
+            (None, Some(file)) if live.len() >= FILES_MAX || choice < 3 => {
                 (Call::Remove { path: path(file) }, None, Some(file))
             }
-            Some(file) if choice < 5 => {
+            (None, Some(file)) if choice < 5 => {
                 (Call::Copy { source: path(file), target: path(next) }, Some(next), None)
             }
-            Some(file) if choice < 7 => (Call::Read { path: path(file) }, None, None),
-            _ => (Call::Put { path: path(next), tag: number * 1_000_000 + next }, Some(next), None),
+            (None, Some(file)) if choice < 7 => (Call::Read { path: path(file) }, None, None),
+            (None, _) => (Call::Put { path: path(next), tag: number * 1_000_000 + next }, Some(next), None),
         };
-        let outcome = process.perform(call.clone(), perform(&client, call).boxed()).await?;
-        if let Some(file) = gone {
+        let outcome = process.perform(call.clone(), perform(&client, call.clone()).boxed()).await?;
+        if let Some(file) = left {
             live.remove(&file);
+            gone.push_back(file);
+            if gone.len() > DELETED_MAX {
+                gone.pop_front();
+            }
+        }
+        if let Call::Undelete { .. } = call {
+            gone.retain(|file| Some(*file) != made);
         }
         if let (Some(file), Outcome::Ok { .. }) = (made, outcome) {
             live.insert(file, ());
@@ -77,6 +87,7 @@ async fn perform(client: &Client, call: Call) -> Outcome<Reply> {
         Call::Put { path, tag } => done(put(client, &path, tag).await),
         Call::Copy { source, target } => done(client.snapshot(&source, &target).await.map(drop)),
         Call::Remove { path } => done(client.delete(&path).await),
+        Call::Undelete { path } => done(client.undelete(&path).await.map(drop)),
         // That nobody answers is no proof that it is gone.
         Call::Read { path } => Outcome::of_mutation(read(client, &path).await.map(Reply::Tag)),
         Call::Names => Outcome::Ok { value: Reply::Names(vec![]) },

@@ -1,6 +1,7 @@
 //! The soft state (GFS §2.6.2): who is alive and who holds what, as the chunkservers report it. Every master
 //! and shadow keeps it, so a new leader has it at once; nothing of it is in the log.
 
+mod check;
 mod fence;
 mod server;
 mod watch;
@@ -17,6 +18,7 @@ use crate::plan::repair;
 use crate::plan::sweep::Standing;
 use crate::state::{Chunk, View, read};
 
+pub(crate) use check::{KnownReplica, health};
 pub(crate) use fence::{Reign, fence_end};
 pub(crate) use server::{Held, Part, Registration, Report, Server, Space};
 

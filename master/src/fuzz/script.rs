@@ -100,7 +100,13 @@ fn chunk_command(dice: &mut Dice<'_>, view: &dyn View) -> Command {
         _ => ChunkVersion::from_raw(dice.number()),
     };
     let members = servers(dice);
-    match dice.below(5) {
+    match dice.below(6) {
+        5 => {
+            let member = chunk.as_ref().and_then(|chunk| chunk.members.get(dice.index(chunk.members.len())));
+            let server = member.copied().filter(|_| dice.below(8) > 0);
+            let server = server.unwrap_or_else(|| ServerId::from_raw(dice.below(6)));
+            Command::AcceptReplica { handle, expected_version: version, server }
+        }
         0 => {
             let count = read::file_by_id(view, file).map_or(0, |entry| entry.chunk_count);
             let expected_count = if dice.below(8) > 0 { count } else { dice.small_number() };

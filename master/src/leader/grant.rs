@@ -377,6 +377,9 @@ impl Granter {
     ) -> Result<(), Setback> {
         let members: Vec<pb::Replica> = pending.members.iter().map(|server| self.replica(*server)).collect();
         let chunk_bytes = read::settings(&*self.log.view())?.chunk_bytes.raw();
+        // An operator's decision is about this version and this server, and about nothing else.
+        let accepted = read::accepted(&*self.log.view(), chunk.handle)?;
+        let accepted = accepted.filter(|it| it.version == pending.version).map(|it| it.server);
         let replies = futures::future::join_all(servers.iter().map(|server| {
             let request = pb::StoreVersionRequest {
                 head: Some(self.head(reign, *server)),
@@ -388,6 +391,7 @@ impl Granter {
                 writer: pending.writer,
                 fresh: pending.fresh,
                 chunk_bytes,
+                accepted: accepted == Some(*server),
             };
             self.orders.store_version(self.soft.target(*server), request)
         }))
@@ -402,6 +406,7 @@ impl Granter {
                 // Mutant partial_base: it is asked and not heard.
                 Ok(reply)
                     if reply.partial
+                        && accepted != Some(*server)
                         && !fault::mutant("partial_base")
                         && !pending.fresh
                         && pending.base.contains(server) =>

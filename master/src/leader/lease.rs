@@ -16,7 +16,7 @@ use crate::state::{Chunk, Command, View, read};
 /// A lease with less time left is granted anew rather than handed out.
 const LEASE_LEFT_MIN: Duration = Duration::from_secs(2);
 /// How long a caller waits for a grant before it is told to come back: shorter than its own timeout.
-const GRANT_PATIENCE: Duration = Duration::from_millis(1500);
+pub(super) const GRANT_PATIENCE: Duration = Duration::from_millis(1500);
 /// Most grants that one call waits for.
 const GRANTS_MAX: usize = 3;
 

@@ -1,6 +1,7 @@
 //! What only the leader does: grants leases, repairs, sweeps, collects. Begins and ends with its reign; the
 //! replicated state carries everything that the next leader must know.
 
+mod accept;
 mod build;
 mod contact;
 mod duties;

@@ -122,6 +122,15 @@ impl Orders for GrpcOrders {
             .map(|reply| reply.deleted)
         })
     }
+    fn inspect(
+        &self,
+        target: Target,
+        request: pb::InspectReplicaRequest,
+    ) -> BoxFuture<'_, Result<pb::InspectReplicaReply>> {
+        Box::pin(self.call(target, PROBE_TIMEOUT, async move |mut client: ChunkserverClient<Channel>| {
+            client.inspect_replica(request).await
+        }))
+    }
     fn probe(&self, target: Target, request: pb::ProbeRequest) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.call(target, PROBE_TIMEOUT, async move |mut client: ChunkserverClient<Channel>| {

@@ -76,6 +76,12 @@ pub(crate) trait Orders: Send + Sync {
     fn copy_replica(&self, target: Target, request: pb::CopyReplicaRequest) -> BoxFuture<'_, Result<()>>;
     /// Removes garbage: whether it is gone.
     fn delete(&self, target: Target, request: pb::DeleteReplicaRequest) -> BoxFuture<'_, Result<bool>>;
+    /// What it holds of a chunk.
+    fn inspect(
+        &self,
+        target: Target,
+        request: pb::InspectReplicaRequest,
+    ) -> BoxFuture<'_, Result<pb::InspectReplicaReply>>;
     /// Is it there?
     fn probe(&self, target: Target, request: pb::ProbeRequest) -> BoxFuture<'_, Result<()>>;
 }

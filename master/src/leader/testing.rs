@@ -64,6 +64,8 @@ pub(super) enum Mood {
     Deaf,
     /// Says that its content may have lost bytes.
     Partial,
+    /// The same, and has dropped what it had, as one that joins.
+    Emptied,
     /// Acknowledges exclusions of another epoch.
     Forgetful,
     /// Never ends a reconciliation, unless woken.
@@ -79,6 +81,8 @@ pub(super) struct Servers {
     trace: Mutex<Vec<String>>,
     /// Versions stored in this life of the server: chunk, version, server.
     stored: Mutex<BTreeSet<(u64, u64, u64)>>,
+    /// Versions that came with an operator's decision: chunk, version, server.
+    accepted: Mutex<BTreeSet<(u64, u64, u64)>>,
     /// Chunks and versions whose primary has restarted since it stored them.
     lost_role: Mutex<BTreeSet<(u64, u64)>>,
     woken: tokio::sync::Notify,
@@ -113,7 +117,12 @@ impl Servers {
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 Err(Error::unavailable("no answer"))
             }
-            mood @ (Mood::Well | Mood::Partial | Mood::Forgetful | Mood::Slow | Mood::Restarted) => Ok(mood),
+            mood @ (Mood::Well
+            | Mood::Partial
+            | Mood::Emptied
+            | Mood::Forgetful
+            | Mood::Slow
+            | Mood::Restarted) => Ok(mood),
         }
     }
 }
@@ -134,10 +143,15 @@ impl Orders for Servers {
             } else {
                 "joins"
             };
+            let kind = if request.accepted { "accepted" } else { kind };
             let use_ = if request.writer { "" } else { ", no writer" };
             self.told(format!("{}: store v{} {kind}{use_}", target.server, request.version));
             self.stored.lock().insert((request.handle, request.version, target.server.raw()));
-            let partial = mood == Mood::Partial || (!is_base && !request.fresh);
+            if request.accepted {
+                self.accepted.lock().insert((request.handle, request.version, target.server.raw()));
+            }
+            let lost = mood == Mood::Partial || mood == Mood::Emptied;
+            let partial = lost || (!is_base && !request.fresh);
             Ok(pb::StoreVersionReply { version: request.version, partial, epoch: 1 })
         })
     }
@@ -149,6 +163,18 @@ impl Orders for Servers {
             }
             if self.mood(target.server) == Mood::Restarted {
                 self.lost_role.lock().insert((request.handle, request.version));
+                self.set(target.server.raw(), Mood::Well);
+            }
+            let which = (request.handle, request.version, target.server.raw());
+            if self.mood(target.server) == Mood::Partial {
+                if !self.accepted.lock().contains(&which) {
+                    let handle = ChunkHandle::from_raw(request.handle);
+                    return Err(Error::NotPrimary {
+                        handle,
+                        version: ChunkVersion::from_raw(request.version),
+                    });
+                }
+                // It has adopted what it had.
                 self.set(target.server.raw(), Mood::Well);
             }
             if self.lost_role.lock().contains(&(request.handle, request.version)) {
@@ -197,6 +223,28 @@ impl Orders for Servers {
                 target.server, request.handle, request.version_max
             ));
             Ok(true)
+        })
+    }
+    fn inspect(
+        &self,
+        target: Target,
+        request: pb::InspectReplicaRequest,
+    ) -> BoxFuture<'_, Result<pb::InspectReplicaReply>> {
+        Box::pin(async move {
+            let mood = self.reach(&target).await?;
+            let of_it = |(handle, _, server): &&(u64, u64, u64)| {
+                *handle == request.handle && *server == target.server.raw()
+            };
+            let version = self.stored.lock().iter().filter(of_it).map(|(_, version, _)| *version).max();
+            let adopted = if mood == Mood::Emptied { 0 } else { version.unwrap_or_default() };
+            Ok(pb::InspectReplicaReply {
+                present: version.is_some(),
+                version: version.unwrap_or_default(),
+                adopted,
+                length: 10 * u32::try_from(target.server.raw()).unwrap(),
+                partial: mood == Mood::Partial || mood == Mood::Emptied,
+                ..Default::default()
+            })
         })
     }
     fn probe(&self, target: Target, _request: pb::ProbeRequest) -> BoxFuture<'_, Result<()>> {

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod build;
+mod decision;
 mod snapshot;
 mod unlink;
 
@@ -18,7 +19,7 @@ use super::lease::Hint;
 use super::testing::{Mood, Stage};
 use crate::cluster::Held;
 use crate::plan::grant::Reach;
-use crate::state::Command;
+use crate::state::{Applied, Command};
 
 fn server(raw: u64) -> ServerId {
     ServerId::from_raw(raw)

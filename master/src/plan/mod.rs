@@ -3,6 +3,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub(crate) mod grant;
+pub(crate) mod health;
 pub(crate) mod placement;
 pub(crate) mod repair;
 pub(crate) mod sweep;

@@ -147,6 +147,31 @@ impl pb::master_server::Master for Service {
         Ok(Response::new(pb::ListReply { entries, more: page.more, rev }))
     }
 
+    async fn list_trash(&self, request: Request<pb::ListTrashRequest>) -> Answer<pb::ListTrashReply> {
+        let request = request.into_inner();
+        let below = if request.path.is_empty() { FilePath::root() } else { convert::path(&request.path)? };
+        let after = request.after.map(|at| (UnixMs::from_raw(at.collect_ms), EntryId::from_raw(at.id)));
+        let limit = if request.limit == 0 { PAGE_DEFAULT } else { request.limit.min(PAGE_MAX) };
+        let now = self.environment.clock.wall();
+        let page = |view: &ReadView| read::restorable(view, now, &below, after, limit as usize);
+        let (page, rev) = self.look_up(request.freshness, page).await?;
+        Ok(Response::new(convert::trash(&page, rev)))
+    }
+
+    async fn undelete(&self, request: Request<pb::UndeleteRequest>) -> Answer<pb::EntryReply> {
+        let request = request.into_inner();
+        let (entry, target) = (EntryId::from_raw(request.id), convert::path(&request.target)?);
+        let restored = self.mutate(request.request, Command::Undelete { entry, target }).await?;
+        Ok(Response::new(convert::entry_reply(restored)?))
+    }
+
+    async fn expedite(&self, request: Request<pb::ExpediteRequest>) -> Answer<pb::RevReply> {
+        let request = request.into_inner();
+        let command = Command::Expedite { entry: EntryId::from_raw(request.id) };
+        let (rev, _) = self.mutate(request.request, command).await?;
+        Ok(Response::new(pb::RevReply { rev }))
+    }
+
     async fn add_chunk(&self, request: Request<pb::AddChunkRequest>) -> Answer<pb::AddChunkReply> {
         let request = request.into_inner();
         let reign = self.leader.reign()?;
@@ -206,6 +231,24 @@ impl pb::master_server::Master for Service {
         let ((chunk_count, chunks), rev) = self.look_up(request.freshness, found).await?;
         let chunks = chunks.iter().map(|(index, chunk)| self.location(*index, chunk)).collect();
         Ok(Response::new(pb::LocateReply { chunks, chunk_count, rev }))
+    }
+
+    async fn check_chunks(&self, request: Request<pb::CheckChunksRequest>) -> Answer<pb::CheckChunksReply> {
+        Ok(Response::new(self.check(request.into_inner()).await?))
+    }
+
+    async fn inspect_chunk(
+        &self,
+        request: Request<pb::InspectChunkRequest>,
+    ) -> Answer<pb::InspectChunkReply> {
+        Ok(Response::new(self.inspect(request.into_inner()).await?))
+    }
+
+    async fn accept_replica(
+        &self,
+        request: Request<pb::AcceptReplicaRequest>,
+    ) -> Answer<pb::AcceptReplicaReply> {
+        Ok(Response::new(self.accept(request.into_inner()).await?))
     }
 
     async fn cluster_status(&self, _: Request<pb::ClusterStatusRequest>) -> Answer<pb::ClusterStatusReply> {

@@ -7,6 +7,7 @@ use gfs_proto::{Error, Result, pb};
 use crate::cluster::{Held, Part, Report, Space};
 use crate::leader::Leased;
 use crate::leader::grant::Granter;
+use crate::state::read::Restorable;
 use crate::state::{Applied, Entry};
 
 /// Most replicas in one batch of a report.
@@ -29,6 +30,18 @@ pub(super) fn entry(entry: &Entry) -> pb::Entry {
         chunk_count: entry.chunk_count,
         name: entry.name().to_owned(),
     }
+}
+
+/// A page of what can be restored.
+pub(super) fn trash(page: &Restorable, rev: u64) -> pb::ListTrashReply {
+    let entries = page.items.iter().map(|(trashed, found)| pb::TrashEntry {
+        entry: Some(entry(found)),
+        path: trashed.path.clone(),
+        deleted_ms: trashed.deleted_at.raw(),
+        collect_ms: trashed.collect_at.raw(),
+    });
+    let next = page.next.map(|(date, id)| pb::TrashCursor { collect_ms: date.raw(), id: id.raw() });
+    pb::ListTrashReply { entries: entries.collect(), next, rev }
 }
 
 /// The answer to a command that makes an entry.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use gfs_fuzz::Dice;
-use gfs_proto::id::{EntryId, LogIndex, RequestId};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, EntryId, LogIndex, RequestId, ServerId};
 use gfs_proto::path::{FilePath, Name};
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Result, pb};
@@ -23,7 +23,7 @@ pub(crate) fn report(request: &pb::ReportRequest) -> Result<Report> {
 /// Requests as clients and chunkservers send them.
 pub(crate) fn messages(data: &[u8]) {
     let mut dice = Dice::new(data);
-    let kind = dice.below(8);
+    let kind = dice.below(12);
     let first_unacked = dice.number();
     let bytes = Bytes::copy_from_slice(dice.rest());
     let memory = cluster();
@@ -113,6 +113,30 @@ fn command(kind: u64, bytes: Bytes, view: &Memory) -> Option<(Option<RequestId>,
             let page = read::list(view, &path, &request.after, request.limit as usize);
             assert!(page.is_ok_and(|page| page.items.len() <= request.limit as usize) || !path.is_root());
             return None;
+        }
+        7 => {
+            let request = pb::UndeleteRequest::decode(bytes).ok()?;
+            let target = convert::path(&request.target).ok()?;
+            (request.request, Command::Undelete { entry: EntryId::from_raw(request.id), target })
+        }
+        8 => {
+            let request = pb::ExpediteRequest::decode(bytes).ok()?;
+            (request.request, Command::Expedite { entry: EntryId::from_raw(request.id) })
+        }
+        9 => {
+            let request = pb::ListTrashRequest::decode(bytes).ok()?;
+            let below = convert::path(&request.path).ok()?;
+            let after = request.after.map(|at| (UnixMs::from_raw(at.collect_ms), EntryId::from_raw(at.id)));
+            let page = read::restorable(view, UnixMs::from_raw(1), &below, after, request.limit as usize);
+            assert!(page.is_ok_and(|page| page.items.len() <= (request.limit as usize).max(1)));
+            return None;
+        }
+        10 => {
+            let request = pb::AcceptReplicaRequest::decode(bytes).ok()?;
+            let (handle, expected_version) =
+                (ChunkHandle::from_raw(request.handle), ChunkVersion::from_raw(request.version));
+            let server = ServerId::from_raw(request.server);
+            (request.request, Command::AcceptReplica { handle, expected_version, server })
         }
         _ => return None,
     };

@@ -1,5 +1,6 @@
 //! What this master answers over gRPC: thin handlers over the node, the state's lookups and the leader.
 
+mod check;
 mod client;
 mod convert;
 #[cfg(any(test, fuzzing))]

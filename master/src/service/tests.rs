@@ -65,6 +65,12 @@ impl Chunkserver for Yes {
         self.told.lock().push(format!("copy v{}", request.version));
         Ok(Response::new(pb::CopyReplicaReply::default()))
     }
+    async fn inspect_replica(
+        &self,
+        _: Request<pb::InspectReplicaRequest>,
+    ) -> Result<Response<pb::InspectReplicaReply>, Status> {
+        Ok(Response::new(pb::InspectReplicaReply::default()))
+    }
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeReply>, Status> {
         Ok(Response::new(pb::ProbeReply { epoch: 1 }))
     }
@@ -173,6 +179,54 @@ async fn a_master_serves_the_namespace_survives_garbage_and_stops_when_told() {
     let add = pb::AddChunkRequest { request: id(client, 3), file: file.id, expected_count: 0 };
     let error = Error::from(master.add_chunk(add).await.unwrap_err());
     assert_eq!(error, Error::NotEnoughServers { wanted: 3, alive: 0 });
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_listed_restored_once_and_deleted_again() {
+    let stage = Stage::new().await;
+    let client = stage.session().await;
+    let mut master = MasterClient::new(stage.channel());
+    let mut ids = Vec::new();
+    for (sequence, path) in [(1, "/f"), (3, "/g")] {
+        let create = pb::CreateRequest { request: id(client, sequence), path: path.into(), replication: 0 };
+        ids.push(master.create(create).await.unwrap().into_inner().entry.unwrap().id);
+        let delete =
+            pb::DeleteRequest { request: id(client, sequence + 1), path: path.into(), recursive: false };
+        master.delete(delete).await.unwrap();
+    }
+    let list = async |after, limit| {
+        let request = pb::ListTrashRequest { after, limit, ..Default::default() };
+        MasterClient::new(stage.channel()).list_trash(request).await.unwrap().into_inner()
+    };
+    let first = list(None, 1).await;
+    let second = list(first.next, 1).await;
+    assert_eq!((first.entries[0].path.as_str(), second.entries[0].path.as_str()), ("/f", "/g"));
+    assert!(second.next.is_none(), "there is nothing more");
+    assert_eq!(second.entries[0].entry.as_ref().unwrap().id, ids[1]);
+    assert_eq!(second.entries[0].collect_ms - second.entries[0].deleted_ms, 3 * 24 * 3_600_000);
+
+    let undelete = pb::UndeleteRequest { request: id(client, 5), id: ids[0], target: "/back".into() };
+    let restored = master.undelete(undelete.clone()).await.unwrap().into_inner();
+    assert_eq!(restored.entry.as_ref().unwrap().name, "back");
+    let again = master.undelete(undelete.clone()).await.unwrap().into_inner();
+    assert_eq!(restored, again, "a repeat gets the first answer, with its log index");
+    let error = async |sequence, id_: u64, target: &str| {
+        let request = pb::UndeleteRequest { request: id(client, sequence), id: id_, target: target.into() };
+        Error::from(MasterClient::new(stage.channel()).undelete(request).await.unwrap_err())
+    };
+    let in_trash = |id: u64| Error::NotFound { what: format!("e{id} in the trash") };
+    assert_eq!(error(6, ids[0], "/twice").await, in_trash(ids[0]));
+    assert_eq!(error(7, ids[1], "/back").await, Error::AlreadyExists { path: "/back".into() });
+    assert_eq!(error(8, ids[1], "/no/where").await, Error::NotFound { what: "/no".into() });
+    let without_id = pb::UndeleteRequest { request: None, ..undelete };
+    assert!(matches!(Error::from(master.undelete(without_id).await.unwrap_err()), Error::BadArgument { .. }));
+
+    let expedite = pb::ExpediteRequest { request: id(client, 9), id: ids[1] };
+    let expedited = master.expedite(expedite).await.unwrap().into_inner();
+    assert_eq!(master.expedite(expedite).await.unwrap().into_inner(), expedited);
+    assert!(list(None, 0).await.entries.is_empty());
+    assert_eq!(error(10, ids[1], "/g").await, in_trash(ids[1]));
     stage.end().await;
 }
 

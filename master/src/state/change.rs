@@ -8,8 +8,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::encode;
 use crate::state::format::{
-    self, Build, Chunk, Counters, Entry, EntryKind, Master, Origin, Place, Server, Session, Settings,
-    Trashed, system,
+    self, Accepted, Build, Chunk, Counters, Entry, EntryKind, Master, Origin, Place, Server, Session,
+    Settings, Trashed, system,
 };
 use crate::state::read;
 use crate::state::reply::{Applied, Rejected, Reply};
@@ -189,11 +189,24 @@ impl<'a> Change<'a> {
     pub(crate) fn remove_origin(&mut self, copy: ChunkHandle) {
         self.overlay.remove(Table::System, system::origin(copy));
     }
+    /// An operator has decided about the pending grant of a chunk.
+    pub(crate) fn put_accepted(&mut self, handle: ChunkHandle, accepted: &Accepted) {
+        self.overlay.put(Table::System, system::accepted(handle), encode(accepted));
+    }
+    /// A decision is over, if there was one.
+    pub(crate) fn remove_accepted(&mut self, handle: ChunkHandle) {
+        let key = system::accepted(handle);
+        // Only what is there: as with pending grants.
+        if self.overlay.get(Table::System, &key).is_some() {
+            self.overlay.remove(Table::System, key);
+        }
+    }
     /// Removes a chunk for ever: from now on its replicas are garbage.
     pub(crate) fn remove_chunk(&mut self, handle: ChunkHandle) -> Result<(), Rejected> {
         self.touched.insert(handle);
         self.overlay.remove(Table::Chunk, format::chunk_key(handle));
         self.overlay.remove(Table::System, system::pending(handle));
+        self.remove_accepted(handle);
         self.count(|counters| {
             counters.chunks = counters.chunks.checked_sub(1)?;
             Some(())

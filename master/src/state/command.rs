@@ -244,6 +244,16 @@ tagged! {
             /// The chunk that can't be settled.
             handle: ChunkHandle,
         }
+        /// An operator's decision on a chunk of which every current replica is partial (docs/decisions/0020): prepares a
+        /// grant to one of the confirmed members alone, whose content counts although it may have lost something.
+        24 AcceptReplica {
+            /// The chunk.
+            handle: ChunkHandle,
+            /// The version at which the operator has seen it: compare-and-set.
+            expected_version: ChunkVersion,
+            /// The member.
+            server: ServerId,
+        }
     }
 }
 
@@ -304,6 +314,9 @@ impl fmt::Display for Command {
             }
             Self::BuildSnapshot { root, limit } => write!(f, "build snapshot {root}, {limit} rows"),
             Self::AbandonSnapshot { root, handle } => write!(f, "abandon snapshot {root} for {handle}"),
+            Self::AcceptReplica { handle, expected_version, server } => {
+                write!(f, "accept what {server} holds of {handle} after {expected_version}")
+            }
             Self::CopyChunk { file, index, old, version, copy, members } => {
                 write!(f, "chunk {index} of {file} is {copy} on {members:?}, a copy of {old} {version}")
             }

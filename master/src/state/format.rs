@@ -14,6 +14,7 @@
 //!             23 expires_at(8) client(8)            nothing: sessions by their end
 //!             24 handle(8)                          nothing: chunks with a pending grant
 //!             25 handle(8)                          Origin: copies whose old chunk may still have its version
+//!             26 handle(8)                          Accepted: chunks whose pending grant an operator has decided
 //! entry       id(8)                                 Entry
 //! name        directory(8) name                     id of the entry
 //! file_chunk  file(8) index(4)                      handle
@@ -194,6 +195,17 @@ record! {
 }
 
 record! {
+    /// An operator's decision: the base of the pending grant, which is this server alone, counts as whole although it may
+    /// have lost something (docs/decisions/0020). Ends with the grant.
+    pub struct Accepted {
+        /// The version of the grant; of no other.
+        version: ChunkVersion,
+        /// The server.
+        server: ServerId,
+    }
+}
+
+record! {
     /// The right to order mutations (GFS §3.1).
     pub struct Lease {
         /// Who has it.
@@ -347,6 +359,13 @@ pub(crate) mod system {
     /// First byte of copies with an origin; one more ends them.
     pub(crate) const ORIGINS: u8 = 0x25;
 
+    /// First byte of chunks with an accepted replica; one more ends them.
+    pub(crate) const ACCEPTED: u8 = 0x26;
+
+    /// The accepted replica of a chunk.
+    pub(crate) fn accepted(handle: ChunkHandle) -> Vec<u8> {
+        concat(&[ACCEPTED], &handle.raw().to_be_bytes())
+    }
     /// The origin of a copy.
     pub(crate) fn origin(copy: ChunkHandle) -> Vec<u8> {
         concat(&[ORIGINS], &copy.raw().to_be_bytes())

@@ -8,7 +8,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, StoredReply, Trashed, system,
+    self, Accepted, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, StoredReply, Trashed,
+    system,
 };
 use crate::state::read;
 use crate::state::reply::Rejected;
@@ -33,6 +34,7 @@ pub fn check(view: &dyn View) -> Result<(), String> {
     check_origins(view, &mut references)?;
     check_build(view, &entries)?;
     check_chunks(view, &references, &counters)?;
+    check_accepted(view)?;
     check_sessions(view, &counters)?;
     check_members(view, &counters)
 }
@@ -210,6 +212,22 @@ fn check_chunks(
     let listed = view.scan(Table::System, &[system::PENDING], &[system::PENDING + 1], usize::MAX);
     let listed: BTreeSet<_> = listed.into_iter().map(|(key, _)| key).collect();
     ensure(listed == pending, || format!("pending grants {pending:?}, but the list says {listed:?}"))
+}
+
+/// A decision is about the pending grant, which is to the accepted member alone.
+fn check_accepted(view: &dyn View) -> Result<(), String> {
+    for row in &view.scan(Table::System, &[system::ACCEPTED], &[system::ACCEPTED + 1], usize::MAX) {
+        let accepted: Accepted = value(row)?;
+        let handle = row.0.get(1..).and_then(|handle| handle.try_into().ok()).map(u64::from_be_bytes);
+        let chunk = read::chunk(view, ChunkHandle::from_raw(handle.unwrap_or_default()));
+        let pending = chunk.ok().and_then(|chunk| chunk.pending);
+        let fits = pending.is_some_and(|pending| {
+            let alone = pending.members == [accepted.server] && pending.base == pending.members;
+            pending.version == accepted.version && alone && !pending.writer && !pending.fresh
+        });
+        ensure(fits, || format!("{accepted:?} is about no pending grant of {handle:?}"))?;
+    }
+    Ok(())
 }
 
 /// The rules of versions, members, grants and leases.

@@ -10,7 +10,7 @@ use gfs_proto::size::REPLICATION_MAX;
 use gfs_proto::time::UnixMs;
 
 use crate::state::change::Change;
-use crate::state::format::{Chunk, Lease, Pending};
+use crate::state::format::{Accepted, Chunk, Lease, Pending};
 use crate::state::read;
 use crate::state::reply::{Applied, GrantRule, Limit, Rejected};
 use crate::state::snapshot;
@@ -72,7 +72,29 @@ pub(crate) fn prepare(change: &mut Change<'_>, wish: &Wish<'_>) -> Result<Applie
         fresh: wish.fresh,
     });
     change.put_chunk(&chunk);
+    // A decision was about the grant that it made, and about no later one.
+    change.remove_accepted(wish.handle);
     Ok(Applied::Prepared { version })
+}
+
+/// First commit of a grant that stands on an operator's decision (docs/decisions/0020): its base is one confirmed member
+/// that may have lost something. Nobody else takes part, so that nobody else drops what he holds before that is whole.
+pub(crate) fn accept(
+    change: &mut Change<'_>,
+    handle: ChunkHandle,
+    expected_version: ChunkVersion,
+    server: ServerId,
+) -> Result<Applied, Rejected> {
+    let only = &[server];
+    let (members, base, primary) = (only, only, server);
+    // Guard current_by_version stays: only a confirmed member can be accepted. And what was never written has no content to
+    // decide about: a grant that is not fresh is refused then.
+    let wish = Wish { handle, expected_version, members, base, primary, writer: false, fresh: false };
+    let prepared = prepare(change, &wish)?;
+    if let Applied::Prepared { version } = prepared {
+        change.put_accepted(handle, &Accepted { version, server });
+    }
+    Ok(prepared)
 }
 
 /// The base of a grant: who has what was acknowledged.
@@ -119,6 +141,7 @@ pub(crate) fn confirm(
     chunk.members = pending.members;
     chunk.lease = pending.writer.then_some(Lease { primary: pending.primary, expires_at: lease_expires_at });
     change.put_chunk(&chunk);
+    change.remove_accepted(handle);
     Ok(Applied::Confirmed { version })
 }
 

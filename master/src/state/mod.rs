@@ -33,8 +33,8 @@ use change::Change;
 pub use codec::DecodeError;
 pub use command::{Command, Proposal};
 pub use format::{
-    Build, Chunk, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Server, Session,
-    Settings, Trashed,
+    Accepted, Build, Chunk, Counters, Entry, EntryKind, Lease, Master, Origin, Pending, Place, Server,
+    Session, Settings, Trashed,
 };
 pub use reply::{Applied, Rejected, Reply};
 pub use table::{Memory, Overlay, Row, Table, View, Writes};
@@ -159,6 +159,9 @@ fn run(change: &mut Change<'_>, proposal: &Proposal) -> Result<Applied, Rejected
         } => {
             let wish = lease::Wish { handle, expected_version, members, base, primary, writer, fresh };
             lease::prepare(change, &wish)
+        }
+        Command::AcceptReplica { handle, expected_version, server } => {
+            lease::accept(change, *handle, *expected_version, *server)
         }
         Command::ConfirmGrant { handle, version, lease_expires_at } => {
             lease::confirm(change, *handle, *version, *lease_expires_at)

@@ -6,8 +6,8 @@ use gfs_proto::time::UnixMs;
 
 use crate::state::codec::{Field, decode};
 use crate::state::format::{
-    self, Build, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings, StoredReply,
-    Trashed, system,
+    self, Accepted, Build, Chunk, Counters, Entry, Master, Origin, Place, Server, Session, Settings,
+    StoredReply, Trashed, system,
 };
 use crate::state::reply::Rejected;
 use crate::state::table::{Row, Table, View};
@@ -257,6 +257,14 @@ pub fn origin(view: &dyn View, copy: ChunkHandle) -> Result<Option<Origin>, Reje
     row(view, Table::System, &system::origin(copy))
 }
 
+/// The operator's decision that the pending grant of a chunk stands on, if it does.
+///
+/// # Errors
+/// Only [`Rejected::Damaged`].
+pub fn accepted(view: &dyn View, handle: ChunkHandle) -> Result<Option<Accepted>, Rejected> {
+    row(view, Table::System, &system::accepted(handle))
+}
+
 /// At most `limit` chunks by handle, from `from` on.
 ///
 /// # Errors
@@ -355,6 +363,56 @@ pub fn trash(view: &dyn View, after: Option<&Trashed>, limit: usize) -> Result<P
         from.push(0);
     }
     page(|limit| view.scan(Table::Trash, &from, &format::END, limit), limit, |(_, row)| value(row))
+}
+
+/// What can still be restored, with the entries, in the order of their dates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restorable {
+    /// The entries.
+    pub items: Vec<(Trashed, Entry)>,
+    /// Where the next page begins; `None` after the last one.
+    pub next: Option<(UnixMs, EntryId)>,
+}
+
+/// What can still be restored at `now` and was deleted at a path or below it, behind a place in the list. Ends after
+/// [`PAGE_ROWS_MAX`] rows at the latest, also if none of them was wanted.
+///
+/// # Errors
+/// Only [`Rejected::Damaged`].
+pub fn restorable(
+    view: &dyn View,
+    now: UnixMs,
+    below: &FilePath,
+    after: Option<(UnixMs, EntryId)>,
+    limit: usize,
+) -> Result<Restorable, Rejected> {
+    let now = now.max(clock(view)?);
+    let mut from = format::trash_after(now);
+    if let Some((collect_at, id)) = after {
+        let mut behind = format::trash_key(collect_at, id);
+        behind.push(0);
+        from = from.max(behind);
+    }
+    let rows = view.scan(Table::Trash, &from, &format::END, PAGE_ROWS_MAX);
+    let is_full = rows.len() == PAGE_ROWS_MAX;
+    let mut page = Restorable { items: Vec::new(), next: None };
+    let mut last = None;
+    for (_, row) in &rows {
+        if page.items.len() >= limit.clamp(1, PAGE_ROWS_MAX) {
+            page.next = last;
+            return Ok(page);
+        }
+        let trashed: Trashed = value(row)?;
+        last = Some((trashed.collect_at, trashed.entry));
+        // Without a path: part of a tree under collection, or a snapshot that is being built.
+        let Ok(path) = FilePath::parse(&trashed.path) else { continue };
+        if path.is_within(below) {
+            let entry = entry(view, trashed.entry).map_err(|_| Rejected::Damaged {})?;
+            page.items.push((trashed, entry));
+        }
+    }
+    page.next = last.filter(|_| is_full);
+    Ok(page)
 }
 
 /// When the trash can be collected next: before that there is nothing to collect.

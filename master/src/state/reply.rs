@@ -431,9 +431,8 @@ impl From<Rejected> for Error {
     fn from(rejected: Rejected) -> Self {
         match rejected {
             Rejected::NotFound { path } => Self::NotFound { what: path.to_string() },
-            Rejected::NoSuchEntry { entry } | Rejected::NotInTrash { entry } => {
-                Self::NotFound { what: entry.to_string() }
-            }
+            Rejected::NoSuchEntry { entry } => Self::NotFound { what: entry.to_string() },
+            Rejected::NotInTrash { entry } => Self::NotFound { what: format!("{entry} in the trash") },
             Rejected::AlreadyExists { path } => Self::AlreadyExists { path: path.to_string() },
             Rejected::NotADirectory { path } => Self::NotADirectory { path: path.to_string() },
             Rejected::IsADirectory { path } => Self::IsADirectory { path: path.to_string() },

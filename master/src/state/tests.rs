@@ -2,9 +2,11 @@
 
 mod build;
 mod building;
+mod decision;
 mod golden;
 mod model;
 mod random;
+mod restorable;
 mod robust;
 mod script;
 mod snapshot;

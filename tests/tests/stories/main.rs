@@ -4,6 +4,7 @@
 mod command_line;
 mod faults;
 mod files;
+mod fsck;
 mod healing;
 mod records;
 mod refusals;
@@ -12,6 +13,7 @@ mod rot;
 mod simulation;
 mod snapshots;
 mod tidy;
+mod trash;
 
 use std::process::Output;
 

@@ -294,6 +294,7 @@ fn all_adopt_the_longest_content_of_the_whole_base_members() {
         primary: server(2),
         writer: true,
         fresh: false,
+        accepted: false,
         chunk_bytes: ChunkBytes::DEFAULT,
     };
     let candidate = |raw, adopted, mutations, partial| {

@@ -1,5 +1,7 @@
 //! Histories of a simulated cluster, as they are and changed at random: the search and the replay on each.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -17,6 +19,10 @@ struct Simulated {
     rev: u64,
     next_id: u64,
     operations: Vec<Op>,
+    /// What was deleted, as clients know it: id and path.
+    deleted: Vec<(u64, String)>,
+    /// Ids that some client was told.
+    told: BTreeSet<u64>,
 }
 
 impl Simulated {
@@ -32,6 +38,13 @@ impl Simulated {
 
     fn draw(&mut self) -> Call {
         let (path, other) = (self.path(), self.path());
+        // Nobody can ask for what nobody was told.
+        let known: Vec<_> = self.deleted.iter().filter(|(id, _)| self.told.contains(id)).collect();
+        if let Some((id, source)) = known.choose(&mut self.dice).filter(|_| self.dice.random_range(0..6) == 0)
+        {
+            let target = if self.dice.random() { source.clone() } else { path };
+            return Call::Undelete { id: *id, source: source.clone(), target };
+        }
         match self.dice.random_range(0..10) {
             0..2 => Call::Mkdir { path },
             2..4 => Call::Create { path },
@@ -50,6 +63,18 @@ impl Simulated {
             self.next_id += 1;
             entries.push(Entry { name: "x".into(), id: self.next_id, directory });
         }
+        if let Call::Undelete { id, .. } = call {
+            let kinds = [false, true].map(|directory| Entry { name: "x".into(), id: *id, directory });
+            let fits = |entry: &Entry| {
+                let reply = Reply { rev: 0, entries: vec![entry.clone()] };
+                self.tree.clone().apply(call, Some(&reply)).is_ok()
+            };
+            entries.extend(kinds.into_iter().find(fits));
+        }
+        let buried = match call {
+            Call::Delete { path, .. } => self.tree.answer(&Call::Stat { path: path.clone(), stale: None }),
+            _ => None,
+        };
         if self.tree.apply(call, Some(&Reply { rev: 0, entries: entries.clone() })).is_err() && call.changes()
         {
             return Outcome::Fail { reason: "no".into() };
@@ -60,6 +85,9 @@ impl Simulated {
                 None => return Outcome::Fail { reason: "no".into() },
             }
         }
+        if let (Some(buried), Call::Delete { path, .. }) = (buried, call) {
+            self.deleted.push((buried[0].id, path.clone()));
+        }
         self.rev += u64::from(call.changes());
         Outcome::Ok { value: Reply { rev: self.rev, entries } }
     }
@@ -67,7 +95,9 @@ impl Simulated {
     /// `clients` at once, `count` operations, some of unknown outcome.
     fn run(seed: u64, clients: usize, count: usize, unknown_percent: u32) -> Vec<Op> {
         let dice = StdRng::seed_from_u64(seed);
-        let mut us = Self { dice, tree: Tree::default(), now: 0, rev: 0, next_id: 0, operations: Vec::new() };
+        let (tree, operations, deleted) = (Tree::default(), Vec::new(), Vec::new());
+        let mut us =
+            Self { dice, tree, now: 0, rev: 0, next_id: 0, operations, deleted, told: BTreeSet::new() };
         let root = Call::Mkdir { path: "/t".into() };
         let outcome = us.decide(&root);
         us.operations.push(Op { process: 0, call: root, called_at_ns: 1, returned_at_ns: Some(2), outcome });
@@ -100,7 +130,11 @@ impl Simulated {
                         open[client] = None;
                         continue;
                     }
-                    us.operations[index].outcome = us.decide(&call);
+                    let outcome = us.decide(&call);
+                    if let Outcome::Ok { value } = &outcome {
+                        us.told.extend(value.entries.iter().map(|entry| entry.id));
+                    }
+                    us.operations[index].outcome = outcome;
                     open[client] = Some((index, true));
                 }
                 Some((index, true)) => {

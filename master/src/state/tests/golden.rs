@@ -97,6 +97,7 @@ pub(super) fn commands() -> Vec<Command> {
         Command::BeginSnapshot { source: path("/a"), target: path("/s"), request: REQUEST },
         Command::BuildSnapshot { root: EntryId::from_raw(5), limit: 100 },
         Command::AbandonSnapshot { root: EntryId::from_raw(5), handle: HANDLE },
+        Command::AcceptReplica { handle: HANDLE, expected_version: VERSION, server: ServerId::from_raw(3) },
     ]
 }
 
@@ -219,6 +220,7 @@ fn golden_commands() {
         BeginSnapshot        0115022f61022f7306ac02
         BuildSnapshot        01160564
         AbandonSnapshot      01170501
+        AcceptReplica        0118010103
     "#]].assert_eq(&told);
 }
 
@@ -518,7 +520,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         bad path "/": the root directory can't be used here; Never: bad path "/": the root directory can't be used here
         can't move /a to /a: the target lies inside the source; Never: can't move /a to /a: the target lies inside the source
         e4: not a file; Never: e4: is a directory
-        e4: not in the trash; Never: e4: not found
+        e4: not in the trash; Never: e4 in the trash: not found
         the number of chunks of the file is too large: 2, the limit is 1; Never: the number of chunks of the file is too large: 2, the limit is 1
         the file has 1 chunks, not 2; Never: bad argument: the file has 1 chunks, not 2
         c1: no such chunk here; Refresh: c1: no such chunk here

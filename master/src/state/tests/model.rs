@@ -157,6 +157,19 @@ impl Model {
                 self.add_chunk(*file, *expected_count, members, *primary)
             }
             Command::PrepareGrant { .. } => self.prepare(command),
+            &Command::AcceptReplica { handle, expected_version, server: primary } => {
+                let (members, base) = (vec![primary], vec![primary]);
+                let (writer, fresh) = (false, false);
+                self.prepare(&Command::PrepareGrant {
+                    handle,
+                    expected_version,
+                    members,
+                    base,
+                    primary,
+                    writer,
+                    fresh,
+                })
+            }
             Command::ConfirmGrant { handle, version, lease_expires_at } => {
                 let chunk = self.chunk(*handle, *version)?;
                 if let Some((members, primary, writer)) = chunk.pending.take() {

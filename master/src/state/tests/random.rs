@@ -109,6 +109,9 @@ fn chunk_command() -> impl Strategy<Value = Command> {
             }
             Command::PrepareGrant { handle, expected_version, members, base, primary, writer, fresh }
         }),
+        (some_chunk(), some_server()).prop_map(|((handle, expected_version), server)| {
+            Command::AcceptReplica { handle, expected_version, server }
+        }),
         (some_chunk(), 0..1000_u64).prop_map(|((handle, version), until)| Command::ConfirmGrant {
             handle,
             version,
@@ -243,6 +246,13 @@ fn aimed(command: &mut Command, model: &Model, at: usize) {
         }
         (Command::ConfirmGrant { handle, version, .. }, Some((number, chunk))) => {
             (*handle, *version) = (ChunkHandle::from_raw(*number), ChunkVersion::from_raw(chunk.version));
+        }
+        (Command::AcceptReplica { handle, expected_version, server }, Some((number, chunk))) => {
+            (*handle, *expected_version) =
+                (ChunkHandle::from_raw(*number), ChunkVersion::from_raw(chunk.version));
+            if let Some(member) = chunk.members.get(at % chunk.members.len().max(1)) {
+                *server = ServerId::from_raw(*member);
+            }
         }
         (Command::ExtendLeases { leases, .. }, Some((number, chunk))) => {
             leases.push((ChunkHandle::from_raw(*number), ChunkVersion::from_raw(chunk.version)));

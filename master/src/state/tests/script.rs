@@ -140,6 +140,9 @@ impl World {
                 let crate::state::Counters { files, directories, chunks, sessions, .. } = counters;
                 format!("{files} files, {directories} directories, {chunks} chunks, {sessions} sessions")
             }),
+            ["accepted", handle] => read::accepted(view, chunk(handle)).map(|found| {
+                found.map_or("none".to_owned(), |found| format!("{} at {}", found.server, found.version))
+            }),
             ["pending"] => read::pending_grants(view, ChunkHandle::default(), usize::MAX)
                 .map(|page| format!("{:?}", page.items)),
             _ => return None,
@@ -241,6 +244,11 @@ fn command(words: &[&str]) -> Command {
                 fresh: verb == "fresh",
             }
         }
+        ["accept", handle, expected, at] => Command::AcceptReplica {
+            handle: chunk(handle),
+            expected_version: version(expected),
+            server: server(at),
+        },
         ["confirm", handle, of, until] => Command::ConfirmGrant {
             handle: chunk(handle),
             version: version(of),
