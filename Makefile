@@ -10,9 +10,9 @@ help:
 	@echo "make test     all tests"
 	@echo "make verify   formatting and lints, changes nothing"
 	@echo "make fix      formats, and applies what the lints can mend"
-	@echo "make jepsen   clients under faults of processes and of the network, judged (40 minutes)"
+	@echo "make jepsen   clients under faults of processes, network, disks and members, judged (an hour)"
 	@echo "make proof    16 clients append 10,000 records each under faults; waits after losses (half an hour)"
-	@echo "make faults   every fail point crashes, fails and stalls under load, judged (half an hour)"
+	@echo "make faults   every fail point crashes, fails and stalls under load; wrong clocks and slow disks (40 minutes)"
 	@echo "make mutants  every seeded bug, and which check finds it (half an hour)"
 	@echo "make bench    the benchmarks, each beside the bare limit"
 	@echo "make fuzz     every decoder under libFuzzer (GFS_FUZZ_SECONDS each, 20 if not set; needs cargo-fuzz)"
@@ -45,11 +45,13 @@ fix:
 	$(CARGO) fmt --all
 
 # Each workload without faults, under servers lost, masters lost, restarts, cuts around chunkservers, cuts around
-# masters, bad cables, and everything. Without root the cuts and the cables are left out.
+# masters, bad cables, power and disks, members that come and go, and everything. Without root (and iproute2, xfsprogs)
+# the cuts, the cables and the power are left out.
 MIXES = none,kill+pause,leader+leader-pause+master,restart+rolling+storm+startup
 MIXES := $(MIXES),cut+cut-clients+cut-data+cut-heartbeats+flap
 MIXES := $(MIXES),cut-leader+cut-master+halves+minority+bridge+ring+deaf+mute
 MIXES := $(MIXES),delay+loss+reorder+duplicate+corrupt+forge+slow
+MIXES := $(MIXES),power+power-one+disk-dead+disk-full+bit-rot,disk-lost+disk-swapped+join-master+join-shadow+replace
 MIXES := $(MIXES),kill+pause+leader+leader-pause+master+restart+cut+cut-leader+halves+bridge+deaf+mute+flap+loss
 jepsen: build
 	$(CARGO) run --locked --quiet --package gfs-jepsen -- matrix --time 7s --nemesis $(MIXES)
@@ -65,12 +67,16 @@ proof: build
 	$(PROOF) measure primary --rounds 20 --within 5s
 	$(PROOF) measure primary --by cut --rounds 20 --within 5s
 
-# Programs with fail points in them (docs/decisions/0016), beside the ordinary ones.
+# Programs with fail points in them (docs/decisions/0016), beside the ordinary ones. What only they can suffer is tried here,
+# so that no other target has to build them.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+FAULTY = GFS_BIN=$(TARGET)/faults/gfs $(TARGET)/faults/gfs-jepsen
 faults: setup
 	$(BUILD) --package gfs --features faults
 	$(BUILD) --package gfs-jepsen --features faults
-	@mkdir -p target/faults && cp target/debug/gfs target/debug/gfs-jepsen target/faults/
-	GFS_BIN=target/faults/gfs target/faults/gfs-jepsen faults
+	@mkdir -p $(TARGET)/faults && cp $(TARGET)/debug/gfs $(TARGET)/debug/gfs-jepsen $(TARGET)/faults/
+	$(FAULTY) faults
+	$(FAULTY) matrix --time 10s --nemesis clock-jump+clock-drift+disk-slow+kill+pause+leader+cut-heartbeats
 
 mutants: setup
 	$(CARGO) run --locked --quiet --package gfs-jepsen --features faults -- mutants

@@ -15,6 +15,13 @@ pub(crate) use check::{Chunks, Fsck};
 pub(crate) use moving::{Mv, Snapshot};
 pub(crate) use trash::{Trash, TrashEmpty, TrashList, Undelete};
 
+/// A program that can be told to fail says so (decision 0016).
+const VERSION: &str = if gfs_proto::fault::BUILT {
+    concat!(env!("CARGO_PKG_VERSION"), " with faults: for tests, never for users")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 const ABOUT: &str = "A distributed file system in the shape of the GFS paper: one binary for every role.";
 
 const AFTER_HELP: &str = "\
@@ -43,7 +50,7 @@ Environment:
 
 /// The whole command line.
 #[derive(Parser, Debug)]
-#[command(name = "gfs", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(name = "gfs", version = VERSION, about = ABOUT, after_help = AFTER_HELP, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) settings: TopSettings,

@@ -3,6 +3,7 @@
 //! Every chunk that a file has is on as many servers as it should be, the same bytes on each; the servers hold no
 //! replica beside those; every master and shadow has the same state at the same index of the log.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,7 @@ use gfs_proto::pb::peer_client::PeerClient;
 use gfs_proto::{Environment, net, pb};
 use gfs_tests::{Cluster, Role, eventually};
 
+use crate::nemesis::{Corruption, Fate};
 use crate::verdict::Verdict;
 
 /// How long it may take.
@@ -22,14 +24,19 @@ const HASH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the masters' states are compared.
 const COMPARISONS: usize = 2;
 
-/// Waits for the cluster to be whole; complains of what is not within the time.
+/// Waits for the cluster to be whole; complains of what is not within the time, and of damage that nobody has noticed.
 ///
 /// # Errors
 /// The cluster does not answer.
-pub(crate) async fn check(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+pub(crate) async fn check(
+    cluster: &Cluster,
+    corruptions: &[Corruption],
+    verdict: &mut Verdict,
+) -> Result<()> {
     let started = Instant::now();
-    if let Err(error) = compare_chunks(cluster, verdict).await {
-        verdict.finding(format!("not whole: {error:#}"));
+    match compare_chunks(cluster, verdict).await {
+        Ok(sound) => count_corruptions(corruptions, &sound, verdict)?,
+        Err(error) => verdict.finding(format!("not whole: {error:#}")),
     }
     let holding = eventually("the servers hold what they should and nothing else", PATIENCE, async || {
         let status = cluster.status().await?;
@@ -67,7 +74,7 @@ async fn goals(cluster: &Cluster) -> Result<Goals> {
     let client = client(cluster).await?;
     let mut goals = Goals { complete: true, goal_max: 1, ..Goals::default() };
     // A chunk that a snapshot shares is one chunk.
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for file in files(&client).await? {
         for chunk in file.chunks().await? {
             if seen.insert(chunk.handle) {
@@ -101,9 +108,63 @@ async fn files(client: &Client) -> Result<Vec<gfs_client::File>> {
     Ok(files)
 }
 
-/// All replicas of all chunks of all files hold the same.
-async fn compare_chunks(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+/// Has every replica of every chunk of every file read, so that damage is noticed, until none shows any.
+///
+/// # Errors
+/// The cluster does not answer, or some damage stays.
+pub(crate) async fn read_everything(cluster: &Cluster) -> Result<()> {
+    eventually("no replica is damaged", PATIENCE, async || {
+        let client = client(cluster).await?;
+        let mut damaged = Vec::new();
+        for file in files(&client).await? {
+            for index in 0..file.chunks().await?.len() {
+                let index = ChunkIndex::from_raw(u32::try_from(index)?);
+                if file.compare_replicas(index).await?.is_corrupt() {
+                    damaged.push(format!("chunk {index} of {}", file.path()));
+                }
+            }
+        }
+        ensure!(damaged.is_empty(), "{damaged:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// What became of damage, when the chunks in `sound` were seen to be whole and the same everywhere.
+fn count_corruptions(corruptions: &[Corruption], sound: &BTreeSet<u64>, verdict: &mut Verdict) -> Result<()> {
+    for corruption in corruptions {
+        let is_sound = sound.contains(&corruption.handle());
+        verdict.count("corruptions.put", 1);
+        match corruption.fate()? {
+            Fate::Found => {
+                verdict.count("corruptions.found", 1);
+                let then = if is_sound { "corruptions.repaired" } else { "corruptions.deleted" };
+                verdict.count(then, 1);
+            }
+            Fate::Gone => verdict.count("corruptions.gone", 1),
+            Fate::Hidden if is_sound => verdict.finding(format!("damage that nobody noticed: {corruption}")),
+            // Its file was deleted: nobody reads it any more.
+            Fate::Hidden => verdict.count("corruptions.gone", 1),
+        }
+    }
+    if !corruptions.is_empty() {
+        let count = |what: &str| verdict.counts.get(&format!("corruptions.{what}")).copied().unwrap_or(0);
+        verdict.note(format!(
+            "corruptions: {} put in, {} found, {} of them repaired and {} deleted with their file, {} gone before anybody looked",
+            count("put"),
+            count("found"),
+            count("repaired"),
+            count("deleted"),
+            count("gone")
+        ));
+    }
+    Ok(())
+}
+
+/// All replicas of all chunks of all files hold the same; the chunks that do.
+async fn compare_chunks(cluster: &Cluster, verdict: &mut Verdict) -> Result<BTreeSet<u64>> {
     let client = client(cluster).await?;
+    let mut sound = BTreeSet::new();
     let mut compared_count = 0;
     for file in files(&client).await? {
         for index in 0..file.chunks().await?.len() {
@@ -118,12 +179,14 @@ async fn compare_chunks(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> 
             let compared = compared.await.with_context(|| format!("chunk {index} of {}", file.path()))?;
             if compared.is_corrupt() {
                 verdict.finding(format!("replicas differ: chunk {index} of {}: {compared:?}", file.path()));
+            } else {
+                sound.insert(compared.chunk.handle.raw());
             }
             compared_count += 1;
         }
     }
     verdict.note(format!("{compared_count} chunks compared on all their servers"));
-    Ok(())
+    Ok(sound)
 }
 
 /// Every master and shadow has the same rows at one index of the log.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    ACTIONS, FAULTS, Format, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict, WORKLOADS,
-    check_file, export, measure, mutants, power, report, run, sweep,
+    ACTIONS, FAULTS, Format, Ledger, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict,
+    WORKLOADS, check_file, export, measure, mutants, power, report, run, sweep, tally,
 };
 use tokio::runtime::Runtime;
 
@@ -23,6 +23,9 @@ struct Arguments {
     /// Where servers and clients live.
     #[arg(long, global = true, value_enum, default_value_t)]
     hosts: Placement,
+    /// Adds a line for each run to this file: what `tally` adds up.
+    #[arg(long, global = true)]
+    ledger: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -77,6 +80,15 @@ enum Command {
     Report {
         /// The directory of the run.
         directory: PathBuf,
+    },
+    /// Adds up what the runs in some ledgers come to.
+    Tally {
+        /// Files that runs were given with --ledger.
+        #[arg(required = true)]
+        ledgers: Vec<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Writes a history in the format of another checker, to the standard output.
     Export {
@@ -216,13 +228,15 @@ fn log_clients() {
 
 fn main() -> Result<ExitCode> {
     log_clients();
-    let Arguments { hosts, command } = Arguments::parse();
+    let Arguments { hosts, ledger, command } = Arguments::parse();
+    let ledger = ledger.map(Ledger::new);
     // Judging needs no hosts, and the power goes on the hosts of all servers at once; faults
     // in the servers themselves are the same anywhere.
     let alone = matches!(
         command,
         Command::Check { .. }
             | Command::Report { .. }
+            | Command::Tally { .. }
             | Command::Export { .. }
             | Command::Power { .. }
             | Command::Faults { .. }
@@ -234,11 +248,11 @@ fn main() -> Result<ExitCode> {
         tell(&why_not)?;
     }
     // After the site: the threads of the runtime are to live where it has put this one.
-    let good = Runtime::new()?.block_on(obey(command, &site))?;
+    let good = Runtime::new()?.block_on(obey(command, &site, ledger.as_ref()))?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn obey(command: Command, site: &Site) -> Result<bool> {
+async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<bool> {
     match command {
         Command::Run { workload, nemesis, time, operations, seed, clients, keep } => {
             let nemesis = nemesis.into_iter().filter(|name| name != "none").collect();
@@ -246,10 +260,11 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
             let time = time.unwrap_or(if operations.is_some() { COUNTED_TIME } else { TIME });
             let time_ms = u64::try_from(time.as_millis())?;
             let plan = Plan { workload, nemesis, time_ms, seed, clients, operations };
-            run_one(&plan, site, keep).await
+            run_one(&plan, site, keep, ledger).await
         }
         Command::Matrix { time, nemesis, seed } => {
-            run_matrix(time, &nemesis, seed.unwrap_or_else(draw), site).await
+            let runs = Runs { time, seed: seed.unwrap_or_else(draw), site, ledger };
+            run_matrix(&nemesis, &runs).await
         }
         Command::Check { file, workload } => {
             let verdict = check_file(&file, workload.as_deref())?;
@@ -259,6 +274,11 @@ async fn obey(command: Command, site: &Site) -> Result<bool> {
         Command::Report { directory } => {
             tell(&report(&directory)?.display().to_string())?;
             Ok(true)
+        }
+        Command::Tally { ledgers, json } => {
+            let sum = tally(&ledgers)?;
+            tell(&if json { serde_json::to_string_pretty(&sum)? } else { sum.to_string() })?;
+            Ok(sum.bad + sum.undecided == 0)
         }
         Command::Export { file, format, cell } => {
             tell(export(&std::fs::read_to_string(file)?, format.into(), cell)?.trim_end())?;
@@ -310,9 +330,10 @@ async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
     Ok(report.findings.is_empty())
 }
 
-async fn run_one(plan: &Plan, site: &Site, keep: bool) -> Result<bool> {
+async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) -> Result<bool> {
     let started = Instant::now();
     let (directory, verdict) = run(plan, site).await.with_context(|| plan.command())?;
+    ledger.map_or(Ok(()), |ledger| ledger.add(plan, &verdict))?;
     let nemesis = if plan.nemesis.is_empty() { "none".into() } else { plan.nemesis.join(",") };
     let taken = started.elapsed().as_secs();
     tell(&format!("{:<10} {nemesis:<40} seed {:<7} {verdict}; {taken} s", plan.workload, plan.seed))?;
@@ -336,7 +357,16 @@ fn explain(verdict: &Verdict) -> Result<()> {
     Ok(())
 }
 
-async fn run_matrix(time: Duration, nemesis: &[String], seed: u64, site: &Site) -> Result<bool> {
+/// What the runs of a matrix have in common.
+struct Runs<'a> {
+    time: Duration,
+    seed: u64,
+    site: &'a Site,
+    ledger: Option<&'a Ledger>,
+}
+
+async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
+    let Runs { time, seed, site, ledger } = *runs;
     let all: Vec<String> =
         FAULTS.iter().filter(|fault| site.has(fault.needs)).map(|fault| fault.name.to_owned()).collect();
     let mixes: Vec<Vec<String>> = if nemesis.is_empty() {
@@ -365,7 +395,7 @@ async fn run_matrix(time: Duration, nemesis: &[String], seed: u64, site: &Site) 
                 operations: None,
             };
             // A run that breaks off is a failed cell, not the end of the matrix.
-            match run_one(&plan, site, false).await {
+            match run_one(&plan, site, false, ledger).await {
                 Ok(true) => passed += 1,
                 Ok(false) => failed += 1,
                 Err(error) => {

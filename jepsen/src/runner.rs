@@ -1,5 +1,6 @@
 //! One run: a cluster, clients, faults, a last look, a verdict.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::check::lease;
 use crate::converge;
 use crate::hosts::Site;
+use crate::inside::Inside;
 use crate::nemesis::{FAULTS, Fault, Needs, Ring};
 use crate::power::DISK_BYTES;
 use crate::recorder::Recorder;
@@ -54,8 +56,8 @@ impl Plan {
         find_workload(&self.workload)
     }
 
-    /// The faults that can be had there, and the names of the others.
-    fn faults(&self, site: &Site) -> Result<(Vec<&'static Fault>, Vec<&'static str>)> {
+    /// The faults that can be had there, and the others.
+    fn faults(&self, site: &Site) -> Result<(Vec<&'static Fault>, Vec<&'static Fault>)> {
         let find = |name: &String| {
             let known = || FAULTS.iter().map(|fault| fault.name).collect::<Vec<_>>().join(", ");
             FAULTS
@@ -67,12 +69,8 @@ impl Plan {
             self.nemesis.iter().filter(|name| *name != "none").map(find).collect::<Result<_>>()?;
         let (possible, impossible): (Vec<_>, Vec<_>) =
             asked.into_iter().partition(|fault| site.has(fault.needs));
-        let impossible: Vec<_> = impossible.iter().map(|fault| fault.name).collect();
         if possible.is_empty() && !impossible.is_empty() {
-            bail!(
-                "this needs hosts or disks of their own (root, iproute2, xfsprogs): {}",
-                impossible.join(", ")
-            );
+            bail!("nothing of this can be done here: {}", left_out(&impossible).join("; "));
         }
         Ok((possible, impossible))
     }
@@ -96,6 +94,16 @@ impl Plan {
             self.workload, self.time_ms, self.clients, self.seed
         )
     }
+}
+
+/// Which faults are left out, for want of what.
+fn left_out(faults: &[&Fault]) -> Vec<String> {
+    let without = |needs: Needs| {
+        let names: Vec<_> =
+            faults.iter().filter(|fault| fault.needs == needs).map(|fault| fault.name).collect();
+        (!names.is_empty()).then(|| format!("{} without {}", names.join(", "), needs.missing()))
+    };
+    Needs::ALL.into_iter().filter_map(without).collect()
 }
 
 fn find_workload(name: &str) -> Result<&'static Workload> {
@@ -128,12 +136,14 @@ pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
 /// # Errors
 /// The plan makes no sense, or the machinery fails: nothing is said about the system then.
 pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
-    let (workload, (faults, left_out)) = (plan.workload()?, plan.faults(site)?);
+    let (workload, (faults, impossible)) = (plan.workload()?, plan.faults(site)?);
     let disks = faults.iter().any(|fault| fault.needs == Needs::Disks);
     let disk_bytes = disks.then_some(DISK_BYTES);
     let mut shape = Shape { masters: 3, chunkservers: 4, log: Some(LOG), disk_bytes, ..Shape::default() };
     (workload.tune)(&mut shape);
-    let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
+    let inside = site.has(Needs::Inside).then(Inside::new).transpose()?;
+    let hosts = inside.as_ref().map_or_else(|| site.hosts(), |inside| inside.hosts(site.hosts(), ""));
+    let mut cluster = Cluster::start_on(shape, hosts).await?;
     let directory = cluster.keep();
     std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
     let history = directory.join("history.jsonl");
@@ -141,10 +151,23 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     let scene = Scene::new(cluster.masters(), Recorder::create(&history)?, plan.seed);
     let scene = Arc::new(Scene { shadows, operations: plan.operations, ..scene });
     (workload.prepare)(scene.clone()).await?;
-    let mut outcome = drive(plan, &faults, site, &scene, &mut cluster).await;
+    let dice = StdRng::seed_from_u64(plan.seed);
+    let mut ring = Ring {
+        cluster: &mut cluster,
+        recorder: &scene.recorder,
+        network: site.network(),
+        inside,
+        dice,
+        counts: BTreeMap::new(),
+        corruptions: Vec::new(),
+        unusable: None,
+    };
+    let mut outcome = drive(plan, &faults, site, &scene, &mut ring).await;
     let mut end = Verdict::new();
+    let Ring { counts, corruptions, inside: _inside, .. } = ring;
+    end.counts = counts;
     if outcome.is_ok() {
-        outcome = converge::check(&cluster, &mut end).await;
+        outcome = converge::check(&cluster, &corruptions, &mut end).await;
     }
     scene.recorder.finish()?;
     let text = std::fs::read_to_string(&history)?;
@@ -158,9 +181,7 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     if verdict.ok < needed {
         verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
     }
-    if !left_out.is_empty() {
-        verdict.note(format!("left out without hosts of their own: {}", left_out.join(", ")));
-    }
+    left_out(&impossible).into_iter().for_each(|what| verdict.note(format!("left out: {what}")));
     if plan.operations.is_none() {
         timeline::check_load(&text, workload.minimum, &mut verdict)?;
     }
@@ -181,11 +202,15 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
 /// Who was primary when, as the chunkservers have traced it.
 fn check_leases(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
     let mut logs = Vec::new();
-    for name in cluster.names(Role::Chunkserver) {
-        let log = cluster.directory().join("logs").join(format!("{name}.log"));
-        let text = std::fs::read(&log).with_context(|| log.display().to_string())?;
-        // A kill may tear a line.
-        logs.push((name, String::from_utf8_lossy(&text).into_owned()));
+    // Of those too that have left for good.
+    for log in std::fs::read_dir(cluster.directory().join("logs"))? {
+        let log = log?.path();
+        let name = log.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("chunkserver") {
+            let text = std::fs::read(&log).with_context(|| log.display().to_string())?;
+            // A kill may tear a line.
+            logs.push((name, String::from_utf8_lossy(&text).into_owned()));
+        }
     }
     lease::check(logs.iter().map(|(name, text)| (name.as_str(), text.as_str())), verdict);
     Ok(())
@@ -196,15 +221,13 @@ async fn drive(
     faults: &[&Fault],
     site: &Site,
     scene: &Arc<Scene>,
-    cluster: &mut Cluster,
+    ring: &mut Ring<'_>,
 ) -> Result<()> {
     let workload = plan.workload()?;
     let mut clients = JoinSet::new();
     for number in 0..plan.clients {
         clients.spawn_on((workload.client)(scene.clone(), number), &site.clients());
     }
-    let dice = StdRng::seed_from_u64(plan.seed);
-    let mut ring = Ring { cluster, recorder: &scene.recorder, network: site.network(), dice };
     // A fault that is under way at the end is left to the healing.
     let raged = tokio::select! {
         raged = ring.rage(faults) => raged,
@@ -218,7 +241,11 @@ async fn drive(
         .await
         .context("a client does not end")??;
     let started = Instant::now();
-    wait_until_whole(cluster).await?;
+    wait_until_whole(ring.cluster).await?;
+    if !ring.corruptions.is_empty() {
+        converge::read_everything(ring.cluster).await?;
+        wait_until_whole(ring.cluster).await?;
+    }
     scene.recorder.nemesis(&format!("whole again after {} ms", started.elapsed().as_millis()))?;
     (workload.finish)(scene.clone()).await
 }
@@ -243,4 +270,23 @@ pub(crate) async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
         bail!("{} chunks have no replica", status.chunks_without_replica);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_told_with_what_it_wants() {
+        let wanting = |fault: &&Fault| matches!(fault.needs, Needs::Network | Needs::Inside);
+        let faults: Vec<&Fault> = FAULTS.iter().filter(wanting).collect();
+        let told = left_out(&faults);
+        assert_eq!(told.len(), 2, "{told:?}");
+        let inside = told.iter().find(|what| what.contains("clock-jump")).unwrap();
+        assert!(
+            inside.contains("disk-slow") && inside.contains("GFS_BIN") && !inside.contains("halves"),
+            "{inside}"
+        );
+        assert!(left_out(&[]).is_empty());
+    }
 }

@@ -1,5 +1,6 @@
 //! What a run comes to.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Verdict {
     pub doubts: Vec<String>,
     /// Measured on the way.
     pub notes: Vec<String>,
+    /// What can be added up over runs: `faults.KIND`, `corruptions.put`, `.found`, `.repaired` and so on.
+    #[serde(default)]
+    pub counts: BTreeMap<String, u64>,
 }
 
 impl Verdict {
@@ -52,6 +56,7 @@ impl Verdict {
             findings_left_off: 0,
             doubts: Vec::new(),
             notes: Vec::new(),
+            counts: BTreeMap::new(),
         }
     }
 
@@ -82,6 +87,12 @@ impl Verdict {
         other.findings.into_iter().for_each(|finding| self.finding(format!("{part}: {finding}")));
         other.doubts.into_iter().for_each(|doubt| self.doubt(format!("{part}: {doubt}")));
         self.notes.extend(other.notes.into_iter().map(|note| format!("{part}: {note}")));
+        other.counts.into_iter().for_each(|(what, count)| self.count(&what, count));
+    }
+
+    /// Adds to what can be added up over runs.
+    pub(crate) fn count(&mut self, what: &str, times: u64) {
+        *self.counts.entry(what.to_owned()).or_default() += times;
     }
 
     /// What could not be told is told now: doubts become notes. Findings stay.

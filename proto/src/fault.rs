@@ -9,17 +9,22 @@
 //! GFS_FAILPOINTS_FILE=path   the same text, looked at again and again; the counts go to path.PID
 //! GFS_MUTANT=name            the one seeded bug of this process
 //! GFS_TUNED='checkpoint_every=200'   constants that a short run has to be smaller
+//! GFS_CLOCK_FILE=path        how wrong this process's clock is, looked at again and again (`fault/clock.rs`)
 //! ```
 //! Without the feature nothing of this is left in the program (docs/decisions/0016).
 
 #[cfg(not(feature = "faults"))]
 mod absent;
+#[cfg(feature = "faults")]
+mod clock;
 mod list;
 #[cfg(feature = "faults")]
 mod live;
 
 #[cfg(not(feature = "faults"))]
-pub use absent::{arm, at, clear, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+pub use absent::{arm, at, clear, clock, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+#[cfg(feature = "faults")]
+pub use clock::clock;
 pub use list::{MUTANTS, POINTS, Point};
 #[cfg(feature = "faults")]
 pub use live::{arm, at, clear, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};

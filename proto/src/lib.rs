@@ -55,7 +55,7 @@ impl Environment {
     pub fn real() -> Self {
         Self {
             net: std::sync::Arc::new(net::TcpNet),
-            clock: std::sync::Arc::new(time::SystemClock::new()),
+            clock: fault::clock(),
             random: std::sync::Arc::new(random::SystemRandom),
             workers: work::Workers::Threads,
         }

@@ -23,6 +23,22 @@ pub fn gfs_binary() -> Result<PathBuf> {
     FOUND.get_or_init(find).clone().map_err(anyhow::Error::msg)
 }
 
+/// Whether the `gfs` program can be told to fail: only one built with the feature `faults` can.
+///
+/// # Errors
+/// There is no program, or it can't be run.
+pub fn gfs_has_faults() -> Result<bool> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let program = gfs_binary()?;
+    let said = Command::new(&program).arg("--version").output();
+    let said = said.with_context(|| format!("{} can't be run", program.display()))?;
+    let has = String::from_utf8_lossy(&said.stdout).contains("with faults");
+    Ok(*KNOWN.get_or_init(|| has))
+}
+
 /// The program of a package that has its name, beside this executable. Under cargo it is brought up to date first.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! A cluster of real processes, on this host or each on one of its own, in a directory that goes away with it.
 
+mod change;
 mod disk;
 
 use std::collections::BTreeMap;
@@ -88,6 +89,8 @@ impl Role {
 pub struct Cluster {
     // Before the directory: processes end before their files go.
     servers: BTreeMap<String, Process>,
+    /// Those that have left for good.
+    retired: BTreeMap<String, Process>,
     disks: Option<Disks>,
     directory: Option<TempDir>,
     shape: Shape,
@@ -136,6 +139,7 @@ impl Cluster {
         let disks = shape.disk_bytes.map(|_| Disks::new(directory.path())).transpose()?;
         let mut cluster = Self {
             servers: BTreeMap::new(),
+            retired: BTreeMap::new(),
             disks,
             directory: Some(directory),
             shape,
@@ -156,8 +160,7 @@ impl Cluster {
         for index in 0..shape.chunkservers {
             let name = Role::Chunkserver.name(index);
             let address = hosts.address(&name)?;
-            let arguments = ["--masters".into(), masters.join(",").into()];
-            cluster.add(name, "chunkserver", address, arguments)?;
+            cluster.add_chunkserver(name, address, &masters)?;
         }
         Ok(cluster)
     }
@@ -180,6 +183,10 @@ impl Cluster {
             arguments.push("--shadow".into());
         }
         self.add(role.name(index), "master", address, arguments)
+    }
+
+    fn add_chunkserver(&mut self, name: String, address: String, masters: &[String]) -> Result<()> {
+        self.add(name, "chunkserver", address, ["--masters".into(), masters.join(",").into()])
     }
 
     fn add(
@@ -426,7 +433,8 @@ impl Cluster {
     /// ERROR lines and panics in the logs that no story expects.
     pub fn unexpected_errors(&self) -> Vec<String> {
         let expected = |line: &String| self.expected_errors.iter().any(|part| line.contains(part));
-        self.servers.values().flat_map(Process::errors).filter(|line| !expected(line)).collect()
+        let all = self.servers.values().chain(self.retired.values());
+        all.flat_map(Process::errors).filter(|line| !expected(line)).collect()
     }
 }
 

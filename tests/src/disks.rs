@@ -29,8 +29,8 @@ const TOOLS: [&str; 6] = ["mkfs.ext4", "mount", "umount", "unshare", "xfs_io", "
 pub struct Disks {
     home: PathBuf,
     images: BTreeMap<String, PathBuf>,
-    /// How often the machine of each was started.
-    boots: BTreeMap<String, u64>,
+    /// How often the machines were started, all of them: no two starts have the same id, though disks may be exchanged.
+    boots: u64,
     /// Shut down, and not mounted again.
     dead: BTreeSet<String>,
 }
@@ -64,7 +64,7 @@ impl Disks {
         sweep()?;
         let home = directory.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&home)?;
-        let disks = Self { home, images: BTreeMap::new(), boots: BTreeMap::new(), dead: BTreeSet::new() };
+        let disks = Self { home, images: BTreeMap::new(), boots: 0, dead: BTreeSet::new() };
         // Shared, so that the servers' namespaces see what is mounted and unmounted here.
         run("mount", ["--bind".as_ref(), disks.home.as_os_str(), disks.home.as_os_str()])?;
         run("mount", ["--make-shared".as_ref(), disks.home.as_os_str()])?;
@@ -122,6 +122,23 @@ impl Disks {
         Ok(())
     }
 
+    /// Puts each of two disks into the other's machine; nobody may be using them.
+    ///
+    /// # Errors
+    /// The machine says no.
+    pub(crate) fn swap(&mut self, one: &str, other: &str) -> Result<()> {
+        let image = |name: &str| self.images.get(name).cloned().with_context(|| format!("no disk {name}"));
+        let (first, second) = (image(one)?, image(other)?);
+        run("umount", [self.path(one).as_os_str()])?;
+        run("umount", [self.path(other).as_os_str()])?;
+        self.images.extend([(one.to_owned(), second), (other.to_owned(), first)]);
+        for name in [one, other] {
+            self.boot(name)?;
+            self.mount(name)?;
+        }
+        Ok(())
+    }
+
     /// Disks that are shut down.
     pub(crate) fn dead(&self) -> Vec<String> {
         self.dead.iter().cloned().collect()
@@ -132,9 +149,8 @@ impl Disks {
     /// # Errors
     /// The machine says no.
     pub(crate) fn boot(&mut self, name: &str) -> Result<()> {
-        let boots = self.boots.entry(name.to_owned()).or_default();
-        *boots += 1;
-        let id = format!("00000000-0000-4000-8000-{boots:012x}\n");
+        self.boots += 1;
+        let id = format!("00000000-0000-4000-8000-{:012x}\n", self.boots);
         Ok(fs::write(self.boot_id(name), id)?)
     }
 
@@ -224,6 +240,16 @@ mod tests {
         disks.remount("one").unwrap();
         assert_eq!(fs::read_to_string(file("synced")).unwrap(), "synced");
         assert!(!file("late").exists());
+        let before = fs::read_to_string(disks.boot_id("one")).unwrap();
+        disks.add("other", 16 << 20).unwrap();
+        disks.swap("one", "other").unwrap();
+        assert!(!file("synced").exists() && disks.path("other").join("synced").exists());
+        let boot_ids =
+            BTreeSet::from(["one", "other"].map(|name| fs::read_to_string(disks.boot_id(name)).unwrap()));
+        assert!(
+            boot_ids.len() == 2 && !boot_ids.contains(&before),
+            "nobody is to take another machine's boot for its own"
+        );
         let home = disks.home.clone();
         drop(disks);
         assert!(!mounts().unwrap().iter().any(|path| path.starts_with(&home)));

@@ -9,7 +9,7 @@ mod stage;
 mod tree;
 mod wait;
 
-pub use binary::{gfs_binary, program};
+pub use binary::{gfs_binary, gfs_has_faults, program};
 pub use cluster::{Cluster, Role, Shape};
 pub use disks::Disks;
 pub use hosts::{Hosts, Loopback};

@@ -111,25 +111,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 if happened == Some(false) && matches!(holds(path), Known::Holds(_)) {
                     verdict.finding(format!("lost: {:?} -> {:?}", operation.call, operation.outcome));
                 }
-                let deleted = match (holds(path), operation.returned_at_ns) {
-                    (Known::Holds(tag), Some(returned_at_ns)) => {
-                        Some(Deleted { tag, called_at_ns: operation.called_at_ns, returned_at_ns })
-                    }
-                    _ => None,
-                };
-                let after = match (happened, holds(path)) {
-                    // What it holds nobody knows, so what comes back neither.
-                    (Some(true), Known::Nothing) => Known::Nothing,
-                    (Some(true), _) => Known::Gone(deleted),
-                    (Some(false), before) => {
-                        if before == Known::Nothing {
-                            Known::Nothing
-                        } else {
-                            Known::Gone(None)
-                        }
-                    }
-                    (None, _) => Known::Nothing,
-                };
+                let after = removed(operation, happened, holds(path));
                 known.insert(path, after);
             }
             Call::Undelete { path } => {
@@ -138,21 +120,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 restored += u64::from(happened == Some(true));
                 refused += u64::from(happened == Some(false));
             }
-            Call::Read { path } => match (&operation.outcome, holds(path)) {
-                (Outcome::Ok { value }, Known::Gone(_)) => {
-                    verdict.finding(format!("undead: {path} was deleted and reads as {value:?}"));
-                }
-                (Outcome::Ok { value }, Known::Holds(tag)) if *value != Reply::Tag(Some(tag)) => {
-                    verdict.finding(format!("wrong: {path} holds {tag} and reads as {value:?}"));
-                }
-                (Outcome::Fail { reason }, Known::Holds(tag)) => {
-                    verdict.finding(format!("lost: {path} holds {tag} and can't be read: {reason}"));
-                }
-                (Outcome::Info { reason }, Known::Holds(_)) if listed => {
-                    verdict.doubt(format!("{path} could not be read after the faults: {reason}"));
-                }
-                _ => {}
-            },
+            Call::Read { path } => check_read(path, &operation.outcome, (holds(path), listed), &mut verdict),
             Call::Names => {
                 listed = true;
                 if let Outcome::Ok { value: Reply::Names(names) } = &operation.outcome {
@@ -167,6 +135,41 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     let live = known.values().filter(|known| matches!(known, Known::Holds(_))).count();
     verdict.note(format!("{live} files at the end, {restored} were restored, {refused} had gone before"));
     Ok(verdict)
+}
+
+/// What is known of a file after somebody deleted it.
+fn removed(operation: &Operation<Call, Reply>, happened: Option<bool>, before: Known) -> Known {
+    let deleted = match (before, operation.returned_at_ns) {
+        (Known::Holds(tag), Some(returned_at_ns)) => {
+            Some(Deleted { tag, called_at_ns: operation.called_at_ns, returned_at_ns })
+        }
+        _ => None,
+    };
+    match (happened, before) {
+        // What it holds nobody knows, so what comes back neither.
+        (_, Known::Nothing) | (None, _) => Known::Nothing,
+        (Some(true), _) => Known::Gone(deleted),
+        (Some(false), _) => Known::Gone(None),
+    }
+}
+
+/// Judges what a read says of a file; `listed` if the faults are over.
+fn check_read(path: &str, outcome: &Outcome<Reply>, (known, listed): (Known, bool), verdict: &mut Verdict) {
+    match (outcome, known) {
+        (Outcome::Ok { value }, Known::Gone(_)) => {
+            verdict.finding(format!("undead: {path} was deleted and reads as {value:?}"));
+        }
+        (Outcome::Ok { value }, Known::Holds(tag)) if *value != Reply::Tag(Some(tag)) => {
+            verdict.finding(format!("wrong: {path} holds {tag} and reads as {value:?}"));
+        }
+        (Outcome::Fail { reason }, Known::Holds(tag)) => {
+            verdict.finding(format!("lost: {path} holds {tag} and can't be read: {reason}"));
+        }
+        (Outcome::Info { reason }, Known::Holds(_)) if listed => {
+            verdict.doubt(format!("{path} could not be read after the faults: {reason}"));
+        }
+        _ => {}
+    }
 }
 
 /// What is known of a file after somebody wanted it back.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use gfs_tests::{Disks, Hosts, Loopback};
+use gfs_tests::{Disks, Hosts, Loopback, gfs_has_faults};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
@@ -91,6 +91,8 @@ impl Site {
             Needs::Nothing => true,
             Needs::Network => self.network.is_some(),
             Needs::Disks => Disks::obstacle().is_none(),
+            // A program that is missing is complained of when it is to be started.
+            Needs::Inside => gfs_has_faults().unwrap_or(false),
         }
     }
 

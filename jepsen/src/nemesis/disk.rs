@@ -1,23 +1,24 @@
-//! Disks that lose power, fill up, die and rot.
-
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+//! Disks that lose power, fill up, die and are slow.
 
 use anyhow::{Context, Result};
 use gfs_tests::{Cluster, Role};
 use rand::Rng;
-use rand::seq::IteratorRandom;
 
 use super::Ring;
 
 /// How long the power is away, or a disk dead or full: shorter and longer than it takes others to notice.
 const AWAY_MS: std::ops::Range<u64> = 100..5000;
-/// Time between two spots that rot, and how many there are.
-const ROT_MS: std::ops::Range<u64> = 50..600;
-const SPOTS: std::ops::Range<u32> = 1..12;
-/// Bytes that become zeros at a time: a page.
-const ZEROED_BYTES: u64 = 4096;
+/// How long a disk is slow, and how long it takes for one sync.
+const SLOW_MS: std::ops::Range<u64> = 500..8000;
+const SYNC_MS: std::ops::Range<u64> = 100..1000;
+/// The fail points before the syncs of a server's disk.
+const SYNCS: [&str; 5] = [
+    "raft::log::before_sync",
+    "store::log::before_sync",
+    "store::file::before_sync",
+    "store::names::before_sync",
+    "store::table::before_sync",
+];
 
 impl Ring<'_> {
     /// The power of every server goes at once.
@@ -65,52 +66,23 @@ impl Ring<'_> {
         self.cluster.empty_disk(&name)
     }
 
-    /// Bits flip, pages become zeros and ends are lost in chunk files of a running server. It is always the same one, so that
-    /// there is a good copy of everything.
-    pub(super) async fn rot(&mut self) -> Result<()> {
-        let name =
-            self.cluster.names(Role::Chunkserver).first().cloned().context("there is no such server")?;
-        for _ in 0..self.dice.random_range(SPOTS) {
-            let Some(path) = self.any_chunk_file(&name)? else { return Ok(()) };
-            // It may be gone by now.
-            if let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) {
-                let done = self.spoil(&file)?;
-                self.recorder.nemesis(&format!("{done} in {}", path.display()))?;
-            }
-            self.wait(ROT_MS).await;
-        }
-        Ok(())
+    /// Every sync of a server's disk takes a while.
+    pub(super) async fn slow_disk(&mut self) -> Result<()> {
+        let name = self.any_server()?;
+        let millis = self.dice.random_range(SYNC_MS);
+        self.recorder.nemesis(&format!("each sync of {name} takes {millis} ms"))?;
+        let points: String = SYNCS.iter().map(|point| format!("{point}=sleep({millis});")).collect();
+        self.inside.as_ref().context(super::NO_INSIDE)?.arm(&name, &points)?;
+        self.wait(SLOW_MS).await;
+        self.recorder.nemesis(&format!("syncs of {name} are quick"))?;
+        self.inside.as_ref().context(super::NO_INSIDE)?.arm(&name, "")
     }
 
-    fn spoil(&mut self, file: &File) -> Result<&'static str> {
-        let length = file.metadata()?.len();
-        if length == 0 {
-            return Ok("nothing");
-        }
-        let at = self.dice.random_range(0..length);
-        match self.dice.random_range(0..4) {
-            0 => {
-                let zeros = usize::try_from(ZEROED_BYTES.min(length - at))?;
-                file.write_all_at(&vec![0; zeros], at)?;
-                Ok("zeros")
-            }
-            1 => {
-                file.set_len(at)?;
-                Ok("an end")
-            }
-            _ => {
-                let mut byte = [0];
-                file.read_exact_at(&mut byte, at)?;
-                byte[0] ^= 1 << self.dice.random_range(0..8);
-                file.write_all_at(&byte, at)?;
-                Ok("a flipped bit")
-            }
-        }
-    }
-
-    fn any_chunk_file(&mut self, server: &str) -> Result<Option<PathBuf>> {
-        let files = fs::read_dir(self.cluster.data_of(server).join("chunks"))?;
-        Ok(files.filter_map(|entry| Some(entry.ok()?.path())).choose(&mut self.dice))
+    /// No disk is slow.
+    pub(super) fn quicken_disks(&self) -> Result<()> {
+        let Some(inside) = &self.inside else { return Ok(()) };
+        let names = [Role::Master, Role::Chunkserver].into_iter().flat_map(|role| self.cluster.names(role));
+        names.collect::<Vec<_>>().iter().try_for_each(|name| inside.arm(name, ""))
     }
 }
 

@@ -2,23 +2,31 @@
 //!
 //! A family of faults is a file beside this one: more functions of [`Ring`].
 
+mod clock;
+mod directory;
 mod disk;
+mod member;
 mod net;
 mod process;
+mod rot;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use gfs_tests::{Cluster, Role};
+use gfs_tests::{Cluster, Disks, Role};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use crate::hosts::Network;
+use crate::inside::Inside;
 use crate::recorder::Recorder;
+
+pub(crate) use rot::{Corruption, Fate};
 
 /// A kind of fault.
 pub struct Fault {
@@ -43,6 +51,10 @@ const fn disk_fault(name: &'static str, strike: Strike) -> Fault {
     Fault { name, needs: Needs::Disks, strike }
 }
 
+const fn inside_fault(name: &'static str, strike: Strike) -> Fault {
+    Fault { name, needs: Needs::Inside, strike }
+}
+
 /// What a kind of fault can't do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -52,6 +64,23 @@ pub enum Needs {
     Network,
     /// Disks of their own.
     Disks,
+    /// Servers built with the feature `faults`.
+    Inside,
+}
+
+impl Needs {
+    /// Everything that a fault may need.
+    pub(crate) const ALL: [Self; 4] = [Self::Nothing, Self::Network, Self::Disks, Self::Inside];
+
+    /// What is missing where it is not there, and what to do about it.
+    pub(crate) fn missing(self) -> String {
+        match self {
+            Self::Nothing => String::new(),
+            Self::Network => "hosts of their own (root, apt-get install iproute2, /dev/net/tun)".into(),
+            Self::Disks => Disks::obstacle().unwrap_or_else(|| "disks of their own".into()),
+            Self::Inside => "servers built with faults (make faults builds them; GFS_BIN names them)".into(),
+        }
+    }
 }
 
 /// Every fault.
@@ -70,6 +99,14 @@ pub const FAULTS: &[Fault] = &[
     disk_fault("disk-dead", |ring| ring.kill_disk().boxed_local()),
     disk_fault("disk-full", |ring| ring.fill_disk().boxed_local()),
     fault("bit-rot", |ring| ring.rot().boxed_local()),
+    inside_fault("disk-slow", |ring| ring.slow_disk().boxed_local()),
+    fault("disk-lost", |ring| ring.lose_directory().boxed_local()),
+    fault("disk-swapped", |ring| ring.swap_directories().boxed_local()),
+    inside_fault("clock-jump", |ring| ring.jump_clock().boxed_local()),
+    inside_fault("clock-drift", |ring| ring.drift_clocks().boxed_local()),
+    fault("join-master", |ring| ring.join(Role::Master).boxed_local()),
+    fault("join-shadow", |ring| ring.join(Role::Shadow).boxed_local()),
+    fault("replace", |ring| ring.replace().boxed_local()),
     network_fault("cut", |ring| ring.cut(Role::Chunkserver).boxed_local()),
     network_fault("cut-leader", |ring| ring.cut_leader().boxed_local()),
     network_fault("cut-master", |ring| ring.cut(Role::Master).boxed_local()),
@@ -92,6 +129,10 @@ pub const FAULTS: &[Fault] = &[
     network_fault("slow", |ring| ring.slow().boxed_local()),
 ];
 
+const NO_INSIDE: &str = "it needs servers built with faults";
+/// How long the cluster may take to have every replica again when nothing is wrong with it.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Time between two faults.
 const QUIET_MS: std::ops::Range<u64> = 500..4000;
 
@@ -101,7 +142,15 @@ pub(crate) struct Ring<'a> {
     pub(crate) recorder: &'a Recorder,
     /// The network between the servers, if it is ours.
     pub(crate) network: Option<Arc<Network>>,
+    /// What servers look for their faults in, if they have any in them.
+    pub(crate) inside: Option<Inside>,
     pub(crate) dice: StdRng,
+    /// How often what was done, for the verdict.
+    pub(crate) counts: BTreeMap<String, u64>,
+    /// What has rotted.
+    pub(crate) corruptions: Vec<Corruption>,
+    /// A server whose directory can't be started on as it is.
+    pub(crate) unusable: Option<String>,
 }
 
 impl Ring<'_> {
@@ -114,6 +163,7 @@ impl Ring<'_> {
             };
             // The report and the load know by these lines when a fault was at work.
             self.recorder.nemesis(&format!("begin {}", fault.name))?;
+            self.count(&format!("faults.{}", fault.name), 1);
             (fault.strike)(self).await.with_context(|| format!("fault {}", fault.name))?;
             self.recorder.nemesis(&format!("end {}", fault.name))?;
         }
@@ -122,6 +172,19 @@ impl Ring<'_> {
     async fn wait(&mut self, range: std::ops::Range<u64>) {
         let time = Duration::from_millis(self.dice.random_range(range));
         tokio::time::sleep(time).await;
+    }
+
+    fn count(&mut self, what: &str, times: u64) {
+        *self.counts.entry(what.to_owned()).or_default() += times;
+    }
+
+    /// Waits until every server takes part and every chunk has its replicas.
+    async fn whole(&mut self) -> Result<()> {
+        self.cluster.wait_until_up().await?;
+        let whole = |status: &gfs_client::ClusterStatusReply| {
+            status.counted && status.chunks_below_goal == 0 && status.chunks_without_replica == 0
+        };
+        self.cluster.wait_for_status("every chunk has its replicas", WHOLE_PATIENCE, whole).await.map(drop)
     }
 
     fn network(&self) -> Result<Arc<Network>> {
@@ -138,7 +201,10 @@ impl Ring<'_> {
         if let Some(network) = &self.network {
             network.clear();
         }
+        self.set_clocks_right()?;
+        self.quicken_disks()?;
         disk::heal(self.cluster)?;
+        self.empty_unusable()?;
         process::heal(self.cluster)
     }
 }

@@ -2,34 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gfs_proto::fault::{self, Count};
-use gfs_tests::{Cluster, Hosts, Loopback, Role, Shape};
+use gfs_tests::{Cluster, Loopback, Role, Shape};
 use rand::seq::IndexedRandom;
+
+use crate::inside::Inside;
 
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
 /// master that was away, and to a full log of a chunkserver.
 const TUNED: &str = "checkpoint_every=300,log_keep=100,segment_bytes=2097152";
-
-/// Starts servers that look for their fail points in a file.
-#[derive(Debug)]
-struct Armed {
-    directory: PathBuf,
-}
-
-impl Hosts for Armed {
-    fn address(&self, name: &str) -> Result<String> {
-        Loopback.address(name)
-    }
-    fn spawn(&self, name: &str, command: &mut Command) -> Result<Child> {
-        command.env("GFS_FAILPOINTS_FILE", self.directory.join(name)).env("GFS_TUNED", TUNED);
-        Loopback.spawn(name, command)
-    }
-}
 
 /// What leads to a fail point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,14 +71,14 @@ impl Provocation {
 pub(super) struct Stage {
     pub(super) cluster: Cluster,
     /// The files by which servers are told, and in which they tell their counts.
-    faults: tempfile::TempDir,
+    faults: Inside,
     kept: PathBuf,
 }
 
 impl Stage {
     pub(super) async fn start() -> Result<Self> {
-        let faults = tempfile::Builder::new().prefix("gfs-faults-").tempdir()?;
-        let hosts = Arc::new(Armed { directory: faults.path().to_owned() });
+        let faults = Inside::new()?;
+        let hosts = faults.hosts(Arc::new(Loopback), TUNED);
         let trash = Duration::from_millis(500);
         let shape = Shape { masters: 3, chunkservers: 4, trash, ..Shape::default() };
         let mut cluster = Cluster::start_on(shape, hosts).await?;
@@ -138,32 +123,27 @@ impl Stage {
             return Ok(fault::arm(line)?);
         }
         match victim {
-            Some(name) => self.write(name, line),
-            None => self.cluster.names(Self::role(line)).iter().try_for_each(|name| self.write(name, line)),
+            Some(name) => self.faults.arm(name, line),
+            None => {
+                self.cluster.names(Self::role(line)).iter().try_for_each(|name| self.faults.arm(name, line))
+            }
         }
     }
 
     /// No server and no client has a fault any more.
     pub(super) fn disarm(&self) -> Result<()> {
         fault::arm("")?;
-        self.names().iter().try_for_each(|name| self.write(name, ""))
+        self.names().iter().try_for_each(|name| self.faults.arm(name, ""))
     }
 
     fn names(&self) -> Vec<String> {
         [Role::Master, Role::Chunkserver].into_iter().flat_map(|role| self.cluster.names(role)).collect()
     }
 
-    fn write(&self, name: &str, line: &str) -> Result<()> {
-        // In one step: a server that reads half a line would complain.
-        let aside = self.faults.path().join(format!("{name}.line"));
-        std::fs::write(&aside, line)?;
-        Ok(std::fs::rename(aside, self.faults.path().join(name))?)
-    }
-
     /// How often a fail point was passed and struck so far, in all servers that lived here, and in this process.
     pub(super) fn count(&self, point: &str) -> Count {
         let mut sum = fault::counts().get(point).copied().unwrap_or_default();
-        let files = std::fs::read_dir(self.faults.path()).into_iter().flatten().flatten();
+        let files = std::fs::read_dir(self.faults.directory()).into_iter().flatten().flatten();
         // One for each process that lived: `name.PID`.
         let is_count = |name: &str| name.rsplit('.').next().is_some_and(|id| id.parse::<u32>().is_ok());
         for file in files.filter(|file| file.file_name().to_str().is_some_and(is_count)) {

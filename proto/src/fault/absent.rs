@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::{Ready, ready};
 use std::io;
+use std::sync::Arc;
 
 use super::Count;
 use crate::Result;
+use crate::time::{Clock, SystemClock};
 
 /// Passes a fail point of a thread that can't fail.
 #[inline(always)]
@@ -54,6 +56,11 @@ pub const fn tuned(_name: &'static str, value: u64) -> u64 {
 #[inline(always)]
 pub const fn start() -> Result<()> {
     Ok(())
+}
+
+/// The clock of this machine.
+pub fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::new())
 }
 
 /// Tells fail points what to do.

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::{Count, MUTANTS, POINTS};
 use crate::{Error, Result};
 
-/// How often the file is looked at.
-const POLL: Duration = Duration::from_millis(20);
+/// How often a file is looked at.
+pub(super) const POLL: Duration = Duration::from_millis(20);
 /// Longest pause: a longer one is a typing error.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
@@ -167,25 +167,26 @@ pub fn tuned(name: &'static str, value: u64) -> u64 {
     TUNED.get(name).copied().unwrap_or(value)
 }
 
-/// Takes the settings of the environment, and follows the file that it names. Once, at the start of a process.
+/// Takes the settings of the environment, and follows the files that it names. Once, at the start of a process.
 ///
 /// # Errors
 /// [`Error::BadArgument`] if they make no sense.
 pub fn start() -> Result<()> {
     LazyLock::force(&MUTANT);
+    if let Some(path) = std::env::var_os("GFS_CLOCK_FILE") {
+        super::clock::start(Path::new(&path))?;
+    }
     arm(&std::env::var("GFS_FAILPOINTS").unwrap_or_default())?;
     let Some(path) = std::env::var_os("GFS_FAILPOINTS_FILE").map(PathBuf::from) else { return Ok(()) };
     let mut told = path.clone().into_os_string();
     told.push(format!(".{}", std::process::id()));
     REGISTRY.lock().told = Some(told.into());
-    let mut known = String::new();
-    follow(&path, &mut known);
+    follow_file("fail-points", POLL, &path, arm)?;
     std::thread::Builder::new()
-        .name("fail-points".into())
+        .name("fail-points-told".into())
         .spawn(move || {
             loop {
                 std::thread::sleep(POLL);
-                follow(&path, &mut known);
                 tell();
             }
         })
@@ -193,15 +194,31 @@ pub fn start() -> Result<()> {
         .map_err(Error::internal)
 }
 
-/// Takes over the file if it has changed.
-fn follow(path: &Path, known: &mut String) {
-    let Ok(text) = std::fs::read_to_string(path) else { return };
-    if text != *known {
-        if let Err(error) = arm(&text) {
-            tracing::error!(%error, "fail points");
-        }
-        *known = text;
+/// Has `take` take what stands in a file, now and whenever it has changed; what it refuses later is told in the log, and
+/// what was before stays. The thread that does so ends with the process.
+pub(super) fn follow_file(
+    thread: &'static str,
+    every: Duration,
+    path: &Path,
+    take: impl Fn(&str) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let path = path.to_owned();
+    let read = move || std::fs::read_to_string(&path).ok();
+    let mut known = read().unwrap_or_default();
+    if !known.is_empty() {
+        take(&known)?;
     }
+    let follow = move || {
+        loop {
+            std::thread::sleep(every);
+            let Some(text) = read().filter(|text| *text != known) else { continue };
+            if let Err(error) = take(&text) {
+                tracing::error!(%error, thread, "not understood");
+            }
+            known = text;
+        }
+    };
+    std::thread::Builder::new().name(thread.into()).spawn(follow).map(drop).map_err(Error::internal)
 }
 
 /// Writes the counts down, in one step.

@@ -1,9 +1,10 @@
 //! What can happen to the disks of a cluster that has some ([`Shape::disk_bytes`](super::Shape::disk_bytes)).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::Cluster;
@@ -11,7 +12,15 @@ use crate::disks::Disks;
 
 /// Takes room on a disk, beside the server's data.
 const FILLER: &str = "filler";
+/// Smallest piece of room that is taken: a block.
+const PIECE_BYTES_MIN: u64 = 4096;
 const NO_DISKS: &str = "the servers have no disks of their own";
+
+/// Bytes that can be taken from a disk so that so many are left.
+fn room(directory: &Path, left_bytes: u64) -> Result<u64> {
+    let space = rustix::fs::statvfs(directory)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(left_bytes))
+}
 
 impl Cluster {
     /// Whether the servers have disks of their own.
@@ -74,10 +83,19 @@ impl Cluster {
     pub fn fill_disk(&mut self, name: &str, left_bytes: u64) -> Result<()> {
         self.empty_disk(name)?;
         let directory = self.disk_of(name)?;
-        let space = rustix::fs::statvfs(&directory)?;
-        let bytes = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(left_bytes);
         let file = std::fs::File::create_new(directory.join(FILLER))?;
-        Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1))?)
+        let mut taken = 0;
+        let mut piece = room(&directory, left_bytes)?;
+        // The disk needs some room for itself, and the server goes on taking some.
+        while piece >= PIECE_BYTES_MIN {
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), taken, piece) {
+                Ok(()) => taken += piece,
+                Err(Errno::NOSPC) => piece /= 2,
+                Err(error) => return Err(error.into()),
+            }
+            piece = piece.min(room(&directory, left_bytes)?);
+        }
+        Ok(())
     }
 
     /// Gives back what [`Cluster::fill_disk`] took.
