@@ -2,6 +2,9 @@
 
 mod attempts;
 mod build;
+mod counting;
+mod exclusion;
+mod reign;
 mod snapshot;
 mod unlink;
 
