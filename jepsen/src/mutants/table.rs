@@ -97,7 +97,13 @@ pub(super) const TABLE: &[(&str, &[Check])] = &[
     ("read_not_verified", &[Check::Tests("chunkserver", "store::tests::damage")]),
     ("reads_unasked", &[Check::Tests("master", "service::tests::a_leader_without")]),
     ("references_ignored", &[Check::Tests("master", "state::tests::snapshot")]),
-    ("rename_in_two_entries", &[Check::Cell("bank", "none", 8)]),
+    (
+        "rename_in_two_entries",
+        &[
+            Check::Tests("master", "service::tests::alone::a_rename_is_one_entry"),
+            Check::Cell("bank", "none", 8),
+        ],
+    ),
     ("repeat_not_recognized", &[Check::Tests("master", "state::tests::random")]),
     (
         "repeat_under_new_id",

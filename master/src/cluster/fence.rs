@@ -87,6 +87,15 @@ mod tests {
     }
 
     #[test]
+    fn a_server_whose_clock_is_a_tenth_slower_serves_nothing_when_its_fence_has_run_out() {
+        // Guard slow_clock. It serves for three seconds of its own.
+        let (answered, its_three_seconds) = (20_000, VALIDITY * 11 / 10);
+        let out = answered + u64::try_from(its_three_seconds.as_millis()).unwrap();
+        assert!(check(Some((7, answered)), 20_100) >= out);
+        assert!(check(Some((7, answered)), answered) >= out);
+    }
+
+    #[test]
     fn a_new_leader_counts_from_the_start_of_its_own_term() {
         // Guards no_term_wait and no_term_start: what an earlier leader answered is not known.
         assert_eq!(check(None, 10_100), 13_300);

@@ -94,6 +94,27 @@ fn an_answer_denies_what_the_server_is_no_confirmed_member_of() {
 }
 
 #[test]
+fn an_exclusion_is_named_in_every_answer_until_the_confirm() {
+    // Guard named_once: an answer may be lost, and a server may restart.
+    let mut cluster = cluster();
+    cluster.examine(handle(7), Some(&pending(&[1, 2, 4])), at(0));
+    for _ in 0..3 {
+        assert_eq!(denied(&mut cluster, 3), Some(vec![7]));
+    }
+    // A grant that takes it in again overtakes the first.
+    let version = ChunkVersion::from_raw(6);
+    let confirmed = Chunk { version, confirmed: version, ..chunk() };
+    assert!(cluster.report(
+        ServerId::from_raw(3),
+        &report(2, None, &[(7, held(6))], &[]),
+        &Memory::default(),
+        at(0)
+    ));
+    cluster.examine(handle(7), Some(&confirmed), at(0));
+    assert_eq!(denied(&mut cluster, 3), Some(vec![]));
+}
+
+#[test]
 fn a_replica_that_the_state_does_not_know_is_denied_from_its_report_on() {
     let mut cluster = cluster();
     let delta = report(2, None, &[(9, held(1))], &[]);

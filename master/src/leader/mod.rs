@@ -84,6 +84,12 @@ impl Leader {
         Error::NotLeader { leader: elsewhere.map(|(_, address)| address) }
     }
 
+    /// Takes this for its reign, without the work of one.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self, reign: Reign) {
+        self.reign.send_replace(Some(reign));
+    }
+
     /// Follows the leadership until `stop`, and keeps the soft state up to date all the time.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let soft = self.soft.clone();

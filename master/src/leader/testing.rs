@@ -22,13 +22,18 @@ use crate::cluster::{Held, Part, Registration, Reign, Report, Space};
 use crate::raft::Touched;
 use crate::state::{self, Applied, Chunk, Command, Memory, Proposal, Rejected, View, read};
 
-/// The log of one process: applied as soon as it is proposed.
+/// The log of one process: applied as soon as it is proposed, unless it is told to take longer.
 pub(super) struct PlainLog {
     state: Mutex<(Memory, u64)>,
+    /// How long a command takes until it is applied; never locked across an await.
+    delay: Mutex<Duration>,
     touched: broadcast::Sender<Touched>,
 }
 
 impl PlainLog {
+    pub(super) fn set_delay(&self, delay: Duration) {
+        *self.delay.lock() = delay;
+    }
     fn apply(&self, command: Command) -> Result<Applied, Rejected> {
         let mut state = self.state.lock();
         state.1 += 1;
@@ -43,7 +48,13 @@ impl PlainLog {
 }
 impl Log for PlainLog {
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Result<Applied, Rejected>>> {
-        Box::pin(async move { Ok(self.apply(command)) })
+        let delay = *self.delay.lock();
+        Box::pin(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            Ok(self.apply(command))
+        })
     }
     fn view(&self) -> Box<dyn View + '_> {
         Box::new(self.state.lock().0.clone())
@@ -70,6 +81,8 @@ pub(super) enum Mood {
     Forgetful,
     /// Never ends a reconciliation, unless woken.
     Slow,
+    /// Does not store the version that it is told, and answers with the one before.
+    Behind,
     /// Refuses to lead the reconciliation under way, as after a restart; then does what it is told.
     Restarted,
 }
@@ -122,6 +135,7 @@ impl Servers {
             | Mood::Emptied
             | Mood::Forgetful
             | Mood::Slow
+            | Mood::Behind
             | Mood::Restarted) => Ok(mood),
         }
     }
@@ -152,7 +166,8 @@ impl Orders for Servers {
             }
             let lost = mood == Mood::Partial || mood == Mood::Emptied;
             let partial = lost || (!is_base && !request.fresh);
-            Ok(pb::StoreVersionReply { version: request.version, partial, epoch: 1 })
+            let version = if mood == Mood::Behind { request.version - 1 } else { request.version };
+            Ok(pb::StoreVersionReply { version, partial, epoch: 1 })
         })
     }
     fn reconcile(&self, target: Target, request: pb::ReconcileRequest) -> BoxFuture<'_, Result<()>> {
@@ -291,7 +306,11 @@ const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
 impl Stage {
     /// `count` chunkservers are alive, the leader has just begun its reign.
     pub(super) fn new(count: u64) -> Self {
-        let log = Arc::new(PlainLog { state: Mutex::default(), touched: broadcast::channel(1000).0 });
+        let log = Arc::new(PlainLog {
+            state: Mutex::default(),
+            delay: Mutex::default(),
+            touched: broadcast::channel(1000).0,
+        });
         let path = FilePath::parse("/f").unwrap();
         log.apply(Command::Bootstrap {
             cluster: CLUSTER,
@@ -323,19 +342,24 @@ impl Stage {
     }
 
     fn register(&self, raw: u64) {
+        let server = self.register_without_report(raw);
+        let (epoch, part) = (Epoch::from_raw(1), Part { first: true, last: true });
+        let report =
+            Report { epoch, sequence: 1, full: Some(part), replicas: Vec::new(), removed: Vec::new() };
+        self.soft.with(|cluster, view, now| assert!(cluster.report(server, &report, view, now)));
+        self.heartbeat(raw);
+    }
+
+    /// A server that is there, and has not said yet what it holds.
+    pub(super) fn register_without_report(&self, raw: u64) -> ServerId {
         let uuid = Uuid::from_bytes([u8::try_from(raw).unwrap(); 16]);
         let (address, rack) = (format!("s:{raw}"), String::new());
         let command = Command::RegisterServer { uuid, address: address.clone(), rack: rack.clone() };
         let Ok(Applied::ServerRegistered { server }) = self.log.apply(command) else { panic!("no server") };
         assert_eq!(server.raw(), raw);
-        let (epoch, part) = (Epoch::from_raw(1), Part { first: true, last: true });
-        let report =
-            Report { epoch, sequence: 1, full: Some(part), replicas: Vec::new(), removed: Vec::new() };
-        self.soft.with(|cluster, view, now| {
-            cluster.register(server, Registration { address, rack, epoch }, now);
-            assert!(cluster.report(server, &report, view, now));
-        });
-        self.heartbeat(raw);
+        let registration = Registration { address, rack, epoch: Epoch::from_raw(1) };
+        self.soft.with(|cluster, _, now| cluster.register(server, registration, now));
+        server
     }
 
     /// Another leader takes over, on another machine: same log, same servers, nothing else.

@@ -2,7 +2,10 @@
 
 mod attempts;
 mod build;
+mod counting;
 mod decision;
+mod exclusion;
+mod reign;
 mod snapshot;
 mod unlink;
 

@@ -32,12 +32,20 @@ pub(crate) struct Feeds {
     pub(crate) applied: watch::Sender<LogIndex>,
     /// What entries changed.
     pub(crate) touched: broadcast::Sender<Touched>,
+    /// Nothing is applied as long as a test keeps its only permit.
+    #[cfg(test)]
+    pub(crate) turn: Arc<tokio::sync::Semaphore>,
 }
 
 impl Feeds {
     /// Feeds that begin after this entry.
     pub(crate) fn new(applied: Option<LogId>) -> Self {
-        Self { applied: watch::channel(index_of(applied)).0, touched: broadcast::channel(TOUCHED_MAX).0 }
+        Self {
+            applied: watch::channel(index_of(applied)).0,
+            touched: broadcast::channel(TOUCHED_MAX).0,
+            #[cfg(test)]
+            turn: Arc::new(tokio::sync::Semaphore::new(1)),
+        }
     }
     fn tell(&self, touched: Touched) {
         // An error means that nobody listens.
@@ -140,6 +148,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES_MAX);
         while let Some(batch) = batches.next().await {
             let items = batch.into_iter().collect::<io::Result<Vec<Item>>>()?;
+            #[cfg(test)]
+            let _turn = self.feeds.turn.acquire().await.map_err(io::Error::other)?;
             blocking(|| self.apply_batch(items))?;
         }
         Ok(())

@@ -370,6 +370,12 @@ impl Node {
         &self.inner.log_poison
     }
 
+    /// Lets nothing be applied here until what it returns is dropped.
+    #[cfg(test)]
+    pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
+        self.inner.feeds.turn.clone().acquire_owned().await.unwrap()
+    }
+
     pub(super) fn service(&self) -> RaftService {
         let inner = &self.inner;
         RaftService::new(inner.raft.clone(), &inner.store, inner.cluster, inner.id.raw())

@@ -1,5 +1,8 @@
 //! A real master on a real port, with chunkservers that only say yes: what goes over the wire.
 
+mod alone;
+mod leases;
+
 use std::sync::Arc;
 use std::time::Duration;
 
