@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::{Ready, ready};
 use std::io;
 
-use super::Count;
+use super::{Count, Simulated};
 use crate::Result;
 
 /// Passes a fail point of a thread that can't fail.
@@ -64,7 +64,15 @@ pub fn arm(_text: &str) -> Result<()> {
     Err(crate::Error::bad_argument("this build has no fail points: build it with the feature `faults`"))
 }
 
-/// Disarms all fail points and forgets their counts.
+/// Tells fail points of one host of a simulation what to do.
+///
+/// # Errors
+/// This build has none.
+pub fn arm_host(_host: u64, text: &str) -> Result<()> {
+    arm(text)
+}
+
+/// Disarms all fail points.
 pub const fn clear() {}
 
 /// How often each fail point was passed.
@@ -72,5 +80,5 @@ pub const fn counts() -> BTreeMap<&'static str, Count> {
     BTreeMap::new()
 }
 
-/// What a crash is, instead of the end of the process.
-pub fn on_crash(_hook: fn(&'static str)) {}
+/// Says that this process simulates many hosts.
+pub const fn simulate(_simulated: Simulated) {}
