@@ -229,9 +229,10 @@ impl Server {
         *self.node.borrow_mut() = None;
         *self.store.borrow_mut() = None;
         *self.ended.borrow_mut() = None;
+        // From here on nobody dies at a fail point: what its tasks drop may pass some.
+        let died = self.knobs.dead.swap(true, Ordering::Relaxed);
         if self.role != Role::Chunkserver {
-            // Who died at a fail point has kept it there.
-            let died = self.knobs.dead.load(Ordering::Relaxed);
+            // Who died at one has kept its directory there.
             return if died { Ok(()) } else { self.keep_directory() };
         }
         if power_cut {
