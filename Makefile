@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Outside a terminal cargo draws no bars; --locked keeps Cargo.lock the only say on versions.
 BUILD = $(CARGO) build --locked
 
-.PHONY: help setup build demo test verify fix jepsen proof faults mutants bench model fuzz fuzz-corpus sim
+.PHONY: help setup build demo test verify fix jepsen proof faults mutants bench model fuzz fuzz-corpus sim sim-faults
 
 help:
 	@echo "make demo     a cluster stores a real tree, loses servers on the way, and gives it back"
@@ -16,7 +16,7 @@ help:
 	@echo "make mutants  every seeded bug, and which check finds it (half an hour)"
 	@echo "make bench    the benchmarks, each beside the bare limit"
 	@echo "make fuzz     every decoder under libFuzzer (GFS_FUZZ_SECONDS each, 20 if not set; needs cargo-fuzz)"
-	@echo "make sim      the whole cluster in one process, under seeds (SEEDS=0..40 TIME=20s)"
+	@echo "make sim      the whole cluster in one process, under seeds (SEEDS=0..40 TIME=20s); sim-faults: with fail points"
 	@echo "make model    explores the chunk protocol exhaustively: half an hour and 6 GiB"
 
 # What the build needs beside Rust: a C++ compiler and libclang, for RocksDB.
@@ -106,3 +106,8 @@ SEEDS ?= 0..40
 TIME ?= 20s
 sim: setup
 	$(CARGO) run --locked --quiet --package gfs-sim -- sweep --seeds $(SEEDS) --time $(TIME)
+
+# The same with fail points, which the seed arms.
+sim-faults: setup
+	$(CARGO) test --locked --quiet --package gfs-sim --features faults
+	$(CARGO) run --locked --quiet --package gfs-sim --features faults -- sweep --seeds $(SEEDS) --time $(TIME)

@@ -13,6 +13,8 @@
 //! ```
 //! Without the feature nothing of this is left in the program (docs/decisions/0016).
 
+use std::time::Duration;
+
 #[cfg(not(feature = "faults"))]
 mod absent;
 #[cfg(feature = "faults")]
@@ -22,12 +24,14 @@ mod list;
 mod live;
 
 #[cfg(not(feature = "faults"))]
-pub use absent::{arm, at, clear, clock, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+pub use absent::{
+    arm, arm_host, at, clear, clock, counts, mutant, reach, simulate, start, try_at, try_reach, tuned,
+};
 #[cfg(feature = "faults")]
 pub use clock::clock;
 pub use list::{MUTANTS, POINTS, Point};
 #[cfg(feature = "faults")]
-pub use live::{arm, at, clear, counts, mutant, on_crash, reach, start, try_at, try_reach, tuned};
+pub use live::{arm, arm_host, at, clear, counts, mutant, reach, simulate, start, try_at, try_reach, tuned};
 
 /// Whether this build has fail points and mutants at all.
 pub const BUILT: bool = cfg!(feature = "faults");
@@ -39,4 +43,16 @@ pub struct Count {
     pub passed: u64,
     /// Crashes, errors and pauses.
     pub struck: u64,
+}
+
+/// How a simulation of many hosts in one process stands behind the fail points. None of these passes a fail point.
+#[derive(Clone, Copy, Debug)]
+pub struct Simulated {
+    /// The host that runs at the moment; 0 if none does.
+    pub host: fn() -> u64,
+    /// Crashes that host at this point, as far as that goes from inside: a task never goes on; a thread fails if its point
+    /// can, and goes on otherwise, so that nothing it does from then on may have an effect.
+    pub crash: fn(&'static str),
+    /// Lets simulated time pass where a thread would stand still.
+    pub pause: fn(Duration),
 }

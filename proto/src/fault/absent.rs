@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::io;
 use std::sync::Arc;
 
-use super::Count;
+use super::{Count, Simulated};
 use crate::Result;
 use crate::time::{Clock, SystemClock};
 
@@ -71,7 +71,15 @@ pub fn arm(_text: &str) -> Result<()> {
     Err(crate::Error::bad_argument("this build has no fail points: build it with the feature `faults`"))
 }
 
-/// Disarms all fail points and forgets their counts.
+/// Tells fail points of one host of a simulation what to do.
+///
+/// # Errors
+/// This build has none.
+pub fn arm_host(_host: u64, text: &str) -> Result<()> {
+    arm(text)
+}
+
+/// Disarms all fail points.
 pub const fn clear() {}
 
 /// How often each fail point was passed.
@@ -79,5 +87,5 @@ pub const fn counts() -> BTreeMap<&'static str, Count> {
     BTreeMap::new()
 }
 
-/// What a crash is, instead of the end of the process.
-pub fn on_crash(_hook: fn(&'static str)) {}
+/// Says that this process simulates many hosts.
+pub const fn simulate(_simulated: Simulated) {}

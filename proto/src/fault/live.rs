@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Count, MUTANTS, POINTS};
+use super::{Count, MUTANTS, POINTS, Simulated};
 use crate::{Error, Result};
 
 /// How often a file is looked at.
@@ -34,18 +34,23 @@ struct Armed {
     left: u64,
 }
 
+/// The host that stands for the whole process: in all processes but a simulation, the only one.
+const PROCESS: u64 = 0;
+
 #[derive(Default)]
 struct Registry {
-    armed: BTreeMap<&'static str, Armed>,
+    /// By point and host.
+    armed: BTreeMap<(&'static str, u64), Armed>,
+    /// Of all hosts together.
     counts: BTreeMap<&'static str, Count>,
-    crash: Option<fn(&'static str)>,
+    simulated: Option<Simulated>,
     /// Where the counts go.
     told: Option<PathBuf>,
 }
 
 /// One for the process: a simulation runs one seed in one process. Held for moments only.
 static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { armed: BTreeMap::new(), counts: BTreeMap::new(), crash: None, told: None });
+    Mutex::new(Registry { armed: BTreeMap::new(), counts: BTreeMap::new(), simulated: None, told: None });
 
 /// The seeded bug of this process.
 static MUTANT: LazyLock<Option<String>> = LazyLock::new(|| {
@@ -68,10 +73,14 @@ static TUNED: LazyLock<BTreeMap<String, u64>> = LazyLock::new(|| {
 /// Counts a pass, and tells what is to be done.
 fn pass(point: &'static str) -> Option<Action> {
     let mut registry = REGISTRY.lock();
-    let Registry { armed, counts, .. } = &mut *registry;
+    let Registry { armed, counts, simulated, .. } = &mut *registry;
     let count = counts.entry(point).or_default();
     count.passed += 1;
-    let armed = armed.get_mut(point)?;
+    if armed.is_empty() {
+        return None;
+    }
+    let host = simulated.map_or(PROCESS, |simulated| (simulated.host)());
+    let armed = armed.get_mut(&(point, host))?;
     if armed.spare > 0 {
         armed.spare -= 1;
         return None;
@@ -84,9 +93,9 @@ fn pass(point: &'static str) -> Option<Action> {
 /// Ends the process as a kill would, or does what stands for it.
 fn crash(point: &'static str) {
     tracing::warn!(point, "fail point: crash");
-    let hook = REGISTRY.lock().crash;
-    if let Some(hook) = hook {
-        return hook(point);
+    let simulated = REGISTRY.lock().simulated;
+    if let Some(simulated) = simulated {
+        return (simulated.crash)(point);
     }
     tell();
     let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
@@ -97,12 +106,21 @@ fn crash(point: &'static str) {
     }
 }
 
+/// Lets a thread stand still.
+fn pause(time: Duration) {
+    let simulated = REGISTRY.lock().simulated;
+    match simulated {
+        Some(simulated) => (simulated.pause)(time),
+        None => std::thread::sleep(time),
+    }
+}
+
 /// Passes a fail point of a thread that can't fail.
 pub fn at(point: &'static str) {
     match pass(point) {
         None | Some(Action::Error) => {}
         Some(Action::Crash) => crash(point),
-        Some(Action::Sleep(time)) => std::thread::sleep(time),
+        Some(Action::Sleep(time)) => pause(time),
     }
 }
 
@@ -120,7 +138,7 @@ pub fn try_at(point: &'static str) -> io::Result<()> {
         }
         Some(Action::Error) => failed(),
         Some(Action::Sleep(time)) => {
-            std::thread::sleep(time);
+            pause(time);
             Ok(())
         }
     }
@@ -240,7 +258,17 @@ fn tell() {
 /// [`Error::BadArgument`] with what is wrong; then nothing has changed.
 pub fn arm(text: &str) -> Result<()> {
     let armed = parse(text)?;
-    REGISTRY.lock().armed = armed;
+    REGISTRY.lock().armed = armed.into_iter().map(|(point, armed)| ((point, PROCESS), armed)).collect();
+    Ok(())
+}
+
+/// Tells fail points of one host of a simulation what to do; what others were told, and this host's other points, stays.
+///
+/// # Errors
+/// [`Error::BadArgument`] with what is wrong; then nothing has changed.
+pub fn arm_host(host: u64, text: &str) -> Result<()> {
+    let armed = parse(text)?;
+    REGISTRY.lock().armed.extend(armed.into_iter().map(|(point, armed)| ((point, host), armed)));
     Ok(())
 }
 
@@ -296,14 +324,15 @@ pub fn counts() -> BTreeMap<&'static str, Count> {
     REGISTRY.lock().counts.clone()
 }
 
-/// What a crash is, instead of the end of the process: for a simulation of many servers in one. The task that crashed
-/// never goes on; a thread fails if its point can.
-pub fn on_crash(hook: fn(&'static str)) {
-    REGISTRY.lock().crash = Some(hook);
+/// Says that this process simulates many hosts, each with fail points of its own ([`arm_host`]).
+pub fn simulate(simulated: Simulated) {
+    REGISTRY.lock().simulated = Some(simulated);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn armed(action: Action, spare: u64, left: u64) -> Option<Armed> {
@@ -323,8 +352,12 @@ mod tests {
         assert_eq!(parse("store::log::before_sync=crash;\n grant::prepared=error*1 ;").unwrap().len(), 2);
     }
 
+    /// Held by a test that arms: there is one registry.
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[tokio::test(start_paused = true)]
     async fn a_point_strikes_when_it_is_told_to_and_counts() {
+        let _turn = TURN.lock().await;
         let point = "client::request_sent";
         arm("client::request_sent=error@2*1").unwrap();
         let mut failed = Vec::new();
@@ -340,5 +373,41 @@ mod tests {
         clear();
         assert!(try_reach(point).await.is_ok());
         assert_eq!(counts()[point].passed, 1);
+    }
+
+    /// The host that the next test runs on.
+    static HOST: AtomicU64 = AtomicU64::new(PROCESS);
+    static PAUSED_MS: AtomicU64 = AtomicU64::new(0);
+    static CRASHED: Mutex<Vec<(u64, &str)>> = Mutex::new(Vec::new());
+
+    #[test]
+    fn each_host_of_a_simulation_has_fail_points_of_its_own() {
+        let _turn = TURN.blocking_lock();
+        let point = "store::log::before_sync";
+        let as_host = |host| {
+            HOST.store(host, Ordering::Relaxed);
+            try_at(point).is_err()
+        };
+        simulate(Simulated {
+            host: || HOST.load(Ordering::Relaxed),
+            crash: |point| CRASHED.lock().push((HOST.load(Ordering::Relaxed), point)),
+            pause: |time| {
+                PAUSED_MS.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
+            },
+        });
+        arm_host(7, "store::log::before_sync=error@2*1").unwrap();
+        arm_host(8, "store::log::before_sync=crash*1").unwrap();
+        // Beside what host 7 was told.
+        arm_host(7, "store::file::synced=sleep(30000)*1").unwrap();
+        assert!(arm_host(7, "store::file::synced=nonsense").is_err());
+        assert_eq!([7, 9, 8, 7, 7, 8].map(as_host), [false, false, true, true, false, false]);
+        assert_eq!(*CRASHED.lock(), [(8, point)]);
+        for host in [8, 7, 7] {
+            HOST.store(host, Ordering::Relaxed);
+            at("store::file::synced");
+        }
+        assert_eq!(PAUSED_MS.load(Ordering::Relaxed), 30_000);
+        clear();
+        REGISTRY.lock().simulated = None;
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::hosts::Servers;
 use crate::plan::Plan;
+use crate::points;
 
 /// Workloads that run side by side, each in files of its own.
 const NAMES: [&str; 4] = ["append", "cells", "namespace", "bank"];
@@ -106,6 +107,7 @@ impl Stage {
 
     /// One host of clients: those whose number is `host` modulo `hosts`.
     pub(crate) async fn client_host(self: Rc<Self>, host: u64, hosts: u64, clients: u64) {
+        points::begin(points::CLIENTS + host, None);
         self.clients_at_work.set(self.clients_at_work.get() + 1);
         self.wait_for(Phase::Rage).await;
         let mut tasks = JoinSet::new();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -36,18 +36,18 @@ pub(crate) fn reset_between(a: IpAddr, b: IpAddr) {
     *RESETS.lock().entry((a.min(b), a.max(b))).or_default() += 1;
 }
 
-/// The ends of a connection, and how often those between them had been reset when it began.
-#[derive(Clone, Copy)]
-struct Ends(IpAddr, IpAddr, u64);
+/// The ends of a connection, how often those between them had been reset when it began, and whose it is.
+#[derive(Clone)]
+struct Ends(IpAddr, IpAddr, u64, Arc<Knobs>);
 
 impl Ends {
-    fn of(stream: &TcpStream) -> io::Result<Self> {
+    fn of(stream: &TcpStream, knobs: &Arc<Knobs>) -> io::Result<Self> {
         let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
-        Ok(Self(local, peer, resets_between(local, peer)))
+        Ok(Self(local, peer, resets_between(local, peer), knobs.clone()))
     }
-    fn check(self) -> io::Result<()> {
-        let Self(local, peer, resets) = self;
-        if resets_between(local, peer) == resets {
+    fn check(&self) -> io::Result<()> {
+        let Self(local, peer, resets, knobs) = self;
+        if resets_between(*local, *peer) == *resets && !knobs.dead.load(Ordering::Relaxed) {
             Ok(())
         } else {
             Err(io::ErrorKind::ConnectionReset.into())
@@ -62,6 +62,10 @@ pub(crate) struct Knobs {
     pub(crate) wall_ms: AtomicI64,
     /// How many times slower its disks are than they should be; 0 counts as 1.
     pub(crate) slow: AtomicU32,
+    /// How long its disks stand still before the next piece of work.
+    pub(crate) stall_us: AtomicU64,
+    /// It died in the middle of something: what it still does must not be seen.
+    pub(crate) dead: AtomicBool,
 }
 
 /// The doors of one life of a host. `life` counts its starts.
@@ -79,10 +83,11 @@ pub(crate) fn environment(
         // Mostly quick: the square of a fraction.
         let fraction = paces.below(1000);
         let extra = Duration::from_micros(spread * fraction * fraction / 1_000_000);
-        (least + extra) * slow.slow.load(Ordering::Relaxed).max(1)
+        let stall = Duration::from_micros(slow.stall_us.swap(0, Ordering::Relaxed));
+        (least + extra) * slow.slow.load(Ordering::Relaxed).max(1) + stall
     };
     Environment {
-        net: Arc::new(SimNet),
+        net: Arc::new(SimNet(knobs.clone())),
         clock: Arc::new(SimClock { rate_ppm, knobs: knobs.clone() }),
         random: Arc::new(SeededRandom::new(seed)),
         workers: Workers::Inline(Arc::new(pace)),
@@ -114,34 +119,38 @@ impl Clock for SimClock {
     }
 }
 
-/// The simulated network.
-struct SimNet;
+/// The simulated network, as one host sees it.
+struct SimNet(Arc<Knobs>);
 
 impl Net for SimNet {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
         Box::pin(async move {
+            if self.0.dead.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
                 .await
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            let (ends, peer) = (Ends::of(&stream)?, stream.peer_addr().ok());
+            let (ends, peer) = (Ends::of(&stream, &self.0)?, stream.peer_addr().ok());
             Ok(Connection::new(Box::new(SimStream(stream, ends)), peer))
         })
     }
     fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener: Box<dyn Listener> = Box::new(SimListener(TcpListener::bind(address).await?));
+            let listener: Box<dyn Listener> =
+                Box::new(SimListener(TcpListener::bind(address).await?, self.0.clone()));
             Ok(listener)
         })
     }
 }
 
-struct SimListener(TcpListener);
+struct SimListener(TcpListener, Arc<Knobs>);
 
 impl Listener for SimListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Connection>> {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
-            let ends = Ends::of(&stream)?;
+            let ends = Ends::of(&stream, &self.1)?;
             Ok(Connection::new(Box::new(SimStream(stream, ends)), Some(peer)))
         })
     }
@@ -155,7 +164,7 @@ struct SimStream(TcpStream, Ends);
 impl Stream for SimStream {
     fn halves(self: Box<Self>) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn WriteStream>) {
         let (reader, writer) = self.0.into_split();
-        (Box::new(SimReader(reader, self.1)), Box::new(SimWriter(writer, self.1)))
+        (Box::new(SimReader(reader, self.1.clone())), Box::new(SimWriter(writer, self.1)))
     }
 }
 

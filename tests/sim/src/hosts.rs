@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,12 +13,14 @@ use gfs_chunkserver::ChunkserverConfig;
 use gfs_chunkserver::store::files::{Files, memory::MemoryFiles};
 use gfs_chunkserver::store::{Options, Store};
 use gfs_master::raft::{BootstrapConfig, Node, NodeConfig, Origin, Timers};
+use gfs_proto::random::SeededRandom;
 use gfs_proto::size::{CHUNK_BYTES_MAX, ChunkBytes};
 use gfs_proto::{Environment, Error};
 use tokio_util::sync::CancellationToken;
 
 use crate::doors::{self, Knobs};
 use crate::plan::Plan;
+use crate::points;
 
 const MASTER_PORT: u16 = 7000;
 const CHUNKSERVER_PORT: u16 = 7100;
@@ -46,12 +49,14 @@ pub(crate) struct Server {
     /// A master's directories: each life has one of its own, so that a crash can leave what was written at that moment.
     directory: PathBuf,
     life: Cell<u64>,
-    number: u64,
+    pub(crate) number: u64,
     /// The running node or store, for looking at only.
     pub(crate) node: RefCell<Option<Node>>,
     pub(crate) store: RefCell<Option<Store>>,
     /// Why it ended by itself.
     pub(crate) ended: RefCell<Option<Result<(), Error>>>,
+    /// The fail point at which it died: nothing that it still does has an effect.
+    pub(crate) died: RefCell<Option<Result<&'static str>>>,
 }
 
 /// All servers of a run.
@@ -83,6 +88,7 @@ impl Servers {
                     node: RefCell::default(),
                     store: RefCell::default(),
                     ended: RefCell::default(),
+                    died: RefCell::default(),
                 };
                 all.insert(name, Rc::new(server));
             }
@@ -92,6 +98,11 @@ impl Servers {
 
     pub(crate) fn of(&self, role: Role) -> impl Iterator<Item = &Rc<Server>> {
         self.all.values().filter(move |server| server.role == role)
+    }
+
+    /// The first server of which this is true.
+    pub(crate) fn find(&self, is: impl Fn(&Server) -> bool) -> Option<Rc<Server>> {
+        self.all.values().find(|server| is(server)).cloned()
     }
 
     /// Addresses of the masters, shadows last.
@@ -112,6 +123,7 @@ impl Servers {
 impl Server {
     /// Runs until it ends by itself or its host crashes.
     pub(crate) async fn run(self: Rc<Self>, servers: Servers) {
+        points::begin(self.number, Some(self.clone()));
         let ended = match self.role {
             Role::Master | Role::Shadow => self.run_master(&servers).await,
             Role::Chunkserver => self.run_chunkserver(&servers).await,
@@ -187,34 +199,56 @@ impl Server {
         gfs_chunkserver::run_on(store, config, environment, listener, CancellationToken::new()).await
     }
 
-    /// Before its host crashes: lets go of what runs there, and keeps of its disks what the crash leaves.
-    ///
-    /// # Errors
-    /// A master's directory can't be copied.
-    pub(crate) fn before_crash(
-        &self,
-        power_cut: bool,
-        random: &gfs_proto::random::SeededRandom,
-    ) -> Result<()> {
-        *self.node.borrow_mut() = None;
-        *self.store.borrow_mut() = None;
-        *self.ended.borrow_mut() = None;
-        if self.role == Role::Chunkserver {
-            if power_cut {
-                self.files.cut_power(random);
-            } else {
-                self.files.kill();
-            }
-            self.life.set(self.life.get() + 1);
-            return Ok(());
+    /// Dies here, in the middle of what it does: its disks stay as they are, and nobody hears from it any more.
+    pub(crate) fn die(&self, point: &'static str) {
+        if self.knobs.dead.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let left = match self.role {
+            Role::Chunkserver => {
+                self.files.die_after(0);
+                Ok(())
+            }
+            Role::Master | Role::Shadow => self.keep_directory(),
+        };
+        *self.died.borrow_mut() = Some(left.map(|()| point));
+    }
+
+    /// The next life of a master gets its directory as it is at this moment.
+    fn keep_directory(&self) -> Result<()> {
         let before = self.life_directory();
         self.life.set(self.life.get() + 1);
         copy_as_it_is(&before, &self.life_directory()).context("a master's directory can't be copied")
     }
 
+    /// Before its host crashes: lets go of what runs there, and keeps of its disks what the crash leaves.
+    ///
+    /// # Errors
+    /// A master's directory can't be copied.
+    pub(crate) fn before_crash(&self, power_cut: bool, random: &SeededRandom) -> Result<()> {
+        *self.node.borrow_mut() = None;
+        *self.store.borrow_mut() = None;
+        *self.ended.borrow_mut() = None;
+        // From here on nobody dies at a fail point: what its tasks drop may pass some.
+        let died = self.knobs.dead.swap(true, Ordering::Relaxed);
+        if self.role != Role::Chunkserver {
+            // Who died at one has kept its directory there.
+            return if died { Ok(()) } else { self.keep_directory() };
+        }
+        if power_cut {
+            self.files.cut_power(random);
+        } else {
+            self.files.kill();
+        }
+        self.life.set(self.life.get() + 1);
+        Ok(())
+    }
+
     /// After the crash.
     pub(crate) fn after_crash(&self) {
+        self.knobs.dead.store(false, Ordering::Relaxed);
+        self.knobs.stall_us.store(0, Ordering::Relaxed);
+        *self.died.borrow_mut() = None;
         if self.role != Role::Chunkserver {
             let dead = self.directory.join((self.life.get() - 1).to_string());
             if let Err(error) = std::fs::remove_dir_all(&dead) {

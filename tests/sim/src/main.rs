@@ -6,6 +6,7 @@ mod doors;
 mod hosts;
 mod nemesis;
 mod plan;
+mod points;
 mod probe;
 mod run;
 mod sweep;
@@ -20,6 +21,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::plan::Plan;
+use crate::sweep::Sweep;
 
 #[derive(Parser)]
 #[command(about = "Simulates a whole gfs cluster in one process, under a seed.")]
@@ -62,6 +64,15 @@ enum Command {
         /// Begin no further seed after so much real time.
         #[arg(long, value_parser = parse_time)]
         real_time: Option<Duration>,
+        /// Add the report of each seed to this file, one a line, for `sum`.
+        #[arg(long)]
+        record: Option<PathBuf>,
+    },
+    /// Adds up what several sweeps have recorded.
+    Sum {
+        /// Their files.
+        #[arg(required = true)]
+        records: Vec<PathBuf>,
     },
 }
 
@@ -81,7 +92,10 @@ fn main() -> Result<ExitCode> {
         Command::Run { seed, time, keep, trace, json } => {
             run_one(&Plan::draw(seed, time), keep, &trace, json)?
         }
-        Command::Sweep { seeds, time, jobs, real_time } => sweep::sweep(seeds, time, jobs.max(1), real_time)?,
+        Command::Sweep { seeds, time, jobs, real_time, record } => {
+            sweep::sweep(seeds, &Sweep { time, jobs: jobs.max(1), real_time, record })?
+        }
+        Command::Sum { records } => sweep::add_up(&records)?,
     };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

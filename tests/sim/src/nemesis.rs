@@ -6,16 +6,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
+use gfs_chunkserver::store::Store;
 use gfs_chunkserver::store::files::Files;
+use gfs_proto::fault;
 use gfs_proto::random::SeededRandom;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
+use crate::clients::Phase;
 use crate::doors;
 use crate::hosts::{DISK_BYTES, Role, Server, Servers};
 use crate::plan::Plan;
+use crate::points::Points;
 use crate::trace::Trace;
 
 /// How far a wall clock jumps at most: less than half the life of a session, or clients do nothing but begin anew.
@@ -97,11 +101,16 @@ pub(crate) struct Nemesis {
     pub(crate) counts: BTreeMap<String, u64>,
     /// Servers that ended by themselves, and why.
     pub(crate) exits: Vec<String>,
+    points: Points,
+    /// When the next fail points are armed.
+    next_points: Option<Duration>,
 }
 
 impl Nemesis {
     pub(crate) fn new(plan: &Rc<Plan>, servers: &Servers, clients: &[String], trace: &Trace) -> Self {
         let hosts = servers.all.keys().chain(clients).cloned().collect();
+        let mut points = Points::new(plan.seed);
+        let early = plan.points.is_some() && points.are_early();
         Self {
             dice: StdRng::seed_from_u64(plan.seed ^ 0xBAD),
             random: SeededRandom::new(plan.seed ^ 0x0D15_C0FF),
@@ -117,6 +126,8 @@ impl Nemesis {
             ill_disk: None,
             counts: BTreeMap::new(),
             exits: Vec::new(),
+            points,
+            next_points: early.then_some(Duration::ZERO),
         }
     }
 
@@ -128,9 +139,11 @@ impl Nemesis {
         Duration::from_millis(self.dice.random_range(range))
     }
 
-    /// What is due at this moment; new faults only while `raging`.
-    pub(crate) fn act(&mut self, sim: &mut Sim<'_>, raging: bool) -> Result<()> {
+    /// What is due at this moment; new faults only while the clients work.
+    pub(crate) fn act(&mut self, sim: &mut Sim<'_>, phase: Phase) -> Result<()> {
         let now = sim.elapsed();
+        let raging = phase == Phase::Rage;
+        self.bury(sim)?;
         let (due, rest) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
         self.later = rest;
         for (_, later) in due {
@@ -144,12 +157,74 @@ impl Nemesis {
             let mean = u64::try_from(self.plan.pause.as_millis()).unwrap_or(1000);
             self.next = now + self.millis(mean / 4..mean * 2);
         }
+        if phase <= Phase::Rage
+            && let Some(mean) = self.plan.points
+        {
+            self.arm_points(sim, raging, mean)?;
+        }
         Ok(())
+    }
+
+    /// Arms fail points if it is time; before the clients work only those of servers, once.
+    fn arm_points(&mut self, sim: &Sim<'_>, raging: bool, mean: Duration) -> Result<()> {
+        let now = sim.elapsed();
+        if raging && self.next_points.is_none() {
+            self.next_points = Some(now + self.points.pause(mean));
+        }
+        if self.next_points.is_none_or(|next| now < next) {
+            return Ok(());
+        }
+        self.next_points = raging.then(|| now + self.points.pause(mean));
+        let clients = if raging { self.plan.client_hosts as u64 } else { 0 };
+        let up = self.up();
+        let armed = self.points.arm(&up, clients)?;
+        self.say(sim, &format!("arms {armed}"));
+        Ok(())
+    }
+
+    /// Servers that died at a fail point are dead, for a while; some of them lost power there.
+    fn bury(&mut self, sim: &mut Sim<'_>) -> Result<()> {
+        while let Some(server) = self.servers.find(|server| server.died.borrow().is_some()) {
+            let Some(died) = server.died.take() else { continue };
+            let point = died?;
+            let power_cut = self.dice.random_bool(0.5);
+            let lasts = self.down_time();
+            self.say(sim, &format!("{} died at {point} for {lasts:?}", server.name));
+            *self.counts.entry("FailPoint".to_owned()).or_default() += 1;
+            self.crash(sim, &server, power_cut)?;
+            self.later.push((sim.elapsed() + lasts, Later::Restart(server)));
+        }
+        Ok(())
+    }
+
+    /// How long a server stays dead.
+    fn down_time(&mut self) -> Duration {
+        if self.dice.random_bool(0.3) { self.millis(2000..15_000) } else { self.millis(10..2000) }
+    }
+
+    /// A disk that failed by a fail point gets mended by a restart, as one that failed by itself.
+    pub(crate) fn look_at_disks(&mut self, sim: &Sim<'_>) {
+        if self.plan.points.is_none() {
+            return;
+        }
+        for server in self.up() {
+            let failed = |store: &Store| store.disks().iter().any(|disk| disk.failure.is_some());
+            let waits = |later: &(Duration, Later)| matches!(&later.1, Later::MendDisk(other) if Rc::ptr_eq(other, &server));
+            if server.store.borrow().as_ref().is_some_and(failed) && !self.later.iter().any(waits) {
+                let lasts = self.down_time();
+                self.say(sim, &format!("a disk of {} failed, for {lasts:?}", server.name));
+                self.later.push((sim.elapsed() + lasts, Later::MendDisk(server)));
+            }
+        }
     }
 
     /// Ends all faults.
     pub(crate) fn heal(&mut self, sim: &mut Sim<'_>) -> Result<()> {
         self.say(sim, "heal");
+        if self.plan.points.is_some() {
+            fault::arm("")?;
+            self.look_at_disks(sim);
+        }
         for (_, later) in std::mem::take(&mut self.later) {
             self.mend(sim, later)?;
         }
@@ -158,9 +233,8 @@ impl Nemesis {
 
     /// Servers that ended by themselves are started again, as a supervisor would.
     fn bring_back(&mut self, sim: &mut Sim<'_>) -> Result<()> {
-        let servers: Vec<_> = self.servers.all.values().cloned().collect();
-        for server in servers {
-            let Some(ended) = server.ended.borrow_mut().take() else { continue };
+        while let Some(server) = self.servers.find(|server| server.ended.borrow().is_some()) {
+            let Some(ended) = server.ended.take() else { continue };
             let why = format!("{} ended by itself: {ended:?}", server.name);
             self.say(sim, &why);
             self.exits.push(why);
@@ -198,7 +272,7 @@ impl Nemesis {
                 self.say(sim, &format!("mend disk of {}", server.name));
                 server.files.resize(DISK_BYTES);
                 server.files.fail_syncs(false);
-                self.ill_disk = None;
+                self.ill_disk = self.ill_disk.take().filter(|name| *name != server.name);
                 if self.down.insert(server.name.clone()) {
                     // A disk that failed once is trusted again by a new process only.
                     self.crash(sim, &server, true)?;
@@ -314,8 +388,7 @@ impl Nemesis {
         }
         let count = [1, 1, 1, 2, 3].choose(&mut self.dice).copied().unwrap_or(1);
         for server in up.into_iter().take(count) {
-            let lasts =
-                if self.dice.random_bool(0.3) { self.millis(2000..15_000) } else { self.millis(10..2000) };
+            let lasts = self.down_time();
             self.say(sim, &format!("{fault:?} {} for {lasts:?}", server.name));
             self.crash(sim, &server, fault == Fault::PowerCut)?;
             self.later.push((sim.elapsed() + lasts, Later::Restart(server)));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use gfs_proto::fault;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -48,10 +49,18 @@ pub(crate) struct Plan {
     pub(crate) segment_bytes: u32,
     pub(crate) segments: u32,
     pub(crate) buffer_bytes: u64,
+    /// Mean pause between two fail points that are armed; none if none are, as in builds without them.
+    pub(crate) points: Option<Duration>,
 }
 
 fn millis(dice: &mut StdRng, range: std::ops::RangeInclusive<u64>) -> Duration {
     Duration::from_millis(dice.random_range(range))
+}
+
+/// The line that runs a seed.
+pub(crate) fn command(seed: u64, time: Duration) -> String {
+    let features = if fault::BUILT { " --features faults" } else { "" };
+    format!("cargo run -p gfs-sim{features} -- run --seed {seed} --time {}ms --keep", time.as_millis())
 }
 
 impl Plan {
@@ -86,12 +95,14 @@ impl Plan {
             segment_bytes: u32::try_from(pick(dice, &[1, 2, 4])).unwrap_or(1) << 20,
             segments: dice.random_range(2..=4),
             buffer_bytes: pick(dice, &[4, 16, 128]) << 20,
+            // Last: without them the same seed draws the same plan.
+            points: (fault::BUILT && dice.random_bool(0.75)).then(|| millis(dice, 200..=2_000)),
         }
     }
 
     /// The line that does the same again.
     pub(crate) fn command(&self) -> String {
-        format!("cargo run -p gfs-sim -- run --seed {} --time {}ms --keep", self.seed, self.time.as_millis())
+        command(self.seed, self.time)
     }
 
     /// How fast a host's clock runs, in parts per million beside real time.

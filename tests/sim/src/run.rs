@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use gfs_jepsen::Validity;
+use gfs_proto::fault;
 use mad_turmoil::time::SimClocksGuard;
 use serde::{Deserialize, Serialize};
 use turmoil::{Builder, Sim};
@@ -17,6 +18,7 @@ use crate::doors;
 use crate::hosts::Servers;
 use crate::nemesis::Nemesis;
 use crate::plan::Plan;
+use crate::points;
 use crate::probe::Probe;
 use crate::trace::{Trace, panics};
 
@@ -35,8 +37,13 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// What a run comes to.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Report {
     pub(crate) seed: u64,
+    /// What was built, as far as a sweep knows it.
+    pub(crate) commit: String,
+    /// Simulated time in which clients worked.
+    pub(crate) time_ms: u64,
     pub(crate) good: bool,
     pub(crate) simulated_ms: u64,
     pub(crate) real_ms: u64,
@@ -46,6 +53,8 @@ pub(crate) struct Report {
     pub(crate) snapshots: u64,
     pub(crate) probes: u64,
     pub(crate) faults: BTreeMap<String, u64>,
+    /// Passes and strikes of each fail point that was passed.
+    pub(crate) points: BTreeMap<String, (u64, u64)>,
     /// Of the trace and the histories.
     pub(crate) hash: String,
     pub(crate) findings: Vec<String>,
@@ -82,6 +91,7 @@ fn run_here(plan: Plan, directory: &Path, trace: &Trace) -> Result<Report> {
     let started = uptime_ms();
     let plan = Rc::new(plan);
     trace.note(&format!("{plan:?}"));
+    points::simulate();
     let data = data_directory(directory)?;
     let mut run = prepare(&plan, data.path(), directory, trace)?;
     let broken = run.go().err().map(|error| format!("the simulation ended: {error:#}"));
@@ -167,11 +177,12 @@ impl Run<'_> {
                     self.stage.stop();
                 }
             }
-            self.nemesis.act(&mut self.sim, phase == Phase::Rage)?;
+            self.nemesis.act(&mut self.sim, phase)?;
             self.probe.check_leaders(&self.servers);
             if now >= next_probe {
                 next_probe = now + PROBE_PERIOD;
                 self.probe.check_states(&self.servers);
+                self.nemesis.look_at_disks(&self.sim);
             }
             if !panics().is_empty() || !self.probe.findings.is_empty() {
                 return Ok(());
@@ -186,10 +197,15 @@ impl Run<'_> {
     fn report(&mut self, trace: &Trace) -> Result<Report> {
         let mut report = Report {
             seed: self.plan.seed,
+            time_ms: u64::try_from(self.plan.time.as_millis())?,
             simulated_ms: u64::try_from(self.sim.elapsed().as_millis())?,
             snapshots: self.stage.snapshots_made.get(),
             probes: self.probe.checks,
             faults: self.nemesis.counts.clone(),
+            points: fault::counts()
+                .into_iter()
+                .map(|(point, count)| (point.to_owned(), (count.passed, count.struck)))
+                .collect(),
             findings: self.stage.findings.take(),
             doubts: self.stage.doubts.take(),
             notes: self.stage.notes.take(),

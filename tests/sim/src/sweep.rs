@@ -1,12 +1,16 @@
 //! Many seeds, one process each, and what they come to together.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use gfs_proto::fault::{POINTS, Point};
 
+use crate::plan;
 use crate::run::{Report, uptime_ms};
 use crate::tell;
 
@@ -29,6 +33,8 @@ pub(crate) fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
 struct Sum {
     seeds: u64,
     failed: Vec<u64>,
+    /// Lowest and highest seed of each commit, and how many.
+    commits: BTreeMap<String, (u64, u64, u64)>,
     simulated_ms: u64,
     /// Real time of the runs, one after the other.
     real_ms: u64,
@@ -37,11 +43,16 @@ struct Sum {
     snapshots: u64,
     probes: u64,
     faults: BTreeMap<String, u64>,
+    /// Passes and strikes of each fail point.
+    points: BTreeMap<String, (u64, u64)>,
 }
 
 impl Sum {
     fn add(&mut self, report: &Report) {
         self.seeds += 1;
+        let seed = report.seed;
+        let seeds = self.commits.entry(report.commit.clone()).or_insert((seed, seed, 0));
+        *seeds = (seeds.0.min(seed), seeds.1.max(seed), seeds.2 + 1);
         self.simulated_ms += report.simulated_ms;
         self.real_ms += report.real_ms;
         self.acknowledged += report.acknowledged;
@@ -51,8 +62,12 @@ impl Sum {
         for (fault, count) in &report.faults {
             *self.faults.entry(fault.clone()).or_default() += count;
         }
+        for (point, (passed, struck)) in &report.points {
+            let sum = self.points.entry(point.clone()).or_default();
+            *sum = (sum.0 + passed, sum.1 + struck);
+        }
         if !report.good {
-            self.failed.push(report.seed);
+            self.failed.push(seed);
         }
     }
 
@@ -71,46 +86,103 @@ impl Sum {
             self.failed.len()
         )
     }
+
+    /// Everything but the line.
+    fn tell(&self) -> Result<()> {
+        for (commit, (first, last, count)) in &self.commits {
+            tell(&format!("  commit {commit}: {count} seeds of {first} to {last}"))?;
+        }
+        for (fault, count) in &self.faults {
+            tell(&format!("  {fault:<10} {count}"))?;
+        }
+        if !self.points.is_empty() {
+            let of = |point: &Point| self.points.get(point.name).copied().unwrap_or_default();
+            let names = |which: fn((u64, u64)) -> bool| -> Vec<&'static str> {
+                POINTS.iter().filter(|point| which(of(point))).map(|point| point.name).collect()
+            };
+            let (never, unstruck) = (names(|sum| sum.0 == 0), names(|sum| sum.0 > 0 && sum.1 == 0));
+            let struck = POINTS.len() - never.len() - unstruck.len();
+            tell(&format!("  fail points: {struck} of {} struck", POINTS.len()))?;
+            tell(&format!("  passed and never struck: {unstruck:?}"))?;
+            tell(&format!("  never passed: {never:?}"))?;
+        }
+        if !self.failed.is_empty() {
+            tell(&format!("failed seeds: {:?}", self.failed))?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds up what sweeps have recorded; whether all seeds were good.
+pub(crate) fn add_up(records: &[PathBuf]) -> Result<bool> {
+    let mut sum = Sum::default();
+    for path in records {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        for line in text.lines() {
+            sum.add(&serde_json::from_str(line).with_context(|| path.display().to_string())?);
+        }
+    }
+    tell(&format!("all: {}", sum.line()))?;
+    sum.tell()?;
+    Ok(sum.failed.is_empty())
+}
+
+/// How a sweep goes.
+pub(crate) struct Sweep {
+    pub(crate) time: Duration,
+    /// Processes at a time.
+    pub(crate) jobs: usize,
+    /// No further seed begins after so much real time.
+    pub(crate) real_time: Option<Duration>,
+    /// Gets the report of each seed, one a line.
+    pub(crate) record: Option<PathBuf>,
 }
 
 /// Runs every seed; whether all were good.
-pub(crate) fn sweep(
-    seeds: Range<u64>,
-    time: Duration,
-    jobs: usize,
-    real_time: Option<Duration>,
-) -> Result<bool> {
+pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
     let started = uptime_ms();
-    let limit_ms = real_time.map_or(u64::MAX, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+    let limit_ms =
+        how.real_time.map_or(u64::MAX, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+    let commit = commit();
+    let mut record = match &how.record {
+        Some(path) => Some(std::fs::File::options().create(true).append(true).open(path)?),
+        None => None,
+    };
     let mut waiting = seeds;
     let mut running: Vec<(u64, Child)> = Vec::new();
     let mut sum = Sum::default();
     loop {
-        while running.len() < jobs
+        while running.len() < how.jobs
             && uptime_ms() - started < limit_ms
             && let Some(seed) = waiting.next()
         {
-            running.push((seed, start(seed, time)?));
+            running.push((seed, start(seed, how.time)?));
         }
         let Some(ended) = first_ended(&mut running)? else { break };
         let (seed, child) = running.swap_remove(ended);
-        let report = report_of(seed, child)?;
+        let mut report = report_of(seed, child)?;
+        report.commit.clone_from(&commit);
         sum.add(&report);
+        if let Some(record) = &mut record {
+            writeln!(record, "{}", serde_json::to_string(&report)?)?;
+        }
         if !report.good {
-            tell_failure(&report, time)?;
+            tell_failure(&report, how.time)?;
         }
         if sum.seeds % LINE_SEEDS == 0 {
             tell(&sum.line())?;
         }
     }
     tell(&format!("all: {}; {} s", sum.line(), (uptime_ms() - started) / 1000))?;
-    for (fault, count) in &sum.faults {
-        tell(&format!("  {fault:<10} {count}"))?;
-    }
-    if !sum.failed.is_empty() {
-        tell(&format!("failed seeds: {:?}", sum.failed))?;
-    }
+    sum.tell()?;
     Ok(sum.failed.is_empty())
+}
+
+/// What this was built from, as far as git knows.
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let told = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    told.ok().filter(|told| !told.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn start(seed: u64, time: Duration) -> Result<Child> {
@@ -154,10 +226,7 @@ fn report_of(seed: u64, child: Child) -> Result<Report> {
 
 fn tell_failure(report: &Report, time: Duration) -> Result<()> {
     let seed = report.seed;
-    tell(&format!(
-        "seed {seed} FAILED: cargo run -p gfs-sim -- run --seed {seed} --time {}ms",
-        time.as_millis()
-    ))?;
+    tell(&format!("seed {seed} FAILED: {}", plan::command(seed, time)))?;
     let told = [("finding", &report.findings), ("doubt", &report.doubts), ("note", &report.notes)];
     for (kind, lines) in told {
         for line in lines.iter().take(FINDINGS_MAX) {
