@@ -114,6 +114,14 @@ fn command(kind: u64, bytes: Bytes, view: &Memory) -> Option<(Option<RequestId>,
             assert!(page.is_ok_and(|page| page.items.len() <= request.limit as usize) || !path.is_root());
             return None;
         }
+        _ => return trash_command(kind, bytes, view),
+    };
+    Some((request.map(RequestId::from), command))
+}
+
+/// The command about the trash or a chunk without a whole replica that a request asks for.
+fn trash_command(kind: u64, bytes: Bytes, view: &Memory) -> Option<(Option<RequestId>, Command)> {
+    let (request, command) = match kind {
         7 => {
             let request = pb::UndeleteRequest::decode(bytes).ok()?;
             let target = convert::path(&request.target).ok()?;

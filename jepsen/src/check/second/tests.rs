@@ -71,9 +71,10 @@ impl Simulated {
             };
             entries.extend(kinds.into_iter().find(fits));
         }
-        let buried = match call {
-            Call::Delete { path, .. } => self.tree.answer(&Call::Stat { path: path.clone(), stale: None }),
-            _ => None,
+        let buried = if let Call::Delete { path, .. } = call {
+            self.tree.answer(&Call::Stat { path: path.clone(), stale: None })
+        } else {
+            None
         };
         if self.tree.apply(call, Some(&Reply { rev: 0, entries: entries.clone() })).is_err() && call.changes()
         {

@@ -67,10 +67,9 @@ impl Alone {
 
     async fn create(&self, path: &str) -> EntryId {
         let path = FilePath::parse(path).unwrap();
-        match self.propose(Command::Create { path, replication: 0 }).await {
-            Applied::Entry { entry } => entry.id,
-            other => panic!("{other}"),
-        }
+        let applied = self.propose(Command::Create { path, replication: 0 }).await;
+        let Applied::Entry { entry } = applied else { panic!("{applied}") };
+        entry.id
     }
 
     /// A chunk that is confirmed on servers 1, 2 and 3.

@@ -146,29 +146,13 @@ impl Model {
             }
             Command::Rename { source, target, replace } => self.rename(source, target, *replace),
             Command::Undelete { entry, target } => self.undelete(*entry, target),
-            Command::Expedite { entry } => {
-                let key = self.trashed(*entry)?;
-                let tree = self.trash.remove(&key).unwrap();
-                let date = key.0.min(self.now);
-                self.trash.insert((date, key.1), tree);
-                Ok(Applied::Deleted { entry: *entry, collect_at: UnixMs::from_raw(date) })
-            }
+            Command::Expedite { entry } => self.expedite(*entry),
             Command::AddChunk { file, expected_count, members, primary } => {
                 self.add_chunk(*file, *expected_count, members, *primary)
             }
             Command::PrepareGrant { .. } => self.prepare(command),
-            &Command::AcceptReplica { handle, expected_version, server: primary } => {
-                let (members, base) = (vec![primary], vec![primary]);
-                let (writer, fresh) = (false, false);
-                self.prepare(&Command::PrepareGrant {
-                    handle,
-                    expected_version,
-                    members,
-                    base,
-                    primary,
-                    writer,
-                    fresh,
-                })
+            &Command::AcceptReplica { handle, expected_version, server } => {
+                self.accept(handle, expected_version, server)
             }
             Command::ConfirmGrant { handle, version, lease_expires_at } => {
                 let chunk = self.chunk(*handle, *version)?;
@@ -205,6 +189,28 @@ impl Model {
             | Command::RegisterServer { .. }
             | Command::RegisterMaster { .. } => panic!("the model has no {command}"),
         }
+    }
+
+    fn expedite(&mut self, entry: EntryId) -> Answer {
+        let key = self.trashed(entry)?;
+        let tree = self.trash.remove(&key).unwrap();
+        let date = key.0.min(self.now);
+        self.trash.insert((date, key.1), tree);
+        Ok(Applied::Deleted { entry, collect_at: UnixMs::from_raw(date) })
+    }
+
+    fn accept(&mut self, handle: ChunkHandle, expected_version: ChunkVersion, primary: ServerId) -> Answer {
+        let (members, base) = (vec![primary], vec![primary]);
+        let (writer, fresh) = (false, false);
+        self.prepare(&Command::PrepareGrant {
+            handle,
+            expected_version,
+            members,
+            base,
+            primary,
+            writer,
+            fresh,
+        })
     }
 
     fn renew(&mut self, client: ClientId, first_unacked: u64) -> Answer {
