@@ -18,15 +18,18 @@ pub(crate) struct Chunks {
 }
 
 const FSCK_HELP: &str = "\
-Asks the leader what the replicas of every chunk are, and names the chunks that are not as they should be, with what each
-replica holds. Reads no data: `gfs chunks --verify` does. What is in the trash is not looked at.
+Asks the leader what the replicas of every chunk are, and names the chunks that are not as they should be, \
+with what each replica holds. Reads no data: `gfs chunks --verify` does. What is in the trash is not looked \
+at.
 
-Exits with 0 if every chunk has its replicas; with 5 if some are below their goal or away, which heals by itself or when
-their servers come back; with 6 if a replica is damaged, or a chunk is lost or waits for a decision.
+Exits with 0 if every chunk has its replicas; with 5 if some are below their goal or away, which heals by \
+itself or when their servers come back; with 6 if a replica is damaged, or a chunk is lost or waits for a \
+decision.
 
-A chunk waits if every current replica may have lost data in a power cut that hit all of them (durability `replicated`).
-Nobody reads it before somebody has decided which replica is to be its content; what that one has lost is then lost for
-good. The chunk is named with its version, so that nobody decides about something else.
+A chunk waits if every current replica may have lost data in a power cut that hit all of them (durability \
+`replicated`). Nobody reads it before somebody has decided which replica is to be its content; what that one \
+has lost is then lost for good. The chunk is named with its version, so that nobody decides about something \
+else.
 
 Examples:
   gfs fsck /docs

@@ -1,5 +1,7 @@
 //! What was deleted, and is wanted back.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 async fn paths(client: &Client, below: &str) -> Vec<String> {
@@ -38,7 +40,9 @@ async fn a_lost_answer_restores_once_and_deletes_again_once() {
     fake.once("undelete", Verdict::LoseReply);
     client.undelete("/a").await.unwrap();
     let calls = fake.with(|cluster| cluster.calls("undelete"));
-    assert!(calls.len() == 2 && calls[0] == calls[1], "the same request id: {calls:?}");
+    // Whichever master was asked.
+    let ids: BTreeSet<_> = calls.iter().filter_map(|call| call.split_once(' ')).map(|(_, id)| id).collect();
+    assert!(calls.len() >= 2 && ids.len() == 1, "the same request id: {calls:?}");
     let left = client.trash("/").try_next().await.unwrap().unwrap();
     fake.once("expedite", Verdict::LoseReply);
     client.expedite(left.entry.id).await.unwrap();

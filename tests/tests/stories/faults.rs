@@ -156,6 +156,15 @@ async fn a_shadow_answers_lookups_when_no_leader_does() {
     let options = Options { max_staleness: Duration::from_secs(3600), ..Options::default() };
     let lenient = Client::connect(&[cluster.address_of("shadow-1").unwrap()], options).await.unwrap();
     lenient.stat("/seen/file").await.unwrap();
+    // What it has seen, its session among it, it must not go back behind: the shadow has to have that too.
+    let seen = client.cluster_status().await.unwrap().rev;
+    let freshness = Some(pb::Freshness { max_staleness_ms: 3_600_000, min_rev: seen });
+    let caught_up = pb::StatRequest { freshness, ..stat.clone() };
+    eventually("the shadow has caught up", PATIENCE, async || {
+        Ok(shadow.stat(caught_up.clone()).await.map(drop)?)
+    })
+    .await
+    .unwrap();
     cluster.kill("master-1").unwrap();
     assert_eq!(lenient.stat("/seen/file").await.unwrap().name, "file");
     let entry = shadow.stat(stat).await.unwrap().into_inner();
