@@ -43,9 +43,14 @@ impl Ring<'_> {
         self.recorder.nemesis(&format!("start {name}"))?;
         let before = self.id_of(&name).await?;
         self.cluster.restart(&name)?;
+        // The masters believe in the old one until they miss its heartbeats, or hear of the new one.
+        eventually("what comes back without chunks is another server", WHOLE_PATIENCE, async || {
+            let after = self.id_of(&name).await?;
+            ensure!(before != after, "{name} was {before:?} and had chunks, is {after:?} and has none");
+            Ok(())
+        })
+        .await?;
         self.whole().await?;
-        let after = self.id_of(&name).await?;
-        ensure!(before != after, "{name} came back without its chunks as s{after:?}, who had some");
         self.recorder.nemesis(&format!("{name} is another server, and every chunk has its replicas"))
     }
 
