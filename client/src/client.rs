@@ -343,24 +343,13 @@ impl Client {
 
     /// The entries of a directory in the order of their names, asked for page by page.
     pub fn list(&self, path: &str) -> BoxStream<'static, Result<Entry>> {
-        let path = match parsed(path) {
-            Ok(path) => path,
-            Err(error) => return stream::once(async { Err(error) }).boxed(),
-        };
-        let first = Some((self.clone(), path, String::new()));
-        stream::try_unfold(first, |position| async {
-            let Some((client, path, after)) = position else { return Ok::<_, Error>(None) };
-            let (entries, more) = client.list_page(&path, &after).await?;
-            let next = match entries.last() {
-                Some(last) if more => Some((client, path, last.name.clone())),
-                _ => None,
-            };
-            Ok(Some((stream::iter(entries.into_iter().map(Ok)), next)))
-        })
-        .try_flatten()
-        .boxed()
+        self.paged(
+            path,
+            String::new(),
+            |client, path, after| async move { client.list_page(&path, &after).await },
+        )
     }
-    async fn list_page(&self, path: &FilePath, after: &str) -> Result<(Vec<Entry>, bool)> {
+    async fn list_page(&self, path: &FilePath, after: &str) -> Result<(Vec<Entry>, Option<String>)> {
         let request = pb::ListRequest {
             path: path.to_string(),
             after: after.to_owned(),
@@ -376,7 +365,39 @@ impl Client {
             .await?;
         self.core.seen(reply.rev);
         let entries = reply.entries.into_iter().map(|entry| Entry::parse(Some(entry)));
-        Ok((entries.collect::<Result<_>>()?, reply.more))
+        let entries: Vec<Entry> = entries.collect::<Result<_>>()?;
+        let next = entries.last().filter(|_| reply.more).map(|last| last.name.clone());
+        Ok((entries, next))
+    }
+
+    /// What is listed under a path, asked for page by page: `page` is told where one begins, and tells where the next one
+    /// does if there is one.
+    pub(crate) fn paged<T, P, F>(
+        &self,
+        path: &str,
+        begin: P,
+        page: impl Fn(Self, FilePath, P) -> F + Send + 'static,
+    ) -> BoxStream<'static, Result<T>>
+    where
+        T: Send + 'static,
+        P: Send + 'static,
+        F: Future<Output = Result<(Vec<T>, Option<P>)>> + Send + 'static,
+    {
+        let path = match parsed(path) {
+            Ok(path) => path,
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let client = self.clone();
+        stream::try_unfold(Some(begin), move |position| {
+            let asked = position.map(|at| page(client.clone(), path.clone(), at));
+            async {
+                let Some(asked) = asked else { return Ok::<_, Error>(None) };
+                let (items, next) = asked.await?;
+                Ok(Some((stream::iter(items.into_iter().map(Ok)), next)))
+            }
+        })
+        .try_flatten()
+        .boxed()
     }
 
     /// Opens a file.

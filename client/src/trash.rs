@@ -1,6 +1,6 @@
 //! The trash: what was deleted and can still be restored (GFS §4.4).
 
-use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{BoxStream, TryStreamExt};
 use gfs_proto::id::EntryId;
 use gfs_proto::path::FilePath;
 use gfs_proto::time::UnixMs;
@@ -37,19 +37,10 @@ impl Client {
     /// What was deleted at `path` or below it and can still be restored, those first that go first; asked for page by
     /// page. `/` is everything.
     pub fn trash(&self, path: &str) -> BoxStream<'static, Result<Trashed>> {
-        let path = match parsed(path) {
-            Ok(path) => path,
-            Err(error) => return stream::once(async { Err(error) }).boxed(),
-        };
-        let first = Some((self.clone(), path, None));
-        stream::try_unfold(first, |position| async {
-            let Some((client, path, after)) = position else { return Ok::<_, Error>(None) };
+        self.paged(path, None, |client, path, after| async move {
             let (page, next) = client.trash_page(&path, after).await?;
-            let next = next.map(|next| (client, path, Some(next)));
-            Ok(Some((stream::iter(page.into_iter().map(Ok)), next)))
+            Ok((page, next.map(Some)))
         })
-        .try_flatten()
-        .boxed()
     }
 
     async fn trash_page(

@@ -41,13 +41,19 @@ impl Ring<'_> {
     pub(super) async fn jump_clock(&mut self) -> Result<()> {
         let name = self.any_server()?;
         for _ in 0..self.dice.random_range(JUMPS) {
-            let wall_ms = self.offset_ms();
-            self.recorder.nemesis(&format!("wall clock of {name} is {wall_ms} ms off"))?;
-            let skew = Skew { wall_ms, ..self.skew(&name)? };
-            self.set_clock(&name, skew)?;
-            self.count("clock-jumps", 1);
+            self.put_off(&name)?;
             self.wait(STAYS_MS).await;
         }
+        Ok(())
+    }
+
+    /// One jump of one server's wall clock.
+    fn put_off(&mut self, name: &str) -> Result<()> {
+        let wall_ms = self.offset_ms();
+        self.recorder.nemesis(&format!("wall clock of {name} is {wall_ms} ms off"))?;
+        let skew = Skew { wall_ms, ..self.skew(name)? };
+        self.set_clock(name, skew)?;
+        self.count("clock-jumps", 1);
         Ok(())
     }
 
@@ -67,11 +73,8 @@ impl Ring<'_> {
             self.set_clock(&name, skew)?;
             self.count("clock-rates", 1);
         }
-        let (name, wall_ms) = (self.any_server()?, self.offset_ms());
-        self.recorder.nemesis(&format!("wall clock of {name} is {wall_ms} ms off"))?;
-        let skew = Skew { wall_ms, ..self.skew(&name)? };
-        self.set_clock(&name, skew)?;
-        self.count("clock-jumps", 1);
+        let name = self.any_server()?;
+        self.put_off(&name)?;
         self.wait(DRIFTING_MS).await;
         Ok(())
     }

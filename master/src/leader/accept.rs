@@ -8,12 +8,9 @@ use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::{Error, Result, pb};
 
 use super::grant::{Granter, Wish};
-use super::lease::GRANT_PATIENCE;
+use super::lease::{GRANT_PATIENCE, GRANTS_MAX};
 use crate::cluster::Reign;
 use crate::state::{Chunk, read};
-
-/// Most grants that one call waits for.
-const GRANTS_MAX: usize = 3;
 
 impl Granter {
     /// What each of some servers says that it holds of a chunk.

@@ -18,7 +18,7 @@ const LEASE_LEFT_MIN: Duration = Duration::from_secs(2);
 /// How long a caller waits for a grant before it is told to come back: shorter than its own timeout.
 pub(super) const GRANT_PATIENCE: Duration = Duration::from_millis(1500);
 /// Most grants that one call waits for.
-const GRANTS_MAX: usize = 3;
+pub(super) const GRANTS_MAX: usize = 3;
 
 /// What a caller says has failed it: a reason to look, never to act (trap T2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -25,6 +25,11 @@ const LOCATE_MAX: u32 = 1024;
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// How many entries a page has of which a client wants so many; 0: it does not say.
+fn page_limit(wanted: u32) -> usize {
+    (if wanted == 0 { PAGE_DEFAULT } else { wanted.min(PAGE_MAX) }) as usize
+}
+
 #[tonic::async_trait]
 impl pb::master_server::Master for Service {
     async fn leader(&self, _: Request<pb::LeaderRequest>) -> Answer<pb::LeaderReply> {
@@ -140,8 +145,7 @@ impl pb::master_server::Master for Service {
         if !request.after.is_empty() {
             Name::parse(&request.after).map_err(|reason| Error::bad_path(&request.after, reason))?;
         }
-        let limit = if request.limit == 0 { PAGE_DEFAULT } else { request.limit.min(PAGE_MAX) };
-        let page = |view: &ReadView| read::list(view, &path, &request.after, limit as usize);
+        let page = |view: &ReadView| read::list(view, &path, &request.after, page_limit(request.limit));
         let (page, rev) = self.look_up(request.freshness, page).await?;
         let entries = page.items.iter().map(convert::entry).collect();
         Ok(Response::new(pb::ListReply { entries, more: page.more, rev }))
@@ -151,9 +155,8 @@ impl pb::master_server::Master for Service {
         let request = request.into_inner();
         let below = if request.path.is_empty() { FilePath::root() } else { convert::path(&request.path)? };
         let after = request.after.map(|at| (UnixMs::from_raw(at.collect_ms), EntryId::from_raw(at.id)));
-        let limit = if request.limit == 0 { PAGE_DEFAULT } else { request.limit.min(PAGE_MAX) };
         let now = self.environment.clock.wall();
-        let page = |view: &ReadView| read::restorable(view, now, &below, after, limit as usize);
+        let page = |view: &ReadView| read::restorable(view, now, &below, after, page_limit(request.limit));
         let (page, rev) = self.look_up(request.freshness, page).await?;
         Ok(Response::new(convert::trash(&page, rev)))
     }
