@@ -22,8 +22,6 @@ use crate::points;
 use crate::probe::Probe;
 use crate::trace::{Trace, panics};
 
-/// One step of simulated time.
-const TICK: Duration = Duration::from_millis(1);
 /// How often the states are looked at.
 const PROBE_PERIOD: Duration = Duration::from_millis(500);
 /// Simulated time of a run beside that in which clients work, at most.
@@ -114,7 +112,7 @@ fn data_directory(beside: &Path) -> Result<tempfile::TempDir> {
 fn prepare<'a>(plan: &Rc<Plan>, data: &Path, directory: &Path, trace: &Trace) -> Result<Run<'a>> {
     let mut sim = Builder::new()
         .rng_seed(plan.seed)
-        .tick_duration(TICK)
+        .tick_duration(plan.tick)
         .epoch(UNIX_EPOCH)
         .simulation_duration(plan.time + EXTRA_TIME_MAX)
         .min_message_latency(plan.latency.0)
