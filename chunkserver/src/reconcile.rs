@@ -48,6 +48,7 @@ impl Chunkserver {
         self.ordered(request.head.clone())?;
         let version = ChunkVersion::from_raw(request.version);
         let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
+        let verify = request.verify;
         let mut running = chunk.quick(|state| {
             let replica = state.replica(chunk.handle)?;
             let grant = match replica.reconcile(version)? {
@@ -64,7 +65,7 @@ impl Chunkserver {
             let (server, chunk) = (self.clone(), chunk.clone());
             let span = tracing::debug_span!("reconcile", handle = %chunk.handle, %version);
             let work = async move {
-                let result = server.reconcile_members(&chunk, &grant).await;
+                let result = server.reconcile_members(&chunk, &grant, verify).await;
                 if let Err(error) = &result {
                     tracing::debug!(%error, "not reconciled");
                 }
@@ -83,7 +84,7 @@ impl Chunkserver {
         result.unwrap_or_else(|| Err(Error::unavailable("the reconciliation was given up")))
     }
 
-    async fn reconcile_members(&self, chunk: &Arc<Chunk>, grant: &Grant) -> Result<Position> {
+    async fn reconcile_members(&self, chunk: &Arc<Chunk>, grant: &Grant, verify: bool) -> Result<Position> {
         let us = self.identity()?.1;
         let version = grant.version;
         let adopted = chunk.quick(|state| state.replica(chunk.handle)?.adopt(version))?;
@@ -91,6 +92,9 @@ impl Chunkserver {
             // An earlier attempt has settled what all adopt.
             Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
             Step::Go(()) => {
+                if verify {
+                    self.find_whole(chunk.handle, us)?;
+                }
                 let (source, content) = self.agree(chunk, grant, us).await?;
                 fault::try_reach("reconcile::agreed").await?;
                 let from = (source.server != us).then_some(&source);
@@ -127,6 +131,17 @@ impl Chunkserver {
             replica.reconciled(version)?;
             Ok(replica.held().end)
         })
+    }
+
+    /// Reads all that is here: a checksum that does not match is found before the others are done without.
+    fn find_whole(&self, handle: ChunkHandle, us: ServerId) -> Result<()> {
+        match blocking(|| self.store.verify(handle)).map_err(|error| self.wire(&error))?.first() {
+            None => Ok(()),
+            Some(block) => {
+                self.found_corrupt(handle, *block);
+                Err(Error::MemberFailed { handle, server: us })
+            }
+        }
     }
 
     /// Collects what every member holds, and chooses.

@@ -262,7 +262,8 @@ impl Cluster {
             self.control(*server).await.store_version(request).await?;
         }
         let head = Self::head(primary);
-        let request = pb::ReconcileRequest { head: head.clone(), handle: CHUNK.raw(), version };
+        let verify = members.len() == 1;
+        let request = pb::ReconcileRequest { head: head.clone(), handle: CHUNK.raw(), version, verify };
         let reply = self.control(primary).await.reconcile(request).await?.into_inner();
         let request = pb::ActivateRequest { head, handle: CHUNK.raw(), version };
         self.control(primary).await.activate(request).await?;

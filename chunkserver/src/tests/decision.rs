@@ -36,7 +36,7 @@ impl Cluster {
         let stored = self.control(server).await.store_version(request).await?.into_inner();
         assert!(stored.partial, "it says what it is, whatever was decided");
         let (head, handle) = (Self::head(server), CHUNK.raw());
-        let reconcile = pb::ReconcileRequest { head: head.clone(), handle, version };
+        let reconcile = pb::ReconcileRequest { head: head.clone(), handle, version, verify: true };
         let reply = self.control(server).await.reconcile(reconcile).await?.into_inner();
         let activate = pb::ActivateRequest { head, handle, version };
         self.control(server).await.activate(activate).await?;

@@ -211,6 +211,28 @@ async fn a_flipped_bit_is_found_never_returned_and_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_left_alone_and_is_damaged_says_so_while_the_others_still_have_it() {
+    // Guard alone_unverified (docs/decisions/0021). Nobody has read the block since it rotted.
+    let mut cluster = Cluster::start(2).await;
+    cluster.grant(1, &[1, 2], &[]).await.unwrap();
+    let first = cluster.mutation(1);
+    let data = Bytes::from(vec![9; 200_000]);
+    cluster.write(1, &first, 0, data.clone()).await.unwrap();
+    let files = cluster.servers[0].files.clone();
+    let holds = |path: &&PathBuf| files.bytes(path).is_some_and(|bytes| bytes.starts_with(&[9; 1000]));
+    let paths = files.paths();
+    files.flip(paths.iter().find(holds).unwrap(), 8 * 170_000);
+    let failed = Err(Error::MemberFailed { handle: CHUNK, server: ServerId::from_raw(1) });
+    assert_eq!(cluster.grant(2, &[1], &[1]).await, failed);
+    let master = cluster.master.clone();
+    let corrupt = |report: &pb::ReportRequest| report.replicas.iter().any(|replica| replica.corrupt);
+    until("told", || master.0.lock().reports.iter().any(corrupt)).await;
+    // The leader turns to whom it would have done without.
+    cluster.grant(3, &[2], &[2]).await.unwrap();
+    assert_eq!(cluster.read(2, 3).await, data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_leader_denies_or_excludes_is_not_served_and_silence_ends_everything() {
     let mut cluster = Cluster::start(2).await;
     cluster.grant(1, &[1, 2], &[]).await.unwrap();

@@ -33,6 +33,7 @@ impl fmt::Display for Check {
 pub(super) const TABLE: &[(&str, &[Check])] = &[
     ("ack_early", &[Check::Tests("chunkserver", "replica::tests::order")]),
     ("adopt_twice", &[Check::Tests("chunkserver", "replica::tests::order")]),
+    ("alone_unverified", &[Check::Tests("master", "leader::tests::attempts")]),
     ("answer_without_quorum", &[Check::Tests("master", "service::tests::a_leader_without")]),
     (
         "append_acked_at_once",

@@ -350,7 +350,7 @@ impl Granter {
                 self.fence_out(reign, &chunk, &pending, denied_since).await;
                 Ok(())
             };
-            futures::try_join!(self.reconcile(reign, handle, &pending), fences)?;
+            futures::try_join!(self.reconcile(reign, &chunk, &pending), fences)?;
             fault::try_reach("grant::reconciled").await?;
         }
         self.confirm(handle, &pending, denied_since).await?;
@@ -423,11 +423,16 @@ impl Granter {
     }
 
     /// Steps 3 and 4, at the primary: answers when every member has adopted.
-    async fn reconcile(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
+    async fn reconcile(&self, reign: &Reign, chunk: &Chunk, pending: &Pending) -> Result<(), Setback> {
+        // Guard alone_unverified: the others lose their part with the confirm, so whoever is left alone must be found whole
+        // before it (docs/decisions/0021).
+        let alone = pending.base.len() == 1 && chunk.members.len() > 1;
         let request = pb::ReconcileRequest {
             head: Some(self.head(reign, pending.primary)),
-            handle: handle.raw(),
+            handle: chunk.handle.raw(),
             version: pending.version.raw(),
+            // Mutant alone_unverified: whoever says that it is whole is believed.
+            verify: alone && !fault::mutant("alone_unverified"),
         };
         let answer = tokio::select! {
             answer = self.orders.reconcile(self.soft.target(pending.primary), request) => answer,

@@ -196,7 +196,8 @@ impl Orders for Servers {
                 let handle = ChunkHandle::from_raw(request.handle);
                 return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
             }
-            self.told(format!("{}: reconcile v{}", target.server, request.version));
+            let verified = if request.verify { ", verified" } else { "" };
+            self.told(format!("{}: reconcile v{}{verified}", target.server, request.version));
             Ok(())
         })
     }

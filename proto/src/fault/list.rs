@@ -134,6 +134,7 @@ pub const POINTS: &[Point] = &[
 pub const MUTANTS: &[&str] = &[
     "ack_early",
     "adopt_twice",
+    "alone_unverified",
     "answer_without_quorum",
     "append_acked_at_once",
     "append_off_by_one",

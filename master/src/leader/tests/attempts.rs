@@ -59,3 +59,22 @@ async fn pending_grants_without_hope_do_not_keep_the_others_from_their_turn() {
     duties.tick_care(&reign).unwrap();
     assert!(is_looked_at(64) && is_looked_at(69) && !is_looked_at(0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_is_left_alone_of_several_has_to_verify_what_it_holds_before_the_others_are_done_without() {
+    // Guard alone_unverified; docs/decisions/0021.
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    let verified = async |wish: Wish| {
+        stage.servers.trace();
+        stage.during(stage.granter.grant(&stage.reign, handle, wish)).await.0.unwrap();
+        let told = stage.servers.trace();
+        assert!(told.contains("reconcile"), "{told}");
+        told.contains("verified")
+    };
+    assert!(!verified(without(&[3])).await, "two are left: one makes up for the other");
+    assert!(verified(without(&[2, 3])).await);
+    // Nobody is lost by these any more.
+    assert!(!verified(without(&[2, 3])).await, "it was alone before");
+    assert!(!verified(Wish { reach: Reach::Goal, ..Wish::write() }).await, "a copy reads all of it anyway");
+}

@@ -50,7 +50,7 @@ async fn the_accepted_replica_is_the_only_member_and_the_others_are_made_from_it
         &stage,
         &expect![[r#"
             s2: store v2 accepted, no writer
-            s2: reconcile v2
+            s2: reconcile v2, verified
             s1: v2 leaves it out
             s3: v2 leaves it out
             s2: activate v2"#]],
