@@ -261,7 +261,7 @@ impl Duties {
         if index.term != reign.term {
             return Ok(());
         }
-        node.applied().wait_for(|applied| *applied >= index.index).await.map_err(Error::unavailable)?;
+        node.until_applied(index.index).await?;
         let garbage = self.garbage()?;
         node.view().check()?;
         for (server, handle, version) in garbage {

@@ -222,12 +222,23 @@ impl Node {
             Some((_, address)) => self.ask_leader(address).await?,
             None => return Err(Error::NotLeader { leader: None }),
         };
+        self.until_applied(confirmed.index).await
+    }
+
+    /// Waits until this node has applied the log up to `index`; returns how far it is.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if that takes long, or never comes because the node has failed.
+    pub async fn until_applied(&self, index: LogIndex) -> Result<LogIndex> {
         let mut applied = self.applied();
-        let reached = applied.wait_for(|applied| *applied >= confirmed.index);
-        match tokio::time::timeout(READ_TIMEOUT, reached).await {
-            Ok(Ok(applied)) => Ok(*applied),
-            Ok(Err(_)) => Err(Error::unavailable("this master is stopping")),
-            Err(_) => Err(Error::unavailable(format!("{} is not applied here yet", confirmed.index))),
+        let reached = applied.wait_for(|applied| *applied >= index);
+        tokio::select! {
+            reached = tokio::time::timeout(READ_TIMEOUT, reached) => match reached {
+                Ok(Ok(applied)) => Ok(*applied),
+                Ok(Err(_)) => Err(Error::unavailable("this master is stopping")),
+                Err(_) => Err(Error::unavailable(format!("{index} is not applied here yet"))),
+            },
+            error = self.failed() => Err(error),
         }
     }
 

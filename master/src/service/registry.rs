@@ -158,8 +158,7 @@ impl Service {
             if confirmed.term != reign.term {
                 return Err(self.leader.not_leader());
             }
-            let mut applied = self.node.applied();
-            applied.wait_for(|applied| *applied >= confirmed.index).await.map_err(Error::unavailable)?;
+            self.node.until_applied(confirmed.index).await?;
         }
         let epoch = Epoch::from_raw(request.epoch);
         let denied = self

@@ -359,6 +359,25 @@ async fn a_node_whose_disk_failed_says_so_and_acknowledges_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_what_a_failed_node_will_never_apply() {
+    // A duty of the leader did, so that a master whose store had failed never ended (seed 5000 of the simulation).
+    let running = start(bootstrap()).await;
+    let waiting = running.node.until_applied(LogIndex::from_raw(1_000_000));
+    let failing = async {
+        running.node.poison().set("no such luck");
+        std::future::pending::<()>().await;
+    };
+    let waited = async {
+        tokio::select! {
+            waited = waiting => waited,
+            () = failing => unreachable!(),
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(3), waited).await.unwrap();
+    assert!(waited.as_ref().is_err_and(|error| error.to_string().contains("no such luck")), "{waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_ahead_of_its_log_is_covered_by_a_checkpoint_before_the_log_is_dropped() {
     let running = start(bootstrap()).await;
     let mut group = vec![running];
