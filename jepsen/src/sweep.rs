@@ -131,7 +131,9 @@ async fn run_batch(cells: &mut [Cell], seed: u64) -> Result<(PathBuf, Vec<String
     for name in LOADS {
         let workload = WORKLOADS.iter().find(|workload| workload.name == name).context("no such workload")?;
         let recorder = Recorder::create(&directory.join(format!("{name}.jsonl")))?;
-        let scene = Arc::new(Scene::new(stage.cluster.masters(), recorder, seed));
+        let scene = Scene::new(stage.cluster.masters(), recorder, seed);
+        // The stage keeps the trash short, so that what empties it comes to its fail points.
+        let scene = Arc::new(Scene { trash_expires: true, ..scene });
         (workload.prepare)(scene.clone()).await?;
         scenes.push((workload, scene));
     }

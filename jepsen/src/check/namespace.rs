@@ -312,9 +312,9 @@ mod tests {
                 "remove" => Call::Delete { path, recursive: true },
                 "rename" => Call::Rename { source: path, target: words[4].into(), replace: false },
                 "snapshot" => Call::Snapshot { source: path, target: words[4].into() },
-                "undelete" => {
-                    let id = words[5].parse().unwrap();
-                    Call::Undelete { id, source: path, target: words[4].into() }
+                "undelete" | "undelete-in-time" => {
+                    let (id, expires) = (words[5].parse().unwrap(), words[2] != "undelete");
+                    Call::Undelete { id, source: path, target: words[4].into(), expires }
                 }
                 "stat" => Call::Stat { path, stale: stale(words.get(4..)) },
                 _ => Call::List { path, stale: stale(words.get(4..)) },
@@ -367,6 +367,7 @@ mod tests {
             "1 2 create /x -> 1 1\n3 4 undelete /x /y 1 -> no\n5 6 delete /x -> 2\n7 8 create /x -> 3 2\n9 10 undelete /x /x 1 -> no\n11 12 undelete /x /y 1 -> 4 1",
             // Whether it was deleted before nobody knows, so either is fine.
             "1 2 create /x -> 1 1\n3 4 delete /x -> ?\n5 6 undelete /x /y 1 -> 4 1\n7 8 stat /x -> no",
+            "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 undelete-in-time /x /y 1 -> no\n7 8 stat /y -> no",
             "1 2 create /x -> 1 1\n3 9 delete /x -> 2\n4 8 undelete /x /x 1 -> no\n10 11 undelete /x /x 1 -> ?\n12 13 stat /x -> 3 1",
             // An old answer within its bound, and an old refusal.
             "1 2 create /x -> 10 1\n5 6 stat /x 1 0 -> no\n7 8 stat /x 1 0 -> 10 1",
@@ -421,6 +422,7 @@ mod tests {
             ),
             ("inexplicable", "1 2 mkdir /a -> 1 1\n3 4 delete /a -> 2\n5 6 undelete /a /b 1 -> 3 1"),
             ("refused", "1 2 create /x -> 1 1\n3 4 delete /x -> 2\n5 6 undelete /x /y 1 -> no"),
+            ("inexplicable", "1 2 create /x -> 1 1\n3 4 undelete-in-time /x /y 1 -> 2 1"),
             // Shadows: older than allowed, behind what the session has seen, not a state that ever was.
             ("old", "1 2 create /x -> 10 1\n3000000 3000001 list / 1 0 -> 9"),
             ("back", "1 2 create /x -> 10 1\n3 4 list / 1 10 -> 9"),

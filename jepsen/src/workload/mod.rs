@@ -101,6 +101,8 @@ pub struct Load {
     pub seed: u64,
     /// Pause of a client after each operation.
     pub think: Duration,
+    /// Whether what is deleted may have gone from the trash before the run is over.
+    pub trash_expires: bool,
 }
 
 /// What the clients of a run share.
@@ -116,6 +118,8 @@ pub struct Scene {
     pub(crate) stop: Arc<AtomicBool>,
     /// Operations begun, by which workloads go on to new rounds.
     pub(crate) begun: AtomicU64,
+    /// Whether what is deleted may have gone from the trash before the run is over.
+    pub(crate) trash_expires: bool,
     /// Operations of each client, if they are counted.
     pub(crate) operations: Option<u64>,
     /// The scenes of workloads that run side by side; behind a lock because whoever comes first makes them.
@@ -135,6 +139,7 @@ impl Scene {
                 seed: self.seed.wrapping_add(u64::from(crc32fast::hash(name.as_bytes()))),
                 stop: self.stop.clone(),
                 begun: AtomicU64::new(0),
+                trash_expires: self.trash_expires,
                 operations: self.operations,
                 parts: Mutex::default(),
             })
@@ -147,7 +152,18 @@ impl Scene {
         let (stop, begun) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
         let (shadows, parts) = (Vec::new(), Mutex::default());
         let environment = Environment::real();
-        Self { environment, masters, shadows, recorder, seed, stop, begun, operations: None, parts }
+        Self {
+            environment,
+            masters,
+            shadows,
+            recorder,
+            seed,
+            stop,
+            begun,
+            trash_expires: false,
+            operations: None,
+            parts,
+        }
     }
 
     /// A scene of clients that go through `environment` to these masters, and write their history to a new file.
@@ -161,7 +177,8 @@ impl Scene {
         load: Load,
     ) -> Result<Arc<Self>> {
         let recorder = Recorder::create_with(history, environment.clock.clone(), load.think)?;
-        Ok(Arc::new(Self { environment, ..Self::new(masters, recorder, load.seed) }))
+        let trash_expires = load.trash_expires;
+        Ok(Arc::new(Self { environment, trash_expires, ..Self::new(masters, recorder, load.seed) }))
     }
 
     /// Tells the clients that the time is over.

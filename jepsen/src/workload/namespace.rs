@@ -57,7 +57,8 @@ pub(super) async fn client(
         let tree = tree(&scene, number);
         // The first operation in a tree makes it; of several clients, one succeeds.
         let call = if entered.replace(tree) == Some(tree) {
-            deleted.draw(&mut dice, tree).unwrap_or_else(|| draw(&mut dice, tree))
+            let expires = scene.trash_expires;
+            deleted.draw(&mut dice, tree, expires).unwrap_or_else(|| draw(&mut dice, tree))
         } else {
             deleted = Deleted::default();
             Call::Mkdir { path: format!("/t{tree}") }
@@ -97,11 +98,11 @@ impl Deleted {
     }
 
     /// Now and then, to have something back: where it was, or elsewhere. Somebody else may have moved it since.
-    fn draw(&self, dice: &mut StdRng, tree: u64) -> Option<Call> {
+    fn draw(&self, dice: &mut StdRng, tree: u64, expires: bool) -> Option<Call> {
         let wanted = dice.random_range(0..100) < UNDELETE_PERCENT;
         let (id, source) = self.deleted.iter().choose(dice).filter(|_| wanted)?.clone();
         let target = if dice.random() { source.clone() } else { path(dice, tree) };
-        Some(Call::Undelete { id, source, target })
+        Some(Call::Undelete { id, source, target, expires })
     }
 }
 

@@ -76,7 +76,7 @@ impl Stage {
         for (number, workload) in (0_u64..).zip(workloads) {
             // Seeds of their own: clients with the same nonce would share a session.
             let seed = plan.seed.wrapping_mul(NAMES.len() as u64).wrapping_add(number);
-            let load = Load { seed, think: plan.think };
+            let load = Load { seed, think: plan.think, trash_expires: true };
             let history = directory.join(format!("{}.jsonl", workload.name));
             scenes.push((workload, Scene::over(environment.clone(), masters.to_vec(), &history, load)?));
         }

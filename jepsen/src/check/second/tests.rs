@@ -43,7 +43,7 @@ impl Simulated {
         if let Some((id, source)) = known.choose(&mut self.dice).filter(|_| self.dice.random_range(0..6) == 0)
         {
             let target = if self.dice.random() { source.clone() } else { path };
-            return Call::Undelete { id: *id, source: source.clone(), target };
+            return Call::Undelete { id: *id, source: source.clone(), target, expires: false };
         }
         match self.dice.random_range(0..10) {
             0..2 => Call::Mkdir { path },
