@@ -48,7 +48,10 @@ impl Chunkserver {
         self.ordered(request.head.clone())?;
         let version = ChunkVersion::from_raw(request.version);
         let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
-        let verify = request.verify;
+        if request.verify {
+            // Each time, also if all has been done before: the confirm may come long after that.
+            self.find_whole(chunk.handle)?;
+        }
         let mut running = chunk.quick(|state| {
             let replica = state.replica(chunk.handle)?;
             let grant = match replica.reconcile(version)? {
@@ -65,7 +68,7 @@ impl Chunkserver {
             let (server, chunk) = (self.clone(), chunk.clone());
             let span = tracing::debug_span!("reconcile", handle = %chunk.handle, %version);
             let work = async move {
-                let result = server.reconcile_members(&chunk, &grant, verify).await;
+                let result = server.reconcile_members(&chunk, &grant).await;
                 if let Err(error) = &result {
                     tracing::debug!(%error, "not reconciled");
                 }
@@ -84,7 +87,7 @@ impl Chunkserver {
         result.unwrap_or_else(|| Err(Error::unavailable("the reconciliation was given up")))
     }
 
-    async fn reconcile_members(&self, chunk: &Arc<Chunk>, grant: &Grant, verify: bool) -> Result<Position> {
+    async fn reconcile_members(&self, chunk: &Arc<Chunk>, grant: &Grant) -> Result<Position> {
         let us = self.identity()?.1;
         let version = grant.version;
         let adopted = chunk.quick(|state| state.replica(chunk.handle)?.adopt(version))?;
@@ -92,9 +95,6 @@ impl Chunkserver {
             // An earlier attempt has settled what all adopt.
             Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
             Step::Go(()) => {
-                if verify {
-                    self.find_whole(chunk.handle, us)?;
-                }
                 let (source, content) = self.agree(chunk, grant, us).await?;
                 fault::try_reach("reconcile::agreed").await?;
                 let from = (source.server != us).then_some(&source);
@@ -134,7 +134,8 @@ impl Chunkserver {
     }
 
     /// Reads all that is here: a checksum that does not match is found before the others are done without.
-    fn find_whole(&self, handle: ChunkHandle, us: ServerId) -> Result<()> {
+    fn find_whole(&self, handle: ChunkHandle) -> Result<()> {
+        let us = self.identity()?.1;
         match blocking(|| self.store.verify(handle)).map_err(|error| self.wire(&error))?.first() {
             None => Ok(()),
             Some(block) => {

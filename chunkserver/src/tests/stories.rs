@@ -218,6 +218,8 @@ async fn who_is_left_alone_and_is_damaged_says_so_while_the_others_still_have_it
     let first = cluster.mutation(1);
     let data = Bytes::from(vec![9; 200_000]);
     cluster.write(1, &first, 0, data.clone()).await.unwrap();
+    // A leader that comes later asks again.
+    cluster.grant(2, &[1], &[1]).await.unwrap();
     let files = cluster.servers[0].files.clone();
     let holds = |path: &&PathBuf| files.bytes(path).is_some_and(|bytes| bytes.starts_with(&[9; 1000]));
     let paths = files.paths();

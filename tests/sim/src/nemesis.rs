@@ -1,6 +1,7 @@
 //! Faults: what happens to the hosts, their network, clocks and disks, as the seed decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use anyhow::Result;
 use gfs_chunkserver::store::Store;
 use gfs_chunkserver::store::files::Files;
+use gfs_master::state::read;
 use gfs_proto::fault;
+use gfs_proto::id::ChunkHandle;
 use gfs_proto::random::SeededRandom;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -437,7 +440,7 @@ impl Nemesis {
             return false;
         }
         if fault == Fault::DiskFull {
-            let Ok(space) = server.files.space(std::path::Path::new("/disk-1")) else { return false };
+            let Ok(space) = server.files.space(Path::new("/disk-1")) else { return false };
             let used = space.total_bytes - space.free_bytes;
             server.files.resize(used + self.dice.random_range(0..20 << 20));
         } else {
@@ -449,11 +452,27 @@ impl Nemesis {
         true
     }
 
+    /// Whether the masters count on more than one server for the chunk in this file: of the only copy nothing is promised.
+    fn has_others(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let handle = name.split('-').next().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let Some(handle) = handle.map(ChunkHandle::from_raw) else { return false };
+        let nodes = self.servers.of(Role::Master).filter_map(|server| server.node.borrow().clone());
+        let Some(view) = nodes.map(|node| node.view()).max_by_key(|view| view.applied()) else {
+            return false;
+        };
+        read::chunk(&view, handle).is_ok_and(|chunk| {
+            chunk.members.len() > 1 && chunk.pending.is_none_or(|pending| pending.base.len() > 1)
+        })
+    }
+
     /// Flips a bit of a chunk on the last chunkserver: never of the last good copy.
     fn flip(&mut self, sim: &Sim<'_>) -> bool {
         let Some(server) = self.servers.of(Role::Chunkserver).last().cloned() else { return false };
         let mut paths = server.files.paths();
-        paths.retain(|path| path.components().any(|part| part.as_os_str() == "chunks"));
+        paths.retain(|path| {
+            path.components().any(|part| part.as_os_str() == "chunks") && self.has_others(path)
+        });
         let Some(path) = paths.choose(&mut self.dice) else { return false };
         let bits = server.files.bytes(path).map_or(0, |bytes| bytes.len() as u64 * 8);
         if bits == 0 {
