@@ -208,6 +208,9 @@ async fn run_cell(cell: &mut Cell, stage: &mut Stage, scenes: &[(&Workload, Arc<
         passed: after.passed.saturating_sub(before.passed),
         struck: after.struck.saturating_sub(before.struck),
     };
+    if cell.action == "error" {
+        stage.bury(cell.point)?;
+    }
     stage.revive()?;
     tokio::time::sleep(QUIET).await;
     Ok(())

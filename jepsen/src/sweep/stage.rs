@@ -11,6 +11,7 @@ use gfs_tests::{Cluster, Loopback, Role, Shape};
 use rand::seq::IndexedRandom;
 
 use crate::inside::Inside;
+use crate::runner::wait_until_whole;
 
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
 /// master that was away, and to a full log of a chunkserver.
@@ -143,9 +144,21 @@ impl Stage {
     /// How often a fail point was passed and struck so far, in all servers that lived here, and in this process.
     pub(super) fn count(&self, point: &str) -> Count {
         let mut sum = fault::counts().get(point).copied().unwrap_or_default();
+        for name in self.names() {
+            let here = self.count_in(&name, point);
+            sum = Count { passed: sum.passed + here.passed, struck: sum.struck + here.struck };
+        }
+        sum
+    }
+
+    /// The same in one server.
+    fn count_in(&self, name: &str, point: &str) -> Count {
+        let mut sum = Count::default();
         let files = std::fs::read_dir(self.faults.directory()).into_iter().flatten().flatten();
         // One for each process that lived: `name.PID`.
-        let is_count = |name: &str| name.rsplit('.').next().is_some_and(|id| id.parse::<u32>().is_ok());
+        let is_count = |file: &str| {
+            file.rsplit_once('.').is_some_and(|(server, id)| server == name && id.parse::<u32>().is_ok())
+        };
         for file in files.filter(|file| file.file_name().to_str().is_some_and(is_count)) {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
             for line in text.lines() {
@@ -168,6 +181,10 @@ impl Stage {
             Provocation::Start { emptied } => {
                 let is_server = Self::role(point) == Role::Chunkserver;
                 let name = if is_server { victim.to_owned() } else { self.other(Role::Chunkserver, victim)? };
+                if emptied {
+                    // What it alone has left would be lost.
+                    wait_until_whole(&mut self.cluster).await?;
+                }
                 self.cluster.kill(&name)?;
                 if emptied {
                     std::fs::remove_dir_all(self.cluster.data_of(&name))?;
@@ -199,6 +216,16 @@ impl Stage {
         let others: Vec<String> =
             self.cluster.names(role).into_iter().filter(|name| name != victim).collect();
         others.choose(&mut rand::rng()).cloned().context("there is no other server")
+    }
+
+    /// Kills the chunkservers in which a fail point struck: a disk that failed is trusted again by a new process only.
+    pub(super) fn bury(&mut self, point: &str) -> Result<()> {
+        for name in self.cluster.names(Role::Chunkserver) {
+            if self.count_in(&name, point).struck > 0 {
+                self.cluster.kill(&name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts every server that died.
