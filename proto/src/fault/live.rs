@@ -136,7 +136,11 @@ pub fn try_at(point: &'static str) -> io::Result<()> {
             crash(point);
             failed()
         }
-        Some(Action::Error) => failed(),
+        Some(Action::Error) => {
+            // Who fails at its start ends before the counts are written down in their time.
+            tell();
+            failed()
+        }
         Some(Action::Sleep(time)) => {
             pause(time);
             Ok(())
@@ -163,7 +167,10 @@ pub async fn reach(point: &'static str) {
 pub async fn try_reach(point: &'static str) -> Result<()> {
     match pass(point) {
         None => Ok(()),
-        Some(Action::Error) => Err(Error::unavailable(format!("fail point {point}"))),
+        Some(Action::Error) => {
+            tell();
+            Err(Error::unavailable(format!("fail point {point}")))
+        }
         Some(Action::Crash) => {
             crash(point);
             std::future::pending().await
