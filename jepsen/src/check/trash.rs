@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::count;
-use crate::history::{Operation, pair_up};
+use crate::history::{Event, Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
 use crate::verdict::Verdict;
@@ -77,7 +77,15 @@ impl Deleted {
 
 /// Judges a history of files that come and go.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
+    let events = recorder::read::<Call, Reply>(text)?;
+    // Dates are on the masters' wall clocks.
+    let clocks_until_ns = events.iter().find_map(|event| match event {
+        Event::Nemesis { at_ns, what } if what.contains("of master") && what.contains("clock") => {
+            Some(*at_ns)
+        }
+        Event::Nemesis { .. } | Event::Call { .. } | Event::Return { .. } => None,
+    });
+    let operations = pair_up(events)?;
     let mut verdict = Verdict::new();
     count(&mut verdict, &operations);
     let mut known: BTreeMap<&str, Known> = BTreeMap::new();
@@ -115,7 +123,9 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 known.insert(path, after);
             }
             Call::Undelete { path } => {
-                let after = undeleted(operation, holds(path), &mut verdict);
+                let dated =
+                    clocks_until_ns.is_none_or(|end| operation.returned_at_ns.is_some_and(|at| at < end));
+                let after = undeleted(operation, holds(path), dated, &mut verdict);
                 known.insert(path, after);
                 restored += u64::from(happened == Some(true));
                 refused += u64::from(happened == Some(false));
@@ -133,6 +143,9 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
         verdict.doubt("the history ends before the names were read back");
     }
     let live = known.values().filter(|known| matches!(known, Known::Holds(_))).count();
+    if clocks_until_ns.is_some() {
+        verdict.note("dates were not judged any more once the clock of a master had been put off");
+    }
     verdict.note(format!("{live} files at the end, {restored} were restored, {refused} had gone before"));
     Ok(verdict)
 }
@@ -172,12 +185,12 @@ fn check_read(path: &str, outcome: &Outcome<Reply>, (known, listed): (Known, boo
     }
 }
 
-/// What is known of a file after somebody wanted it back.
-fn undeleted(operation: &Operation<Call, Reply>, before: Known, verdict: &mut Verdict) -> Known {
+/// What is known of a file after somebody wanted it back; `dated` if the masters' clocks told the time.
+fn undeleted(operation: &Operation<Call, Reply>, before: Known, dated: bool, verdict: &mut Verdict) -> Known {
     match (&operation.outcome, before) {
         (Outcome::Info { .. }, _) | (_, Known::Nothing) => Known::Nothing,
         (Outcome::Ok { .. }, Known::Gone(Some(deleted))) => {
-            if deleted.surely_is_past_at(operation.called_at_ns) {
+            if dated && deleted.surely_is_past_at(operation.called_at_ns) {
                 verdict.finding(format!("late: {:?} brings back {deleted:?}", operation.call));
             }
             Known::Holds(deleted.tag)
@@ -186,6 +199,8 @@ fn undeleted(operation: &Operation<Call, Reply>, before: Known, verdict: &mut Ve
             verdict.finding(format!("undead: {:?} brings back what was not in the trash", operation.call));
             Known::Nothing
         }
+        // Its date may have passed on the clock of one master and not on that of the next.
+        (Outcome::Fail { .. }, Known::Gone(_)) if !dated => before,
         (Outcome::Fail { reason }, Known::Gone(deleted)) => {
             let returned = operation.returned_at_ns.unwrap_or(u64::MAX);
             if let Some(deleted) = deleted.filter(|deleted| deleted.surely_stays_until(returned)) {
@@ -217,7 +232,7 @@ mod tests {
     use super::*;
 
     /// One client's operations, one after the other: `put p 1`, `copy p q`, `remove p`, `undelete p`, `read p` -> `ok`, `no`,
-    /// `?`, a tag. Each takes a nanosecond; `wait` takes as long as the trash keeps.
+    /// `?`, a tag. Each takes a nanosecond; `wait` takes as long as the trash keeps; `clock` puts that of a master off.
     fn judge(script: &str) -> Verdict {
         let mut lines = Vec::new();
         let mut at = 0;
@@ -225,6 +240,11 @@ mod tests {
             at += 2;
             if line == "wait" {
                 at += u64::try_from((TRASH + 2 * SLACK).as_nanos()).unwrap();
+                continue;
+            }
+            if line == "clock" {
+                let what = "wall clock of master-2 is -7 ms off";
+                lines.push(serde_json::json!({"event": "nemesis", "at_ns": at, "what": what}).to_string());
                 continue;
             }
             let (asked, told) = line.split_once(" -> ").unwrap();
@@ -270,6 +290,8 @@ mod tests {
             "put a 1 -> ok, remove a -> ok, undelete a -> ?, read a -> 1, names x -> a",
             "put a 1 -> ok, remove a -> ?, undelete a -> no, undelete a -> ok, names x -> a",
             "put a 1 -> ok, undelete a -> no, read a -> 1, names x -> a",
+            "put a 1 -> ok, remove a -> ok, clock, wait, undelete a -> ok, read a -> 1, names x -> a",
+            "put a 1 -> ok, remove a -> ok, clock, undelete a -> no, undelete a -> ok, names x -> a",
         ] {
             let verdict = judge(script);
             assert!(verdict.is_good(), "{script} {verdict:?}");
@@ -294,6 +316,8 @@ mod tests {
             ("wrong", "put a 1 -> ok, remove a -> ok, undelete a -> ok, read a -> 2"),
             ("late", "put a 1 -> ok, remove a -> ok, wait, undelete a -> ok"),
             ("undead", "put a 1 -> ok, remove a -> ok, wait, undelete a -> no, undelete a -> ok"),
+            ("late", "put a 1 -> ok, remove a -> ok, wait, undelete a -> ok, clock"),
+            ("wrong", "put a 1 -> ok, clock, remove a -> ok, undelete a -> ok, read a -> 2"),
             ("undead", "put a 1 -> ok, undelete a -> ok"),
             ("undead", "undelete a -> ok"),
         ] {
