@@ -230,8 +230,18 @@ impl Scene {
     }
 }
 
-/// Reads all that a server's replica of a chunk holds.
+/// Reads all that a server's replica of a chunk holds. A replica that has just become a member may not be validated yet.
 async fn read_replica(
+    file: &gfs_client::File,
+    server: u64,
+    start: u64,
+    chunk_bytes: u32,
+) -> gfs_client::Result<Vec<u8>> {
+    patiently(async || read_once(file, server, start, chunk_bytes).await).await
+}
+
+/// The same without patience.
+async fn read_once(
     file: &gfs_client::File,
     server: u64,
     start: u64,
@@ -241,9 +251,7 @@ async fn read_replica(
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < u64::from(chunk_bytes) {
         let at = start + bytes.len() as u64;
-        // A replica that has just become a member may not be validated yet.
-        let piece =
-            patiently(async || file.read_from(ServerId::from_raw(server), at, PIECE_BYTES).await).await?;
+        let piece = file.read_from(ServerId::from_raw(server), at, PIECE_BYTES).await?;
         if piece.is_empty() {
             break;
         }
@@ -252,7 +260,8 @@ async fn read_replica(
     Ok(bytes)
 }
 
-/// Current holders of each chunk, when every chunk has as many as it should.
+/// Current holders of each chunk, when every chunk has as many as it should and each of them can be read: damage that
+/// nobody has met is found now, and then there are others.
 async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
     patiently(async || {
         let chunks = file.chunks().await?;
@@ -260,6 +269,13 @@ async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
         if let Some(chunk) = short {
             let (index, count) = (chunk.index.raw(), chunk.replicas.len());
             return Err(Error::unavailable(format!("chunk {index} has {count} of {} replicas", chunk.goal)));
+        }
+        let chunk_bytes = file.chunk_bytes().raw();
+        for chunk in &chunks {
+            let start = u64::from(chunk.index.raw()) * u64::from(chunk_bytes);
+            for replica in &chunk.replicas {
+                read_once(file, replica.id.raw(), start, chunk_bytes).await?;
+            }
         }
         let servers =
             |chunk: &gfs_client::Chunk| chunk.replicas.iter().map(|replica| replica.id.raw()).collect();
