@@ -49,6 +49,10 @@ impl Handler for Replicas {
 
     fn suspect(&self, handle: ChunkHandle) {
         let server = self.0.clone();
-        self.0.environment.workers.start(move || server.verify(handle));
+        self.0.environment.workers.start(move || {
+            if let Err(error) = server.verify(handle) {
+                tracing::debug!(%handle, %error, "not verified");
+            }
+        });
     }
 }

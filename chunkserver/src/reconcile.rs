@@ -48,9 +48,9 @@ impl Chunkserver {
         self.ordered(request.head.clone())?;
         let version = ChunkVersion::from_raw(request.version);
         let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
-        if request.verify {
-            // Each time, also if all has been done before: the confirm may come long after that.
-            self.find_whole(chunk.handle)?;
+        // Each time, also if all has been done before: the confirm may come long after that.
+        if request.verify && !blocking(|| self.verify(chunk.handle))? {
+            return Err(Error::MemberFailed { handle: chunk.handle, server: self.identity()?.1 });
         }
         let mut running = chunk.quick(|state| {
             let replica = state.replica(chunk.handle)?;
@@ -131,18 +131,6 @@ impl Chunkserver {
             replica.reconciled(version)?;
             Ok(replica.held().end)
         })
-    }
-
-    /// Reads all that is here: a checksum that does not match is found before the others are done without.
-    fn find_whole(&self, handle: ChunkHandle) -> Result<()> {
-        let us = self.identity()?.1;
-        match blocking(|| self.store.verify(handle)).map_err(|error| self.wire(&error))?.first() {
-            None => Ok(()),
-            Some(block) => {
-                self.found_corrupt(handle, *block);
-                Err(Error::MemberFailed { handle, server: us })
-            }
-        }
     }
 
     /// Collects what every member holds, and chooses.

@@ -258,12 +258,11 @@ impl Chunkserver {
         self.hurry();
     }
 
-    /// Reads a whole replica that is suspected of damage. Blocks on the disk.
-    pub(crate) fn verify(&self, handle: ChunkHandle) {
-        match self.store.verify(handle) {
-            Ok(blocks) => blocks.first().into_iter().for_each(|block| self.found_corrupt(handle, *block)),
-            Err(error) => tracing::debug!(%handle, %error, "not verified"),
-        }
+    /// Reads a whole replica against its checksums, and says whether they all match. Blocks on the disk.
+    pub(crate) fn verify(&self, handle: ChunkHandle) -> Result<bool> {
+        let blocks = self.store.verify(handle).map_err(|error| self.wire(&error))?;
+        blocks.first().into_iter().for_each(|block| self.found_corrupt(handle, *block));
+        Ok(blocks.is_empty())
     }
 
     /// The wire's words for an error of the store.

@@ -187,6 +187,20 @@ async fn overlapping_writes_of_many_pushed_before_leave_all_replicas_the_same() 
     }
 }
 
+impl Cluster {
+    /// A bit flips on a server, so far into the file that begins with nines.
+    fn rot(&self, server: usize, at_byte: u64) {
+        let files = &self.servers[server - 1].files;
+        let holds = |path: &&PathBuf| files.bytes(path).is_some_and(|bytes| bytes.starts_with(&[9; 1000]));
+        files.flip(files.paths().iter().find(holds).unwrap(), 8 * at_byte);
+    }
+
+    async fn until_damage_is_told(&self) {
+        let corrupt = |report: &pb::ReportRequest| report.replicas.iter().any(|replica| replica.corrupt);
+        until("told", || self.master.0.lock().reports.iter().any(corrupt)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_is_found_never_returned_and_reported() {
     let mut cluster = Cluster::start(2).await;
@@ -195,15 +209,10 @@ async fn a_flipped_bit_is_found_never_returned_and_reported() {
     let data = Bytes::from(vec![9; 200_000]);
     cluster.write(1, &first, 0, data.clone()).await.unwrap();
     assert_eq!(cluster.read(2, 1).await, data);
-    let files = cluster.servers[1].files.clone();
-    let holds = |path: &&PathBuf| files.bytes(path).is_some_and(|bytes| bytes.starts_with(&[9; 1000]));
-    let paths = files.paths();
-    files.flip(paths.iter().find(holds).unwrap(), 8 * 70_000);
+    cluster.rot(2, 70_000);
     let error = cluster.read_once(2, 1).await.unwrap_err();
     assert!(matches!(error, Error::Corrupt { .. } | Error::NotValidated { .. }), "{error}");
-    let master = cluster.master.clone();
-    let corrupt = |report: &pb::ReportRequest| report.replicas.iter().any(|replica| replica.corrupt);
-    until("told", || master.0.lock().reports.iter().any(corrupt)).await;
+    cluster.until_damage_is_told().await;
     assert_eq!(cluster.read_once(2, 1).await, Err(Error::NotValidated { handle: CHUNK }));
     // A grant that the damaged one joins makes it whole again.
     cluster.grant(2, &[1, 2], &[1]).await.unwrap();
@@ -220,15 +229,10 @@ async fn who_is_left_alone_and_is_damaged_says_so_while_the_others_still_have_it
     cluster.write(1, &first, 0, data.clone()).await.unwrap();
     // A leader that comes later asks again.
     cluster.grant(2, &[1], &[1]).await.unwrap();
-    let files = cluster.servers[0].files.clone();
-    let holds = |path: &&PathBuf| files.bytes(path).is_some_and(|bytes| bytes.starts_with(&[9; 1000]));
-    let paths = files.paths();
-    files.flip(paths.iter().find(holds).unwrap(), 8 * 170_000);
+    cluster.rot(1, 170_000);
     let failed = Err(Error::MemberFailed { handle: CHUNK, server: ServerId::from_raw(1) });
     assert_eq!(cluster.grant(2, &[1], &[1]).await, failed);
-    let master = cluster.master.clone();
-    let corrupt = |report: &pb::ReportRequest| report.replicas.iter().any(|replica| replica.corrupt);
-    until("told", || master.0.lock().reports.iter().any(corrupt)).await;
+    cluster.until_damage_is_told().await;
     // The leader turns to whom it would have done without.
     cluster.grant(3, &[2], &[2]).await.unwrap();
     assert_eq!(cluster.read(2, 3).await, data);

@@ -59,7 +59,7 @@ fn millis(dice: &mut StdRng, range: std::ops::RangeInclusive<u64>) -> Duration {
     Duration::from_millis(dice.random_range(range))
 }
 
-/// Most runs take coarse steps: nearly all that a simulation costs is per step, and what makes runs differ is the order of
+/// Most runs take coarse steps: each costs something even if nothing happens, and what makes runs differ is the order of
 /// events, less than their distance. With dice of its own: the rest of the plan is the same.
 fn tick(seed: u64) -> Duration {
     let choices = [1, 2, 4, 4];
