@@ -48,7 +48,7 @@ fix:
 # masters, bad cables, power and disks, members that come and go, and everything. Without root (and iproute2, xfsprogs)
 # the cuts, the cables and the power are left out.
 MIXES = none,kill+pause,leader+leader-pause+master,restart+rolling+storm+startup
-MIXES := $(MIXES),cut+cut-clients+cut-data+cut-heartbeats+flap
+MIXES := $(MIXES),cut+cut-clients+cut-data+cut-heartbeats+cut-servers+flap
 MIXES := $(MIXES),cut-leader+cut-master+halves+minority+bridge+ring+deaf+mute
 MIXES := $(MIXES),delay+loss+reorder+duplicate+corrupt+forge+slow
 MIXES := $(MIXES),power+power-one+disk-dead+disk-full+bit-rot,disk-lost+disk-swapped+join-master+join-shadow+replace
@@ -76,7 +76,7 @@ faults: setup
 	$(BUILD) --package gfs-jepsen --features faults
 	@mkdir -p $(TARGET)/faults && cp $(TARGET)/debug/gfs $(TARGET)/debug/gfs-jepsen $(TARGET)/faults/
 	$(FAULTY) faults
-	$(FAULTY) matrix --time 10s --nemesis clock-jump+clock-drift+disk-slow+kill+pause+leader+cut-heartbeats
+	$(FAULTY) matrix --time 10s --nemesis clock-jump+clock-drift+disk-slow+kill+pause+leader+cut-heartbeats+cut-servers
 
 mutants: setup
 	$(CARGO) run --locked --quiet --package gfs-jepsen --features faults -- mutants

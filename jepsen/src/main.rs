@@ -367,8 +367,11 @@ struct Runs<'a> {
 
 async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
     let Runs { time, seed, site, ledger } = *runs;
-    let all: Vec<String> =
-        FAULTS.iter().filter(|fault| site.has(fault.needs)).map(|fault| fault.name.to_owned()).collect();
+    let all: Vec<String> = FAULTS
+        .iter()
+        .filter(|fault| !fault.beyond_promise && site.has(fault.needs))
+        .map(|fault| fault.name.to_owned())
+        .collect();
     let mixes: Vec<Vec<String>> = if nemesis.is_empty() {
         std::iter::once(vec![])
             .chain(all.iter().map(|name| vec![name.clone()]))

@@ -13,6 +13,9 @@ use crate::inside::Skew;
 /// How much slower or faster than real time a server's clocks run, in parts per million: two servers together stay
 /// within the tenth that the fence allows for (guard *slow_clock*). The simulation has the same bound.
 const RATE_PPM_MAX: i64 = 40_000;
+/// How much slower chunkservers' clocks run where nothing is promised any more: what they believe to be three seconds are six to
+/// thirty.
+const BEYOND_PPM: std::ops::Range<i64> = -900_000..-500_000;
 /// How far a wall clock is off at most: less than half the life of a session, or clients do nothing but begin anew.
 const JUMP_MS_MAX: i64 = 240_000;
 /// How often a clock jumps in one fault, and how long it stays where it is.
@@ -67,15 +70,29 @@ impl Ring<'_> {
     /// Both clocks of every server run at a rate of its own from now on, and one of the wall clocks jumps.
     pub(super) async fn drift_clocks(&mut self) -> Result<()> {
         for name in self.servers_with_clocks() {
-            let rate_ppm = self.dice.random_range(-RATE_PPM_MAX..=RATE_PPM_MAX);
-            self.recorder.nemesis(&format!("clocks of {name} run {rate_ppm} ppm fast"))?;
-            let skew = Skew { rate_ppm, ..self.skew(&name)? };
-            self.set_clock(&name, skew)?;
-            self.count("clock-rates", 1);
+            self.set_rate(&name, -RATE_PPM_MAX..RATE_PPM_MAX + 1)?;
         }
         let name = self.any_server()?;
         self.put_off(&name)?;
         self.wait(DRIFTING_MS).await;
+        Ok(())
+    }
+
+    /// The clocks of chunkservers run far slower than the fence allows for.
+    pub(super) async fn slow_clocks(&mut self) -> Result<()> {
+        for name in self.cluster.names(Role::Chunkserver) {
+            self.set_rate(&name, BEYOND_PPM)?;
+        }
+        self.wait(DRIFTING_MS).await;
+        Ok(())
+    }
+
+    fn set_rate(&mut self, name: &str, range: std::ops::Range<i64>) -> Result<()> {
+        let rate_ppm = self.dice.random_range(range);
+        self.recorder.nemesis(&format!("clocks of {name} run {rate_ppm} ppm fast"))?;
+        let skew = Skew { rate_ppm, ..self.skew(name)? };
+        self.set_clock(name, skew)?;
+        self.count("clock-rates", 1);
         Ok(())
     }
 

@@ -34,25 +34,35 @@ pub struct Fault {
     pub name: &'static str,
     /// What it can't do without.
     pub needs: Needs,
+    /// It is worse than what is promised to be survived: shows that the checks see what comes of it. Strikes by its name only.
+    pub beyond_promise: bool,
     strike: Strike,
 }
 
 type Strike = for<'a> fn(&'a mut Ring<'_>) -> LocalBoxFuture<'a, Result<()>>;
 
+const fn needing(name: &'static str, needs: Needs, strike: Strike) -> Fault {
+    Fault { name, needs, beyond_promise: false, strike }
+}
+
 const fn fault(name: &'static str, strike: Strike) -> Fault {
-    Fault { name, needs: Needs::Nothing, strike }
+    needing(name, Needs::Nothing, strike)
 }
 
 const fn network_fault(name: &'static str, strike: Strike) -> Fault {
-    Fault { name, needs: Needs::Network, strike }
+    needing(name, Needs::Network, strike)
 }
 
 const fn disk_fault(name: &'static str, strike: Strike) -> Fault {
-    Fault { name, needs: Needs::Disks, strike }
+    needing(name, Needs::Disks, strike)
 }
 
 const fn inside_fault(name: &'static str, strike: Strike) -> Fault {
-    Fault { name, needs: Needs::Inside, strike }
+    needing(name, Needs::Inside, strike)
+}
+
+const fn beyond_promise(fault: Fault) -> Fault {
+    Fault { beyond_promise: true, ..fault }
 }
 
 /// What a kind of fault can't do without.
@@ -119,6 +129,7 @@ pub const FAULTS: &[Fault] = &[
     network_fault("cut-clients", |ring| ring.cut_clients().boxed_local()),
     network_fault("cut-data", |ring| ring.cut_data().boxed_local()),
     network_fault("cut-heartbeats", |ring| ring.cut_heartbeats().boxed_local()),
+    network_fault("cut-servers", |ring| ring.cut_from_servers().boxed_local()),
     network_fault("flap", |ring| ring.flap().boxed_local()),
     network_fault("delay", |ring| ring.delay().boxed_local()),
     network_fault("loss", |ring| ring.lose().boxed_local()),
@@ -127,6 +138,7 @@ pub const FAULTS: &[Fault] = &[
     network_fault("corrupt", |ring| ring.corrupt().boxed_local()),
     network_fault("forge", |ring| ring.forge().boxed_local()),
     network_fault("slow", |ring| ring.slow().boxed_local()),
+    beyond_promise(inside_fault("clock-beyond", |ring| ring.slow_clocks().boxed_local())),
 ];
 
 const NO_INSIDE: &str = "it needs servers built with faults";

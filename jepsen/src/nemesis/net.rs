@@ -179,6 +179,14 @@ impl Ring<'_> {
         self.storm(&what, between(&some, &masters), CUT).await
     }
 
+    /// A chunkserver loses every other server, and the clients reach it still: whatever it doesn't know any more, they get to
+    /// hear (guards *no_fence_wait*, *slow_clock*).
+    pub(super) async fn cut_from_servers(&mut self) -> Result<()> {
+        let name = self.any(Role::Chunkserver)?;
+        let cables = between(std::slice::from_ref(&name), &self.servers());
+        self.storm(&format!("cut of {name} from all other servers"), cables, CUT).await
+    }
+
     /// A server comes and goes.
     pub(super) async fn flap(&mut self) -> Result<()> {
         let name = self.servers().choose(&mut self.dice).cloned().context("there is no server")?;

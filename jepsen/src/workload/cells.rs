@@ -18,8 +18,10 @@ use crate::outcome::Outcome;
 const PATH: &str = "/cells";
 /// Bytes of a cell: tag, number, checksum of both, then the tag's lowest byte repeated.
 const CELL_BYTES: usize = 64;
-/// Chunks of the file.
-const CHUNKS: u64 = 4;
+/// Chunks of the file, and how many of them half of the operations go to: in those something is always under way; the others are
+/// often quiet, so that replicas know all they hold to be committed, and answer readers without asking anybody.
+const CHUNKS: u64 = 16;
+const BUSY_CHUNKS: u64 = 4;
 /// Cells on either side of a border where operations begin.
 const NEAR: u64 = 100;
 /// Lengths of operations in cells: mostly small; some are larger than what goes along in a request.
@@ -27,6 +29,9 @@ const SMALL: std::ops::Range<u64> = 1..60;
 const LARGE: std::ops::Range<u64> = 1100..2000;
 const LARGE_PERCENT: u32 = 4;
 const WRITE_PERCENT: u32 = 50;
+/// Of so many clients one only reads. Who writes as well learns from its next write who is primary now, and asks no server any
+/// more that was left out and doesn't know it.
+const ONE_READER_IN: u64 = 3;
 /// Tags of a client: its number times this, and up.
 const TAGS_PER_CLIENT: u64 = 1 << 32;
 
@@ -60,10 +65,11 @@ pub(super) async fn client(
     let file = connected.open(path).await?;
     let mut process = scene.recorder.process();
     let mut tag = (number + 1) * TAGS_PER_CLIENT;
+    let only_reads = (number + 1).is_multiple_of(ONE_READER_IN);
     while scene.goes_on_after(process.performed()) {
         let (first, count) = range(&mut dice, per_chunk);
         let offset = first * CELL_BYTES as u64;
-        if dice.random_range(0..100) < WRITE_PERCENT {
+        if !only_reads && dice.random_range(0..100) < WRITE_PERCENT {
             tag += 1;
             let data = encode(tag, first, count);
             let write =
@@ -82,7 +88,8 @@ pub(super) async fn client(
 
 /// A range near the beginning of a chunk, often over the border.
 fn range(dice: &mut StdRng, per_chunk: u64) -> (u64, u64) {
-    let border = dice.random_range(0..CHUNKS) * per_chunk;
+    let chunks = if dice.random() { BUSY_CHUNKS } else { CHUNKS };
+    let border = dice.random_range(0..chunks) * per_chunk;
     let first = (border + dice.random_range(0..2 * NEAR)).saturating_sub(NEAR);
     let large = dice.random_range(0..100) < LARGE_PERCENT;
     (first, dice.random_range(if large { LARGE } else { SMALL }))

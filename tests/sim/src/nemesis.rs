@@ -321,7 +321,7 @@ impl Nemesis {
         let mut hosts = self.hosts.clone();
         hosts.shuffle(&mut self.dice);
         let is = |prefix: &'static str| move |host: &String| host.starts_with(prefix);
-        match self.dice.random_range(0..7) {
+        match self.dice.random_range(0..8) {
             0 if leader.is_some() => hosts.into_iter().partition(|host| Some(host) == leader.as_ref()),
             1 => hosts.into_iter().partition(is("master")),
             2 => hosts.into_iter().filter(|host| !host.starts_with("client")).partition(is("master")),
@@ -331,7 +331,15 @@ impl Nemesis {
                 let rest = servers.split_off(1);
                 (servers, rest)
             }
+            // Clients still reach the one: whatever it doesn't know any more, they get to hear.
             5 => {
+                let one = hosts.iter().position(is("chunkserver")).map(|at| hosts.swap_remove(at));
+                (
+                    one.into_iter().collect(),
+                    hosts.into_iter().filter(|host| !host.starts_with("client")).collect(),
+                )
+            }
+            6 => {
                 let half = hosts.split_off(hosts.len() / 2);
                 (hosts, half)
             }
