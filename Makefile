@@ -58,7 +58,8 @@ jepsen: build
 
 PROOF = $(CARGO) run --locked --quiet --package gfs-jepsen --
 PROOF_RUN = $(PROOF) run --workload append --clients 16 --operations 10000
-# Exactly once, at its offset, on every replica; nobody waits longer than is promised, whoever is lost and however.
+# Exactly once, at its offset, on every replica; nobody waits longer than is promised, whoever is lost and however; nothing
+# that has rotted is served, and all of it is made good.
 proof: build
 	$(PROOF_RUN) --nemesis kill,pause,cut
 	$(PROOF_RUN) --nemesis leader,cut-leader,leader-pause
@@ -66,20 +67,21 @@ proof: build
 	$(PROOF) measure leader --by cut --rounds 20 --within 2s
 	$(PROOF) measure primary --rounds 20 --within 5s
 	$(PROOF) measure primary --by cut --rounds 20 --within 5s
+	$(PROOF) rot --corruptions 1000
 
 # Programs with fail points in them (docs/decisions/0016), beside the ordinary ones. What only they can suffer is tried here,
 # so that no other target has to build them.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 FAULTY = GFS_BIN=$(TARGET)/faults/gfs $(TARGET)/faults/gfs-jepsen
 faults: setup
-	$(BUILD) --package gfs --features faults
-	$(BUILD) --package gfs-jepsen --features faults
+	$(BUILD) --workspace --features faults --bin gfs --bin gfs-jepsen
 	@mkdir -p $(TARGET)/faults && cp $(TARGET)/debug/gfs $(TARGET)/debug/gfs-jepsen $(TARGET)/faults/
 	$(FAULTY) faults
 	$(FAULTY) matrix --time 10s --nemesis clock-jump+clock-drift+disk-slow+kill+pause+leader+cut-heartbeats+cut-servers
 
 mutants: setup
-	$(CARGO) run --locked --quiet --package gfs-jepsen --features faults -- mutants
+	$(BUILD) --workspace --features faults --bin gfs-jepsen
+	$(TARGET)/debug/gfs-jepsen mutants
 
 bench: build
 	$(CARGO) run --locked --quiet --package gfs-bench

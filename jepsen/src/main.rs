@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
     ACTIONS, FAULTS, Format, Ledger, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict,
-    WORKLOADS, check_file, export, measure, mutants, power, report, run, sweep, tally,
+    WORKLOADS, check_file, export, measure, mutants, power, report, rot, run, sweep, tally,
 };
 use tokio::runtime::Runtime;
 
@@ -109,6 +109,15 @@ enum Command {
         /// What is promised: that an acknowledgement survives, or that a loss is told.
         #[arg(long, value_enum, default_value_t = Promised::Synced)]
         durability: Promised,
+        /// Seed of all choices; drawn if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Damages replicas of chunks, up to all but one of each: all is found and made good, nothing of it is served.
+    Rot {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        corruptions: u64,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
         seed: Option<u64>,
@@ -239,6 +248,7 @@ fn main() -> Result<ExitCode> {
             | Command::Tally { .. }
             | Command::Export { .. }
             | Command::Power { .. }
+            | Command::Rot { .. }
             | Command::Faults { .. }
             | Command::Mutants { .. }
     );
@@ -291,6 +301,7 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
             };
             run_power(rounds, promise, seed.unwrap_or_else(draw)).await
         }
+        Command::Rot { corruptions, seed } => run_rot(corruptions, seed.unwrap_or_else(draw)).await,
         Command::Measure { subject, by, within, rounds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
@@ -326,6 +337,17 @@ async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
             "  kept: {} (each disk is a file to be mounted with -o loop); seed {seed}",
             kept.display()
         ))?;
+    }
+    Ok(report.findings.is_empty())
+}
+
+async fn run_rot(corruptions: u64, seed: u64) -> Result<bool> {
+    let report = rot(corruptions, seed, tell).await?;
+    for finding in report.findings.iter().take(20) {
+        tell(&format!("  finding: {finding}"))?;
+    }
+    if let Some(kept) = &report.kept {
+        tell(&format!("  kept: {}; seed {seed}", kept.display()))?;
     }
     Ok(report.findings.is_empty())
 }

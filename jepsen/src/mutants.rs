@@ -111,21 +111,20 @@ impl Build {
     /// crates are compiled again.
     fn make() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?.to_owned();
-        let packages = CRATES.iter().flat_map(|name| ["-p".to_owned(), format!("gfs-{name}")]);
-        let made = cargo(&root, ["test", "--no-run", "--lib"].map(String::from).into_iter().chain(packages))?;
+        let made = cargo(&root, &["test", "--no-run", "--lib"])?;
         let mut tests = BTreeMap::new();
         for name in CRATES {
             let program = made.get(&format!("gfs_{name}")).with_context(|| format!("no tests of {name}"))?;
             tests.insert(name, program.clone());
         }
-        let made = cargo(&root, ["build", "-p", "gfs"].map(String::from))?;
+        let made = cargo(&root, &["build", "--bin", "gfs"])?;
         let folder = root.join("target/faults");
         std::fs::create_dir_all(&folder)?;
         let gfs = folder.join("gfs");
         std::fs::copy(made.get("gfs").context("no program gfs")?, &gfs)?;
         // The ordinary program gets its name back.
         let status = Command::new(cargo_program())
-            .args(["build", "--quiet", "-p", "gfs"])
+            .args(["build", "--quiet", "--workspace", "--bin", "gfs"])
             .current_dir(&root)
             .status()?;
         ensure!(status.success(), "gfs does not build");
@@ -208,11 +207,12 @@ fn cargo_program() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Runs cargo with faults; the executables that came of it, by the name of their crate.
-fn cargo(root: &Path, arguments: impl IntoIterator<Item = String>) -> Result<BTreeMap<String, PathBuf>> {
+/// Runs cargo with faults; the executables that came of it, by the name of their crate. On the whole workspace, as the tests are
+/// built: some packages by themselves want other features of what they depend on, which would be compiled once more.
+fn cargo(root: &Path, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let output = Command::new(cargo_program())
         .args(arguments)
-        .args(["--features", "faults", "--message-format=json-render-diagnostics"])
+        .args(["--workspace", "--features", "faults", "--message-format=json-render-diagnostics"])
         .current_dir(root)
         .stderr(Stdio::inherit())
         .output()?;

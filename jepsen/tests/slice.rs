@@ -1,7 +1,7 @@
 //! A small slice of `make jepsen`: that clients, faults, network and checkers work together.
 #![allow(clippy::unwrap_used, reason = "a run that can't be made fails")]
 
-use gfs_jepsen::{Needs, Placement, Plan, Site, run};
+use gfs_jepsen::{Needs, Placement, Plan, Site, rot, run};
 use tokio::runtime::Runtime;
 
 /// Clients work this long under faults.
@@ -35,4 +35,11 @@ fn records_appended_while_servers_are_killed_and_cut_off_are_all_there_once() {
         plan.command()
     );
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn damaged_replicas_are_found_and_made_good_and_never_served() {
+    let report = Runtime::new().unwrap().block_on(rot(12, 1, |_| Ok(()))).unwrap();
+    assert!(report.findings.is_empty(), "{report}: {:?}, all of it is in {:?}", report.findings, report.kept);
+    assert_eq!((report.put, report.found + report.gone), (12, 12), "{report}");
 }

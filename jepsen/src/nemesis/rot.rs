@@ -1,12 +1,14 @@
 //! Chunk files that rot on the disk of a running server, and what became of each corruption.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use gfs_tests::Role;
 use rand::Rng;
+use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 
 use super::Ring;
@@ -48,6 +50,17 @@ pub(crate) enum Fate {
 }
 
 impl Corruption {
+    /// Damages the file of a chunk, whose server writes this log; `None` if the file has gone, or is as it was.
+    pub(crate) fn inflict(path: PathBuf, log: PathBuf, dice: &mut StdRng) -> Result<Option<Self>> {
+        // It may be gone by now.
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
+        let log_bytes = fs::metadata(&log)?.len();
+        let number = file.metadata()?.ino();
+        let handle = handle_of(&path).context("no name of a chunk file")?;
+        let spoilt = spoil(&file, dice)?;
+        Ok(spoilt.map(|(what, at, bytes)| Self { path, number, handle, what, at, bytes, log, log_bytes }))
+    }
+
     /// The chunk that it is in.
     pub(crate) fn handle(&self) -> u64 {
         self.handle
@@ -74,10 +87,12 @@ impl Corruption {
 
     /// Whether the log speaks of the chunk after the damage was done.
     fn is_told(&self) -> Result<bool> {
-        let log = fs::read(&self.log).with_context(|| self.log.display().to_string())?;
-        let since = log.get(usize::try_from(self.log_bytes)?..).unwrap_or_default();
+        let mut since = Vec::new();
+        let mut log = File::open(&self.log).with_context(|| self.log.display().to_string())?;
+        log.seek(SeekFrom::Start(self.log_bytes))?;
+        log.read_to_end(&mut since)?;
         let name = format!("handle=c{}", self.handle);
-        let text = String::from_utf8_lossy(since);
+        let text = String::from_utf8_lossy(&since);
         let mut told = text.lines().filter(|line| line.contains(MISMATCH));
         Ok(told.any(|line| line.split_whitespace().any(|word| word == name)))
     }
@@ -94,6 +109,38 @@ fn handle_of(path: &Path) -> Option<u64> {
     u64::from_str_radix(handle, 16).ok()
 }
 
+/// What was changed, where, and what stands there now; `None` if nothing is different from before.
+fn spoil(file: &File, dice: &mut StdRng) -> Result<Option<(&'static str, u64, Vec<u8>)>> {
+    let length = file.metadata()?.len();
+    if length == 0 {
+        return Ok(None);
+    }
+    let at = dice.random_range(0..length);
+    let mut rest = vec![0; usize::try_from(length - at)?];
+    let read = file.read_at(&mut rest, at)?;
+    rest.truncate(read);
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    Ok(match dice.random_range(0..4) {
+        0 => {
+            rest.truncate(usize::try_from(ZEROED_BYTES)?);
+            let zeros = vec![0; rest.len()];
+            file.write_all_at(&zeros, at)?;
+            (!is_zero(&rest)).then_some(("zeros", at, zeros))
+        }
+        1 => {
+            file.set_len(at)?;
+            // Beyond its end a file has zeros.
+            (!is_zero(&rest)).then_some(("a lost end", at, Vec::new()))
+        }
+        _ => {
+            let Some(byte) = rest.first() else { return Ok(None) };
+            let flipped = vec![byte ^ (1 << dice.random_range(0..8))];
+            file.write_all_at(&flipped, at)?;
+            Some(("a flipped bit", at, flipped))
+        }
+    })
+}
+
 impl Ring<'_> {
     /// Bits flip, pages become zeros and ends are lost in chunk files of a running server. It is always the same one, so that
     /// there is a good copy of everything. A file rots once: one mismatch speaks for the whole of it.
@@ -102,53 +149,14 @@ impl Ring<'_> {
             self.cluster.names(Role::Chunkserver).first().cloned().context("there is no such server")?;
         for _ in 0..self.dice.random_range(SPOTS) {
             let Some(path) = self.any_sound_file(&name)? else { return Ok(()) };
-            // It may be gone by now.
-            if let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) {
-                let log = self.cluster.directory().join("logs").join(format!("{name}.log"));
-                let log_bytes = fs::metadata(&log)?.len();
-                let number = file.metadata()?.ino();
-                if let Some((what, at, bytes)) = self.spoil(&file)? {
-                    let handle = handle_of(&path).context("no name of a chunk file")?;
-                    let corruption = Corruption { path, number, handle, what, at, bytes, log, log_bytes };
-                    self.recorder.nemesis(&corruption.to_string())?;
-                    self.corruptions.push(corruption);
-                }
+            let log = self.cluster.directory().join("logs").join(format!("{name}.log"));
+            if let Some(corruption) = Corruption::inflict(path, log, &mut self.dice)? {
+                self.recorder.nemesis(&corruption.to_string())?;
+                self.corruptions.push(corruption);
             }
             self.wait(ROT_MS).await;
         }
         Ok(())
-    }
-
-    /// What was changed, where, and what stands there now; `None` if nothing is different from before.
-    fn spoil(&mut self, file: &File) -> Result<Option<(&'static str, u64, Vec<u8>)>> {
-        let length = file.metadata()?.len();
-        if length == 0 {
-            return Ok(None);
-        }
-        let at = self.dice.random_range(0..length);
-        let mut rest = vec![0; usize::try_from(length - at)?];
-        let read = file.read_at(&mut rest, at)?;
-        rest.truncate(read);
-        let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-        Ok(match self.dice.random_range(0..4) {
-            0 => {
-                rest.truncate(usize::try_from(ZEROED_BYTES)?);
-                let zeros = vec![0; rest.len()];
-                file.write_all_at(&zeros, at)?;
-                (!is_zero(&rest)).then_some(("zeros", at, zeros))
-            }
-            1 => {
-                file.set_len(at)?;
-                // Beyond its end a file has zeros.
-                (!is_zero(&rest)).then_some(("a lost end", at, Vec::new()))
-            }
-            _ => {
-                let Some(byte) = rest.first() else { return Ok(None) };
-                let flipped = vec![byte ^ (1 << self.dice.random_range(0..8))];
-                file.write_all_at(&flipped, at)?;
-                Some(("a flipped bit", at, flipped))
-            }
-        })
     }
 
     /// A chunk file that nothing was done to.

@@ -261,27 +261,39 @@ async fn read_once(
 }
 
 /// Current holders of each chunk, when every chunk has as many as it should and each of them can be read: damage that
-/// nobody has met is found now, and then there are others.
+/// nobody has met is found now, and then there are others. Each chunk may take its time: what a killed primary has left
+/// undecided is decided when somebody reads it, chunk by chunk.
 async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
+    let count = file.chunks().await?.len();
+    for at in 0..count {
+        patiently(async || read_all_replicas(file, at).await).await?;
+    }
+    // What one chunk has waited for may have changed another.
     patiently(async || {
-        let chunks = file.chunks().await?;
-        let short = chunks.iter().find(|chunk| chunk.replicas.len() < chunk.goal as usize);
-        if let Some(chunk) = short {
-            let (index, count) = (chunk.index.raw(), chunk.replicas.len());
-            return Err(Error::unavailable(format!("chunk {index} has {count} of {} replicas", chunk.goal)));
+        let mut layout = Vec::new();
+        for at in 0..count {
+            layout.push(read_all_replicas(file, at).await?);
         }
-        let chunk_bytes = file.chunk_bytes().raw();
-        for chunk in &chunks {
-            let start = u64::from(chunk.index.raw()) * u64::from(chunk_bytes);
-            for replica in &chunk.replicas {
-                read_once(file, replica.id.raw(), start, chunk_bytes).await?;
-            }
-        }
-        let servers =
-            |chunk: &gfs_client::Chunk| chunk.replicas.iter().map(|replica| replica.id.raw()).collect();
-        Ok(chunks.iter().map(servers).collect())
+        Ok(layout)
     })
     .await
+}
+
+/// Reads every replica of one chunk, if it has as many as it should; whose they are.
+async fn read_all_replicas(file: &gfs_client::File, at: usize) -> gfs_client::Result<Vec<u64>> {
+    let chunks = file.chunks().await?;
+    let Some(chunk) = chunks.get(at) else {
+        return Err(Error::unavailable(format!("{} chunks, and there were more", chunks.len())));
+    };
+    let (index, count) = (u64::from(chunk.index.raw()), chunk.replicas.len());
+    if count < chunk.goal as usize {
+        return Err(Error::unavailable(format!("chunk {index} has {count} of {} replicas", chunk.goal)));
+    }
+    let chunk_bytes = file.chunk_bytes().raw();
+    for replica in &chunk.replicas {
+        read_once(file, replica.id.raw(), index * u64::from(chunk_bytes), chunk_bytes).await?;
+    }
+    Ok(chunk.replicas.iter().map(|replica| replica.id.raw()).collect())
 }
 
 /// Tries again until it works or the patience of the last look ends: faults have an aftermath.

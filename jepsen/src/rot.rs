@@ -1,0 +1,275 @@
+//! Replicas that rot by the thousand, of each chunk up to all but one: none of it is served, all of it is found, and all of it
+//! is made good again.
+//!
+//! A round: every chunk has all its replicas; some of them are damaged in their files under running servers, never the last
+//! one; clients read everything, then each damaged replica is read by itself; then every replica of every chunk has to be
+//! there again and right (`docs/promises.md`, P6).
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use gfs_client::{Chunk, Client, File, Options, Server};
+use gfs_proto::id::ChunkIndex;
+use gfs_tests::{Cluster, Shape, eventually};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, RngCore, SeedableRng};
+
+use crate::nemesis::{Corruption, Fate};
+
+/// Files at most, and bytes of one: some chunks are full, some are not.
+const FILES_MAX: u64 = 64;
+const FILE_BYTES_MAX: usize = 3 << 20;
+/// Files that are read or written at the same time.
+const AT_ONCE: usize = 4;
+/// How long every replica may take to be right again.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(120);
+/// Rounds in a row in which nothing can be damaged.
+const IDLE_ROUNDS_MAX: u32 = 3;
+
+/// What the rounds have come to.
+#[derive(Debug, Default)]
+pub struct RotReport {
+    /// Rounds that were judged.
+    pub rounds: u32,
+    /// Damage that was done.
+    pub put: u64,
+    /// What servers noticed; all of it was made good in the end.
+    pub found: u64,
+    /// What was written over, or went with its file, before anybody looked.
+    pub gone: u64,
+    /// Bytes that clients have read, and were right.
+    pub bytes: u64,
+    /// From the damage until every replica was right again.
+    pub repairs: Vec<Duration>,
+    /// Broken promises, as sentences.
+    pub findings: Vec<String>,
+    /// Where everything was left, if there are findings.
+    pub kept: Option<PathBuf>,
+}
+
+impl fmt::Display for RotReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut repairs = self.repairs.clone();
+        repairs.sort_unstable();
+        let at = |index: usize| repairs.get(index).map_or(0, Duration::as_millis);
+        write!(
+            f,
+            "{} rounds: {} corruptions, {} found and made good, {} gone before anybody looked; {} MiB read and right; \
+             {} findings; all replicas right again after p50 {} ms, max {} ms",
+            self.rounds,
+            self.put,
+            self.found,
+            self.gone,
+            self.bytes >> 20,
+            self.findings.len(),
+            at(repairs.len() / 2),
+            at(repairs.len().saturating_sub(1))
+        )
+    }
+}
+
+/// A file and what it holds.
+struct Written {
+    file: File,
+    content: Bytes,
+}
+
+/// A replica that was damaged.
+struct Damaged<'a> {
+    written: &'a Written,
+    chunk: Chunk,
+    server: Server,
+    corruption: Corruption,
+}
+
+/// Damages replicas until so many were; `tell` hears of each round.
+///
+/// # Errors
+/// The machinery fails, which says nothing about the system.
+pub async fn rot(corruptions: u64, seed: u64, mut tell: impl FnMut(&str) -> Result<()>) -> Result<RotReport> {
+    let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
+    let mut cluster = Cluster::start(shape).await?;
+    let client = Client::connect(&cluster.masters(), Options::default()).await?;
+    let mut dice = StdRng::seed_from_u64(seed);
+    let files = write_files(&client, corruptions.min(FILES_MAX), &mut dice).await?;
+    let (mut report, mut idle) = (RotReport::default(), 0);
+    while report.put < corruptions && report.findings.is_empty() {
+        let before = report.put;
+        if let Err(error) = round(&cluster, (&files, corruptions - before), &mut dice, &mut report).await {
+            report.findings.push(format!("round {} broke off: {error:#}", report.rounds));
+        }
+        report.rounds += 1;
+        tell(&format!("round {}: {report}", report.rounds))?;
+        idle = if report.put == before { idle + 1 } else { 0 };
+        ensure!(idle < IDLE_ROUNDS_MAX, "no file of a chunk can be damaged");
+    }
+    let panics = cluster.unexpected_errors().into_iter().filter(|line| line.contains("panicked at"));
+    report.findings.extend(panics.map(|line| format!("panic: {line}")));
+    if !report.findings.is_empty() {
+        report.kept = Some(cluster.keep());
+    }
+    // That servers complain of the damage is as it should be.
+    cluster.expect_error("");
+    Ok(report)
+}
+
+async fn write_files(client: &Client, count: u64, dice: &mut StdRng) -> Result<Vec<Written>> {
+    let contents: Vec<Bytes> = (0..count)
+        .map(|_| {
+            let mut content = vec![0; dice.random_range(1..=FILE_BYTES_MAX)];
+            dice.fill_bytes(&mut content);
+            content.into()
+        })
+        .collect();
+    let writes = contents.into_iter().enumerate().map(async |(number, content)| {
+        let file = client.create(&format!("/rot-{number}"), 0).await?;
+        file.write_at(0, content.clone()).await?;
+        anyhow::Ok(Written { file, content })
+    });
+    stream::iter(writes).buffered(AT_ONCE).try_collect().await
+}
+
+/// A round with at most so much damage.
+async fn round(
+    cluster: &Cluster,
+    (files, most): (&[Written], u64),
+    dice: &mut StdRng,
+    report: &mut RotReport,
+) -> Result<()> {
+    cluster
+        .wait_for_status("every chunk has its replicas", REPAIR_PATIENCE, |status| {
+            status.counted && status.chunks_below_goal == 0
+        })
+        .await?;
+    let started = Instant::now();
+    let damaged = damage(cluster, (files, most), dice).await?;
+    report.put += damaged.len() as u64;
+    for bytes in all(files.iter().map(|written| written.read())).await? {
+        match bytes {
+            Ok(bytes) => report.bytes += bytes,
+            Err(finding) => report.findings.push(finding),
+        }
+    }
+    for finding in all(damaged.iter().map(Damaged::ask)).await?.into_iter().flatten() {
+        report.findings.push(finding);
+    }
+    all(files.iter().map(Written::wait_until_sound)).await?;
+    report.repairs.push(started.elapsed());
+    for Damaged { corruption, .. } in damaged {
+        match corruption.fate()? {
+            Fate::Found => report.found += 1,
+            Fate::Gone => report.gone += 1,
+            Fate::Hidden => report.findings.push(format!("damage that nobody noticed: {corruption}")),
+        }
+    }
+    Ok(())
+}
+
+/// What all of these come to, a few at a time.
+async fn all<T>(futures: impl Iterator<Item = impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+    stream::iter(futures).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Damages some replicas of each chunk that has all of them, never the last one.
+async fn damage<'a>(
+    cluster: &Cluster,
+    (files, most): (&'a [Written], u64),
+    dice: &mut StdRng,
+) -> Result<Vec<Damaged<'a>>> {
+    let mut damaged = Vec::new();
+    for written in files {
+        for chunk in written.file.chunks().await? {
+            let mut replicas = chunk.replicas.clone();
+            if replicas.len() < chunk.goal as usize {
+                continue;
+            }
+            replicas.shuffle(dice);
+            replicas.truncate(dice.random_range(1..replicas.len().max(2)));
+            for server in replicas {
+                if damaged.len() as u64 >= most {
+                    return Ok(damaged);
+                }
+                let name = cluster.name_at(&server.address).context("no such server")?;
+                let log = cluster.directory().join("logs").join(format!("{name}.log"));
+                let Some(path) = chunk_file(&cluster.data_of(&name).join("chunks"), &chunk)? else {
+                    continue;
+                };
+                if let Some(corruption) = Corruption::inflict(path, log, dice)? {
+                    damaged.push(Damaged { written, chunk: chunk.clone(), server, corruption });
+                }
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+/// The file in which a server has a chunk: it may have gone by now.
+fn chunk_file(directory: &std::path::Path, chunk: &Chunk) -> Result<Option<PathBuf>> {
+    let prefix = format!("{:016x}-", chunk.handle.raw());
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+impl Written {
+    /// Bytes read, or what was wrong with them.
+    async fn read(&self) -> Result<Result<u64, String>> {
+        let length = self.content.len() as u64;
+        let bytes = self.file.read_at(0, length).await.with_context(|| self.file.path().to_owned())?;
+        Ok(if bytes == self.content {
+            Ok(length)
+        } else {
+            Err(format!("a client read wrong bytes of {}", self.file.path()))
+        })
+    }
+
+    /// What a chunk holds.
+    fn of(&self, index: ChunkIndex) -> &[u8] {
+        let size = self.file.chunk_bytes();
+        let start = usize::try_from(size.start_of(index).raw()).unwrap_or(usize::MAX).min(self.content.len());
+        let end = start.saturating_add(size.raw() as usize).min(self.content.len());
+        &self.content[start..end]
+    }
+
+    /// Waits until every chunk has all its replicas, and each holds what was written.
+    async fn wait_until_sound(&self) -> Result<()> {
+        let what = format!("every replica of {} is right", self.file.path());
+        eventually(&what, REPAIR_PATIENCE, async || {
+            for chunk in self.file.chunks().await? {
+                let (there, goal) = (chunk.replicas.len(), chunk.goal as usize);
+                ensure!(there >= goal, "{} has {there} of {goal} replicas", chunk.handle);
+                for server in &chunk.replicas {
+                    let read =
+                        self.file.read_replica(&chunk, server, 0, self.file.chunk_bytes().raw()).await?;
+                    ensure!(read.bytes == self.of(chunk.index), "{} on {}", chunk.handle, server.id);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Damaged<'_> {
+    /// Reads the replica itself, so that its holder has met the damage; a finding if it passes for good.
+    async fn ask(&self) -> Result<Option<String>> {
+        let Self { written, chunk, server, corruption } = self;
+        // Refused, gone, or made good already: all are right. Wrong bytes are not.
+        let Ok(read) = written.file.read_replica(chunk, server, 0, written.file.chunk_bytes().raw()).await
+        else {
+            return Ok(None);
+        };
+        let right = read.bytes == written.of(chunk.index);
+        Ok((!right).then(|| format!("{} gave damaged bytes as good: {corruption}", server.id)))
+    }
+}
