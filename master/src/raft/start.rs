@@ -80,7 +80,7 @@ struct Stores {
 fn open(mut home: Home, member: Membership, cache_bytes: usize, workers: &Workers) -> Result<Stores> {
     let owner = format!("{} {} {}", member.cluster, member.id, home.uuid());
     let log = LogStore::open(&home.log_dir(), &owner, workers).map_err(Error::unavailable)?;
-    let state = StateStore::open(&home.state_dir(), cache_bytes).map_err(Error::unavailable)?;
+    let state = StateStore::open(&home.state_dir(), cache_bytes, workers).map_err(Error::unavailable)?;
     let (applied, _) = state.applied();
     // The quorum had entries whose sync here never finished, and the state was flushed with them. openraft
     // drops the log up to there, so a checkpoint must reach that far too.

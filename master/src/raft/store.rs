@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gfs_proto::fault;
+use gfs_proto::work::Workers;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Options, WriteBatch};
 
@@ -47,6 +48,7 @@ const WRITE_BUFFER_BYTES: usize = 32 << 20;
 pub(crate) struct StateStore {
     dir: PathBuf,
     cache: Cache,
+    compaction: Compaction,
     /// Swapped when a checkpoint is installed; the old one goes when its last reader does.
     live: RwLock<Arc<Live>>,
     /// As applied, ahead of the disk.
@@ -56,6 +58,25 @@ pub(crate) struct StateStore {
     building: Mutex<()>,
     serial: AtomicU64,
     pub(crate) poison: Arc<Poison>,
+}
+
+/// When the database merges its files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Compaction {
+    /// As it sees fit, on threads of its own.
+    Automatic,
+    /// When a checkpoint is built, at once: in a simulation the files of a checkpoint, which masters send each other, must not
+    /// depend on how fast a thread was.
+    AtCheckpoints,
+}
+
+impl Compaction {
+    fn by(workers: &Workers) -> Self {
+        match workers {
+            Workers::Threads => Self::Automatic,
+            Workers::Inline(_) => Self::AtCheckpoints,
+        }
+    }
 }
 
 /// One directory with an open database.
@@ -101,7 +122,7 @@ fn options() -> Options {
     options
 }
 
-fn table_options(cache: &Cache) -> Options {
+fn table_options(cache: &Cache, compaction: Compaction) -> Options {
     let mut block = BlockBasedOptions::default();
     block.set_block_cache(cache);
     block.set_bloom_filter(10.0, false);
@@ -112,12 +133,13 @@ fn table_options(cache: &Cache) -> Options {
     options.set_block_based_table_factory(&block);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_disable_auto_compactions(compaction == Compaction::AtCheckpoints);
     options
 }
 
 /// Opens the database of a live directory.
-fn open_db(path: &Path, cache: &Cache) -> io::Result<DB> {
-    let families = families().map(|name| ColumnFamilyDescriptor::new(name, table_options(cache)));
+fn open_db(path: &Path, cache: &Cache, compaction: Compaction) -> io::Result<DB> {
+    let families = families().map(|name| ColumnFamilyDescriptor::new(name, table_options(cache, compaction)));
     DB::open_cf_descriptors(&options(), path, families).map_err(io::Error::other)
 }
 
@@ -160,7 +182,7 @@ impl StateStore {
     ///
     /// # Errors
     /// What the disk says.
-    pub(crate) fn open(dir: &Path, block_cache_bytes: usize) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path, block_cache_bytes: usize, workers: &Workers) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let cache = Cache::new_lru_cache(block_cache_bytes);
         let current = match fs::read_to_string(dir.join(CURRENT)) {
@@ -180,12 +202,14 @@ impl StateStore {
         let (checkpoint, serial) = checkpoint::sweep(dir, current.as_deref())?;
         let name = current.unwrap_or_else(|| format!("live-{serial}"));
         let path = dir.join(&name);
-        let db = open_db(&path, &cache)?;
+        let compaction = Compaction::by(workers);
+        let db = open_db(&path, &cache, compaction)?;
         replace_file(&dir.join(CURRENT), name.as_bytes())?;
         let applied = load_applied(&db)?;
         Ok(Self {
             dir: dir.to_owned(),
             cache,
+            compaction,
             live: RwLock::new(Arc::new(Live {
                 db,
                 home: LiveDir { path, replaced: AtomicBool::new(false) },
@@ -270,6 +294,11 @@ impl StateStore {
         fault::try_at("raft::checkpoint::before_build")?;
         let path = self.dir.join(format!("building-{}", self.next_serial()));
         let live = self.live();
+        if self.compaction == Compaction::AtCheckpoints {
+            for name in families() {
+                live.db.compact_range_cf(cf(&live.db, name)?, None::<&[u8]>, None::<&[u8]>);
+            }
+        }
         // Flushes first: the state on the disk is then at least as new as the checkpoint.
         let checkpoint = rocksdb::checkpoint::Checkpoint::new(&live.db).map_err(io::Error::other)?;
         checkpoint.create_checkpoint(&path).map_err(io::Error::other)?;
@@ -315,7 +344,7 @@ impl StateStore {
         let path = self.dir.join(&name);
         fault::try_at("raft::install::before_copy")?;
         handle.copy_to(&path)?;
-        let db = open_db(&path, &self.cache)?;
+        let db = open_db(&path, &self.cache, self.compaction)?;
         // Mutant checkpoint_without_replies: a checkpoint brings no answers for repeated requests along.
         if fault::mutant("checkpoint_without_replies") {
             let sessions = cf(&db, Table::Session.name())?;

@@ -64,6 +64,9 @@ enum Command {
         /// Begin no further seed after so much real time.
         #[arg(long, value_parser = parse_time)]
         real_time: Option<Duration>,
+        /// Run each seed once more: another trace the second time is a failure.
+        #[arg(long)]
+        twice: bool,
         /// Add the report of each seed to this file, one a line, for `sum`.
         #[arg(long)]
         record: Option<PathBuf>,
@@ -92,8 +95,8 @@ fn main() -> Result<ExitCode> {
         Command::Run { seed, time, keep, trace, json } => {
             run_one(&Plan::draw(seed, time), keep, &trace, json)?
         }
-        Command::Sweep { seeds, time, jobs, real_time, record } => {
-            sweep::sweep(seeds, &Sweep { time, jobs: jobs.max(1), real_time, record })?
+        Command::Sweep { seeds, time, jobs, real_time, twice, record } => {
+            sweep::sweep(seeds, &Sweep { time, jobs: jobs.max(1), real_time, twice, record })?
         }
         Command::Sum { records } => sweep::add_up(&records)?,
     };

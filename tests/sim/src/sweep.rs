@@ -134,6 +134,8 @@ pub(crate) struct Sweep {
     pub(crate) jobs: usize,
     /// No further seed begins after so much real time.
     pub(crate) real_time: Option<Duration>,
+    /// Each seed runs once more, and must give the same trace.
+    pub(crate) twice: bool,
     /// Gets the report of each seed, one a line.
     pub(crate) record: Option<PathBuf>,
 }
@@ -151,6 +153,8 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
     let mut waiting = seeds;
     let mut running: Vec<(u64, Child)> = Vec::new();
     let mut sum = Sum::default();
+    // Seeds that run for the second time, and the trace of the first.
+    let mut hashes: BTreeMap<u64, String> = BTreeMap::new();
     loop {
         while running.len() < how.jobs
             && uptime_ms() - started < limit_ms
@@ -162,6 +166,20 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
         let (seed, child) = running.swap_remove(ended);
         let mut report = report_of(seed, child)?;
         report.commit.clone_from(&commit);
+        if how.twice && report.good {
+            match hashes.remove(&seed) {
+                None => {
+                    hashes.insert(seed, report.hash);
+                    running.push((seed, start(seed, how.time)?));
+                    continue;
+                }
+                Some(hash) if hash != report.hash => {
+                    report.good = false;
+                    report.findings.push(format!("another trace the second time: {hash}, {}", report.hash));
+                }
+                Some(_) => {}
+            }
+        }
         sum.add(&report);
         if let Some(record) = &mut record {
             writeln!(record, "{}", serde_json::to_string(&report)?)?;

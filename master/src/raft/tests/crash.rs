@@ -43,7 +43,7 @@ fn open_log(dir: &Path) -> LogStore {
 
 fn machine(dir: &Path, name: &str) -> Machine {
     Machine::new(
-        Arc::new(StateStore::open(&dir.join(name), 1 << 20).unwrap()),
+        Arc::new(StateStore::open(&dir.join(name), 1 << 20, &Workers::Threads).unwrap()),
         Feeds::new(None),
         Workers::Threads,
     )
@@ -161,7 +161,7 @@ async fn apply(machine: &mut Machine, indexes: std::ops::Range<u64>) {
 
 /// Applies blank entries to the state in `dir` beyond what it has; the last index.
 pub(super) async fn apply_beyond(dir: &Path, count: u64) -> u64 {
-    let store = StateStore::open(dir, 1 << 20).unwrap();
+    let store = StateStore::open(dir, 1 << 20, &Workers::Threads).unwrap();
     let last = store.applied().0.unwrap();
     let items: Vec<_> = (last.index + 1..=last.index + count)
         .map(|index| {
@@ -223,7 +223,7 @@ fn a_checkpoint_is_built_and_installed_in_one_step_or_not_at_all() {
 #[test]
 fn a_checkpoint_brings_every_table_along() {
     let dir = tempfile::tempdir().unwrap();
-    let open = |name: &str| StateStore::open(&dir.path().join(name), 1 << 20).unwrap();
+    let open = |name: &str| StateStore::open(&dir.path().join(name), 1 << 20, &Workers::Threads).unwrap();
     let (leader, follower) = (open("leader"), open("follower"));
     let memory = Memory::default();
     let mut overlay = Overlay::new(&memory);

@@ -58,7 +58,7 @@ fn row(number: u64) -> (Vec<u8>, Vec<u8>) {
 }
 
 fn write_state(dir: &Path) {
-    let store = StateStore::open(dir, 1 << 20).unwrap();
+    let store = StateStore::open(dir, 1 << 20, &Workers::Threads).unwrap();
     let view = store.view();
     let mut overlay = Overlay::new(&view);
     for (key, value) in (0..ROWS).map(row) {
@@ -70,7 +70,7 @@ fn write_state(dir: &Path) {
 }
 
 fn read_state(dir: &Path) -> bool {
-    let Ok(store) = StateStore::open(dir, 1 << 20) else { return false };
+    let Ok(store) = StateStore::open(dir, 1 << 20, &Workers::Threads) else { return false };
     let (view, applied) = (store.view(), store.applied().0);
     let found: Vec<_> = (0..ROWS).map(|number| view.get(Table::ALL[0], &row(number).0)).collect();
     // What could not be read has poisoned the store: nothing that was read since is believed.

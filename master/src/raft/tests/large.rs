@@ -12,6 +12,7 @@ use gfs_proto::id::{
 use gfs_proto::path::FilePath;
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::UnixMs;
+use gfs_proto::work::Workers;
 
 use crate::raft::store::{Direct, StateStore};
 use crate::raft::types::{LogId, LogLeader};
@@ -135,7 +136,7 @@ fn a_snapshot_of_some_thousand_files_is_built_on_the_real_store() {
 
 fn measure(files: u64, timed: bool) {
     let dir = tempfile::tempdir().unwrap();
-    let store = StateStore::open(&dir.path().join("state"), 256 << 20).unwrap();
+    let store = StateStore::open(&dir.path().join("state"), 256 << 20, &Workers::Threads).unwrap();
     let mut bench = Bench { store, index: 0, clocked: Duration::ZERO };
     let bootstrap = Command::Bootstrap {
         cluster: ClusterId::from_bytes([1; 16]),

@@ -20,7 +20,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
         let memory = std::path::Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let log = LogStore::open(&dir.path().join("log"), "suite", &Workers::Threads).unwrap();
-        let state = StateStore::open(&dir.path().join("state"), 1 << 20).unwrap();
+        let state = StateStore::open(&dir.path().join("state"), 1 << 20, &Workers::Threads).unwrap();
         Ok((dir, log, Machine::new(Arc::new(state), Feeds::new(None), Workers::Threads)))
     }
 }
