@@ -238,3 +238,26 @@ fn a_checkpoint_brings_every_table_along() {
         assert_eq!(found.as_deref(), Some(table.name().as_bytes()), "{table:?}");
     }
 }
+
+/// Tables of the checkpoint that is built after so many others, with an entry before each.
+fn tables_after(workers: &Workers, checkpoints: u64) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        let store = Arc::new(StateStore::open(dir.path(), 1 << 20, workers).unwrap());
+        let mut machine = Machine::new(store.clone(), Feeds::new(None), workers.clone());
+        for index in 0..checkpoints {
+            apply(&mut machine, index..index + 1).await;
+            store.build_checkpoint().unwrap();
+        }
+        let checkpoint = store.checkpoint().unwrap();
+        checkpoint.files().iter().filter(|file| file.name.ends_with(".sst")).count()
+    })
+}
+
+#[test]
+fn in_a_simulation_no_thread_decides_which_files_a_checkpoint_has() {
+    let inline = Workers::Inline(Arc::new(|| std::time::Duration::ZERO));
+    assert_eq!(tables_after(&inline, 3), 1, "merged at each checkpoint");
+    // On threads they are merged when there is time for it; three are too few to begin with.
+    assert_eq!(tables_after(&Workers::Threads, 3), 3);
+}
