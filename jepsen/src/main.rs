@@ -56,7 +56,7 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Every workload under no fault, under each, and under all.
+    /// Every workload under no fault, under each, and under all that are promised to be survived.
     Matrix {
         /// How long the clients of each run work.
         #[arg(long, default_value = "8s", value_parser = parse_time)]
@@ -239,8 +239,8 @@ fn main() -> Result<ExitCode> {
     log_clients();
     let Arguments { hosts, ledger, command } = Arguments::parse();
     let ledger = ledger.map(Ledger::new);
-    // Judging needs no hosts, and the power goes on the hosts of all servers at once; faults
-    // in the servers themselves are the same anywhere.
+    // Judging needs no hosts, and the power goes on the hosts of all servers at once; rot, and faults
+    // in the servers themselves, are the same anywhere.
     let alone = matches!(
         command,
         Command::Check { .. }

@@ -208,7 +208,7 @@ fn cargo_program() -> std::ffi::OsString {
 }
 
 /// Runs cargo with faults; the executables that came of it, by the name of their crate. On the whole workspace, as the tests are
-/// built: some packages by themselves want other features of what they depend on, which would be compiled once more.
+/// built: with `-p` cargo unites the features of fewer packages, and compiles many dependencies once more.
 fn cargo(root: &Path, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let output = Command::new(cargo_program())
         .args(arguments)

@@ -10,10 +10,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use gfs_client::{Chunk, Client, File, Options, Server};
+use gfs_proto::Error;
 use gfs_proto::id::ChunkIndex;
 use gfs_tests::{Cluster, Shape, eventually};
 use rand::rngs::StdRng;
@@ -29,6 +30,10 @@ const FILE_BYTES_MAX: usize = 3 << 20;
 const AT_ONCE: usize = 4;
 /// How long every replica may take to be right again.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a server may take to speak of damage, or to drop a file that it was left out with.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(60);
+/// Of a hundred damaged replicas so many may go before anybody has looked at them: nobody writes to these files.
+const GONE_PERCENT_MAX: u64 = 5;
 /// Rounds in a row in which nothing can be damaged.
 const IDLE_ROUNDS_MAX: u32 = 3;
 
@@ -41,6 +46,8 @@ pub struct RotReport {
     pub put: u64,
     /// What servers noticed; all of it was made good in the end.
     pub found: u64,
+    /// Of that, what was refused for its checksum when the replica itself was asked; the others were on their way out already.
+    pub refused: u64,
     /// What was written over, or went with its file, before anybody looked.
     pub gone: u64,
     /// Bytes that clients have read, and were right.
@@ -60,11 +67,12 @@ impl fmt::Display for RotReport {
         let at = |index: usize| repairs.get(index).map_or(0, Duration::as_millis);
         write!(
             f,
-            "{} rounds: {} corruptions, {} found and made good, {} gone before anybody looked; {} MiB read and right; \
-             {} findings; all replicas right again after p50 {} ms, max {} ms",
+            "{} rounds: {} corruptions, {} found and made good ({} refused when asked), {} gone before anybody looked; \
+             {} MiB read and right; {} findings; all replicas right again after p50 {} ms, max {} ms",
             self.rounds,
             self.put,
             self.found,
+            self.refused,
             self.gone,
             self.bytes >> 20,
             self.findings.len(),
@@ -88,6 +96,16 @@ struct Damaged<'a> {
     corruption: Corruption,
 }
 
+/// What a damaged replica said when it was asked itself.
+enum Asked {
+    /// That it is damaged.
+    Refused,
+    /// It is out of its chunk, or good again.
+    Out,
+    /// It gave wrong bytes: a finding.
+    Served(String),
+}
+
 /// Damages replicas until so many were; `tell` hears of each round.
 ///
 /// # Errors
@@ -101,7 +119,8 @@ pub async fn rot(corruptions: u64, seed: u64, mut tell: impl FnMut(&str) -> Resu
     let (mut report, mut idle) = (RotReport::default(), 0);
     while report.put < corruptions && report.findings.is_empty() {
         let before = report.put;
-        if let Err(error) = round(&cluster, (&files, corruptions - before), &mut dice, &mut report).await {
+        if let Err(error) = round(&mut cluster, (&files, corruptions - before), &mut dice, &mut report).await
+        {
             report.findings.push(format!("round {} broke off: {error:#}", report.rounds));
         }
         report.rounds += 1;
@@ -109,12 +128,14 @@ pub async fn rot(corruptions: u64, seed: u64, mut tell: impl FnMut(&str) -> Resu
         idle = if report.put == before { idle + 1 } else { 0 };
         ensure!(idle < IDLE_ROUNDS_MAX, "no file of a chunk can be damaged");
     }
-    let panics = cluster.unexpected_errors().into_iter().filter(|line| line.contains("panicked at"));
-    report.findings.extend(panics.map(|line| format!("panic: {line}")));
+    if report.gone * 100 > report.put * GONE_PERCENT_MAX {
+        report.findings.push(format!("of {} corruptions only {} were noticed", report.put, report.found));
+    }
+    report.findings.extend(cluster.unexpected_errors().into_iter().map(|line| format!("logged: {line}")));
     if !report.findings.is_empty() {
         report.kept = Some(cluster.keep());
     }
-    // That servers complain of the damage is as it should be.
+    // They are in the report now.
     cluster.expect_error("");
     Ok(report)
 }
@@ -137,7 +158,7 @@ async fn write_files(client: &Client, count: u64, dice: &mut StdRng) -> Result<V
 
 /// A round with at most so much damage.
 async fn round(
-    cluster: &Cluster,
+    cluster: &mut Cluster,
     (files, most): (&[Written], u64),
     dice: &mut StdRng,
     report: &mut RotReport,
@@ -150,25 +171,36 @@ async fn round(
     let started = Instant::now();
     let damaged = damage(cluster, (files, most), dice).await?;
     report.put += damaged.len() as u64;
-    for bytes in all(files.iter().map(|written| written.read())).await? {
+    // A client asks the replicas of a chunk in the same order each time, and another client in another one.
+    let reader = Client::connect(&cluster.masters(), Options::default()).await?;
+    for bytes in all(files.iter().map(|written| written.read(&reader))).await? {
         match bytes {
             Ok(bytes) => report.bytes += bytes,
             Err(finding) => report.findings.push(finding),
         }
     }
-    for finding in all(damaged.iter().map(Damaged::ask)).await?.into_iter().flatten() {
-        report.findings.push(finding);
-    }
-    all(files.iter().map(Written::wait_until_sound)).await?;
-    report.repairs.push(started.elapsed());
-    for Damaged { corruption, .. } in damaged {
-        match corruption.fate()? {
-            Fate::Found => report.found += 1,
-            Fate::Gone => report.gone += 1,
-            Fate::Hidden => report.findings.push(format!("damage that nobody noticed: {corruption}")),
+    for answer in all(damaged.iter().map(Damaged::ask)).await? {
+        match answer {
+            Asked::Refused => report.refused += 1,
+            Asked::Out => {}
+            Asked::Served(finding) => report.findings.push(finding),
         }
     }
-    Ok(())
+    let left = || REPAIR_PATIENCE.saturating_sub(started.elapsed());
+    all(files.iter().map(|written| written.wait_until_sound(left()))).await?;
+    report.repairs.push(started.elapsed());
+    for Damaged { corruption, .. } in damaged {
+        let noticed = async || match corruption.fate()? {
+            Fate::Hidden => bail!("{corruption}"),
+            fate => Ok(fate),
+        };
+        match eventually("somebody notices damage", NOTICE_PATIENCE, noticed).await? {
+            Fate::Found => report.found += 1,
+            Fate::Gone | Fate::Hidden => report.gone += 1,
+        }
+    }
+    // Rot in chunks is no reason for a server to end.
+    cluster.wait_until_up().await
 }
 
 /// What all of these come to, a few at a time.
@@ -223,9 +255,10 @@ fn chunk_file(directory: &std::path::Path, chunk: &Chunk) -> Result<Option<PathB
 
 impl Written {
     /// Bytes read, or what was wrong with them.
-    async fn read(&self) -> Result<Result<u64, String>> {
+    async fn read(&self, reader: &Client) -> Result<Result<u64, String>> {
         let length = self.content.len() as u64;
-        let bytes = self.file.read_at(0, length).await.with_context(|| self.file.path().to_owned())?;
+        let file = reader.open(self.file.path()).await?;
+        let bytes = file.read_at(0, length).await.with_context(|| self.file.path().to_owned())?;
         Ok(if bytes == self.content {
             Ok(length)
         } else {
@@ -242,9 +275,9 @@ impl Written {
     }
 
     /// Waits until every chunk has all its replicas, and each holds what was written.
-    async fn wait_until_sound(&self) -> Result<()> {
+    async fn wait_until_sound(&self, patience: Duration) -> Result<()> {
         let what = format!("every replica of {} is right", self.file.path());
-        eventually(&what, REPAIR_PATIENCE, async || {
+        eventually(&what, patience, async || {
             for chunk in self.file.chunks().await? {
                 let (there, goal) = (chunk.replicas.len(), chunk.goal as usize);
                 ensure!(there >= goal, "{} has {there} of {goal} replicas", chunk.handle);
@@ -261,15 +294,15 @@ impl Written {
 }
 
 impl Damaged<'_> {
-    /// Reads the replica itself, so that its holder has met the damage; a finding if it passes for good.
-    async fn ask(&self) -> Result<Option<String>> {
+    /// Reads the replica itself, so that its holder has met the damage.
+    async fn ask(&self) -> Result<Asked> {
         let Self { written, chunk, server, corruption } = self;
-        // Refused, gone, or made good already: all are right. Wrong bytes are not.
-        let Ok(read) = written.file.read_replica(chunk, server, 0, written.file.chunk_bytes().raw()).await
-        else {
-            return Ok(None);
-        };
-        let right = read.bytes == written.of(chunk.index);
-        Ok((!right).then(|| format!("{} gave damaged bytes as good: {corruption}", server.id)))
+        match written.file.read_replica(chunk, server, 0, written.file.chunk_bytes().raw()).await {
+            Ok(read) if read.bytes == written.of(chunk.index) => Ok(Asked::Out),
+            Ok(_) => Ok(Asked::Served(format!("{} gave damaged bytes as good: {corruption}", server.id))),
+            Err(Error::Corrupt { .. }) => Ok(Asked::Refused),
+            // A reader met it before: the replica has left its chunk, or has come back to it anew.
+            Err(_) => Ok(Asked::Out),
+        }
     }
 }

@@ -179,8 +179,8 @@ impl Ring<'_> {
         self.storm(&what, between(&some, &masters), CUT).await
     }
 
-    /// A chunkserver loses every other server, and the clients reach it still: whatever it doesn't know any more, they get to
-    /// hear (guards *no_fence_wait*, *slow_clock*).
+    /// A chunkserver loses every other server, and clients still reach it: it hears of no newer grant from anybody, and only its own
+    /// clock keeps it from serving stale reads (guards *no_fence_wait*, *slow_clock*).
     pub(super) async fn cut_from_servers(&mut self) -> Result<()> {
         let name = self.any(Role::Chunkserver)?;
         let cables = between(std::slice::from_ref(&name), &self.servers());

@@ -18,9 +18,10 @@ use crate::outcome::Outcome;
 const PATH: &str = "/cells";
 /// Bytes of a cell: tag, number, checksum of both, then the tag's lowest byte repeated.
 const CELL_BYTES: usize = 64;
-/// Chunks of the file, and how many of them half of the operations go to: in those something is always under way; the others are
-/// often quiet, so that replicas know all they hold to be committed, and answer readers without asking anybody.
+/// Chunks of the file. Most are often quiet: then their replicas know all they hold to be committed, and answer readers without
+/// asking anybody.
 const CHUNKS: u64 = 16;
+/// Every other operation goes to one of the first so many: there something is always under way.
 const BUSY_CHUNKS: u64 = 4;
 /// Cells on either side of a border where operations begin.
 const NEAR: u64 = 100;
@@ -29,8 +30,8 @@ const SMALL: std::ops::Range<u64> = 1..60;
 const LARGE: std::ops::Range<u64> = 1100..2000;
 const LARGE_PERCENT: u32 = 4;
 const WRITE_PERCENT: u32 = 50;
-/// Of so many clients one only reads. Who writes as well learns from its next write who is primary now, and asks no server any
-/// more that was left out and doesn't know it.
+/// Of so many clients one only reads. A client that also writes learns the new primary from its next write and stops asking the old
+/// one; only a pure reader goes on asking a server that was left out and doesn't know it.
 const ONE_READER_IN: u64 = 3;
 /// Tags of a client: its number times this, and up.
 const TAGS_PER_CLIENT: u64 = 1 << 32;
@@ -65,7 +66,7 @@ pub(super) async fn client(
     let file = connected.open(path).await?;
     let mut process = scene.recorder.process();
     let mut tag = (number + 1) * TAGS_PER_CLIENT;
-    let only_reads = (number + 1).is_multiple_of(ONE_READER_IN);
+    let only_reads = number % ONE_READER_IN == 1;
     while scene.goes_on_after(process.performed()) {
         let (first, count) = range(&mut dice, per_chunk);
         let offset = first * CELL_BYTES as u64;

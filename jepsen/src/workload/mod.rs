@@ -35,6 +35,8 @@ use crate::verdict::Verdict;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last look may take.
 const LAST_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for all chunks of a file one after the other.
+const LAYOUT_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Pause between two attempts of the last look.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -237,7 +239,7 @@ async fn read_replica(
     start: u64,
     chunk_bytes: u32,
 ) -> gfs_client::Result<Vec<u8>> {
-    patiently(async || read_once(file, server, start, chunk_bytes).await).await
+    patiently(LAST_PATIENCE, async || read_once(file, server, start, chunk_bytes).await).await
 }
 
 /// The same without patience.
@@ -264,14 +266,16 @@ async fn read_once(
 /// nobody has met is found now, and then there are others. Each chunk may take its time: what a killed primary has left
 /// undecided is decided when somebody reads it, chunk by chunk.
 async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
-    let count = file.chunks().await?.len();
+    let until = Instant::now() + LAYOUT_PATIENCE;
+    let count = patiently(LAST_PATIENCE, async || file.chunks().await).await?.len();
     for at in 0..count {
-        patiently(async || read_all_replicas(file, at).await).await?;
+        let left = until.saturating_duration_since(Instant::now()).min(LAST_PATIENCE);
+        patiently(left, async || read_all_replicas(file, at).await).await?;
     }
-    // What one chunk has waited for may have changed another.
-    patiently(async || {
+    // What one chunk has waited for may have changed another, and the last append of unknown outcome may have added one.
+    patiently(LAST_PATIENCE, async || {
         let mut layout = Vec::new();
-        for at in 0..count {
+        for at in 0..file.chunks().await?.len() {
             layout.push(read_all_replicas(file, at).await?);
         }
         Ok(layout)
@@ -297,8 +301,11 @@ async fn read_all_replicas(file: &gfs_client::File, at: usize) -> gfs_client::Re
 }
 
 /// Tries again until it works or the patience of the last look ends: faults have an aftermath.
-async fn patiently<T>(mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>) -> gfs_client::Result<T> {
-    let until = Instant::now() + LAST_PATIENCE;
+async fn patiently<T>(
+    patience: Duration,
+    mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>,
+) -> gfs_client::Result<T> {
+    let until = Instant::now() + patience;
     loop {
         match attempt().await {
             Err(_) if Instant::now() < until => tokio::time::sleep(AGAIN).await,

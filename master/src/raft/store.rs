@@ -295,6 +295,7 @@ impl StateStore {
         let path = self.dir.join(format!("building-{}", self.next_serial()));
         let live = self.live();
         if self.compaction == Compaction::AtCheckpoints {
+            // It tells no error: then the checkpoint has more files.
             for name in families() {
                 live.db.compact_range_cf(cf(&live.db, name)?, None::<&[u8]>, None::<&[u8]>);
             }

@@ -64,7 +64,7 @@ enum Command {
         /// Begin no further seed after so much real time.
         #[arg(long, value_parser = parse_time)]
         real_time: Option<Duration>,
-        /// Run each seed once more: another trace the second time is a failure.
+        /// Run each seed once more: another trace (of what servers and clients log at debug) the second time is a failure.
         #[arg(long)]
         twice: bool,
         /// Add the report of each seed to this file, one a line, for `sum`.

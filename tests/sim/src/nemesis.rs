@@ -331,7 +331,7 @@ impl Nemesis {
                 let rest = servers.split_off(1);
                 (servers, rest)
             }
-            // Clients still reach the one: whatever it doesn't know any more, they get to hear.
+            // Clients still reach the one, and only its own clock keeps it from stale answers (guards no_fence_wait, slow_clock).
             5 => {
                 let one = hosts.iter().position(is("chunkserver")).map(|at| hosts.swap_remove(at));
                 (

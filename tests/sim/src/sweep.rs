@@ -18,6 +18,8 @@ use crate::tell;
 const LINE_SEEDS: u64 = 10;
 /// Pause between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(10);
+/// What is traced where two runs are compared: not every message, which would be gigabytes.
+const COMPARED: &str = "info,openraft=warn,gfs_master=debug,gfs_chunkserver=debug,gfs_client=debug";
 /// Findings of a seed that are printed.
 const FINDINGS_MAX: usize = 5;
 
@@ -160,7 +162,7 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
             && uptime_ms() - started < limit_ms
             && let Some(seed) = waiting.next()
         {
-            running.push((seed, start(seed, how.time)?));
+            running.push((seed, start(seed, how)?));
         }
         let Some(ended) = first_ended(&mut running)? else { break };
         let (seed, child) = running.swap_remove(ended);
@@ -170,7 +172,7 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
             match hashes.remove(&seed) {
                 None => {
                     hashes.insert(seed, report.hash);
-                    running.push((seed, start(seed, how.time)?));
+                    running.push((seed, start(seed, how)?));
                     continue;
                 }
                 Some(hash) if hash != report.hash => {
@@ -203,14 +205,14 @@ fn commit() -> String {
     told.ok().filter(|told| !told.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn start(seed: u64, time: Duration) -> Result<Child> {
-    let time = format!("{}ms", time.as_millis());
-    Command::new(std::env::current_exe()?)
-        .args(["run", "--json", "--seed", &seed.to_string(), "--time", &time])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("no process can be started")
+fn start(seed: u64, how: &Sweep) -> Result<Child> {
+    let time = format!("{}ms", how.time.as_millis());
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["run", "--json", "--seed", &seed.to_string(), "--time", &time]);
+    if how.twice {
+        command.args(["--trace", COMPARED]);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("no process can be started")
 }
 
 /// Index of one that has ended; `None` if none runs.

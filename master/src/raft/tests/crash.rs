@@ -239,8 +239,8 @@ fn a_checkpoint_brings_every_table_along() {
     }
 }
 
-/// Tables of the checkpoint that is built after so many others, with an entry before each.
-fn tables_after(workers: &Workers, checkpoints: u64) -> usize {
+/// Number of SST files in the last of so many checkpoints, with an entry before each.
+fn sst_files_of_last(workers: &Workers, checkpoints: u64) -> usize {
     let dir = tempfile::tempdir().unwrap();
     TypeConfig::run(async {
         let store = Arc::new(StateStore::open(dir.path(), 1 << 20, workers).unwrap());
@@ -257,7 +257,7 @@ fn tables_after(workers: &Workers, checkpoints: u64) -> usize {
 #[test]
 fn in_a_simulation_no_thread_decides_which_files_a_checkpoint_has() {
     let inline = Workers::Inline(Arc::new(|| std::time::Duration::ZERO));
-    assert_eq!(tables_after(&inline, 3), 1, "merged at each checkpoint");
+    assert_eq!(sst_files_of_last(&inline, 3), 1, "merged at each checkpoint");
     // On threads they are merged when there is time for it; three are too few to begin with.
-    assert_eq!(tables_after(&Workers::Threads, 3), 3);
+    assert_eq!(sst_files_of_last(&Workers::Threads, 3), 3);
 }
