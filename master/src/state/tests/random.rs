@@ -335,6 +335,8 @@ fn check_one(world: &mut World, model: &mut Model, proposal: &Proposal) {
     let outcome = world.apply(proposal);
     building::hear(model, proposal, &outcome);
     let (index, answer) = model.propose(proposal);
+    // A repeat is answered from memory, also if it was refused: nothing is left for the next command.
+    model.forced = None;
     building::refresh(world, model);
     assert_eq!((outcome.decided_at.raw(), &outcome.reply), (index, &answer), "{proposal}");
     compare(&world.memory, model);
