@@ -239,7 +239,7 @@ async fn read_replica(
     start: u64,
     chunk_bytes: u32,
 ) -> gfs_client::Result<Vec<u8>> {
-    patiently(LAST_PATIENCE, async || read_once(file, server, start, chunk_bytes).await).await
+    patiently(async || read_once(file, server, start, chunk_bytes).await).await
 }
 
 /// The same without patience.
@@ -267,13 +267,13 @@ async fn read_once(
 /// undecided is decided when somebody reads it, chunk by chunk.
 async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
     let until = Instant::now() + LAYOUT_PATIENCE;
-    let count = patiently(LAST_PATIENCE, async || file.chunks().await).await?.len();
+    let count = patiently(async || file.chunks().await).await?.len();
     for at in 0..count {
         let left = until.saturating_duration_since(Instant::now()).min(LAST_PATIENCE);
-        patiently(left, async || read_all_replicas(file, at).await).await?;
+        within(left, async || read_all_replicas(file, at).await).await?;
     }
     // What one chunk has waited for may have changed another, and the last append of unknown outcome may have added one.
-    patiently(LAST_PATIENCE, async || {
+    patiently(async || {
         let mut layout = Vec::new();
         for at in 0..file.chunks().await?.len() {
             layout.push(read_all_replicas(file, at).await?);
@@ -301,7 +301,12 @@ async fn read_all_replicas(file: &gfs_client::File, at: usize) -> gfs_client::Re
 }
 
 /// Tries again until it works or the patience of the last look ends: faults have an aftermath.
-async fn patiently<T>(
+async fn patiently<T>(attempt: impl AsyncFnMut() -> gfs_client::Result<T>) -> gfs_client::Result<T> {
+    within(LAST_PATIENCE, attempt).await
+}
+
+/// The same for another time.
+async fn within<T>(
     patience: Duration,
     mut attempt: impl AsyncFnMut() -> gfs_client::Result<T>,
 ) -> gfs_client::Result<T> {
