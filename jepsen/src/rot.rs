@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use gfs_client::{Chunk, Client, File, Options, Server};
@@ -190,9 +190,10 @@ async fn round(
     all(files.iter().map(|written| written.wait_until_sound(left()))).await?;
     report.repairs.push(started.elapsed());
     for Damaged { corruption, .. } in damaged {
-        let noticed = async || match corruption.fate()? {
-            Fate::Hidden => bail!("{corruption}"),
-            fate => Ok(fate),
+        let noticed = async || {
+            let fate = corruption.fate()?;
+            ensure!(fate != Fate::Hidden, "{corruption}");
+            Ok(fate)
         };
         match eventually("somebody notices damage", NOTICE_PATIENCE, noticed).await? {
             Fate::Found => report.found += 1,
