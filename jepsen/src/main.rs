@@ -1,7 +1,7 @@
 //! `gfs-jepsen`: runs clients against a real cluster under faults, and judges what they were told.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -329,27 +329,24 @@ async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
         return Ok(true);
     }
     let report = power(rounds, promise, seed, tell).await?;
-    for finding in report.findings.iter().take(20) {
-        tell(&format!("  finding: {finding}"))?;
-    }
-    if let Some(kept) = &report.kept {
-        tell(&format!(
-            "  kept: {} (each disk is a file to be mounted with -o loop); seed {seed}",
-            kept.display()
-        ))?;
-    }
-    Ok(report.findings.is_empty())
+    let note = format!("each disk is a file to be mounted with -o loop; seed {seed}");
+    tell_rounds(&report.findings, report.kept.as_deref(), &note)
 }
 
 async fn run_rot(corruptions: u64, seed: u64) -> Result<bool> {
     let report = rot(corruptions, seed, tell).await?;
-    for finding in report.findings.iter().take(20) {
+    tell_rounds(&report.findings, report.kept.as_deref(), &format!("seed {seed}"))
+}
+
+/// How a series of rounds has ended; whether it is good.
+fn tell_rounds(findings: &[String], kept: Option<&Path>, note: &str) -> Result<bool> {
+    for finding in findings.iter().take(20) {
         tell(&format!("  finding: {finding}"))?;
     }
-    if let Some(kept) = &report.kept {
-        tell(&format!("  kept: {}; seed {seed}", kept.display()))?;
+    if let Some(kept) = kept {
+        tell(&format!("  kept: {}; {note}", kept.display()))?;
     }
-    Ok(report.findings.is_empty())
+    Ok(findings.is_empty())
 }
 
 async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) -> Result<bool> {

@@ -65,6 +65,14 @@ impl fmt::Display for Measured {
     }
 }
 
+/// The middle one and the longest of some times, in milliseconds; 0 if there are none.
+pub(crate) fn middle_and_longest(times: &[Duration]) -> (u128, u128) {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = |index: usize| times.get(index).map_or(0, Duration::as_millis);
+    (at(times.len() / 2), at(times.len().saturating_sub(1)))
+}
+
 /// Takes the subject away so many times and measures the wait of a client each time.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
+use crate::measure::middle_and_longest;
 use judge::Kept;
 use load::Told;
 
@@ -83,13 +84,8 @@ pub struct PowerReport {
 
 impl fmt::Display for PowerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let middle = |times: &[Duration]| {
-            let mut times = times.to_vec();
-            times.sort_unstable();
-            let at = |index: usize| times.get(index).map_or(0, Duration::as_millis);
-            (at(times.len() / 2), at(times.len().saturating_sub(1)))
-        };
-        let ((recovery, recovery_max), (round, round_max)) = (middle(&self.recoveries), middle(&self.times));
+        let (recovery, recovery_max) = middle_and_longest(&self.recoveries);
+        let (round, round_max) = middle_and_longest(&self.times);
         write!(
             f,
             "{} rounds, {} power cuts of all servers: {} acknowledged, {} unknown, {} replicas compared, {} chunks not read, {} decided; \

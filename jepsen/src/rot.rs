@@ -6,7 +6,6 @@
 //! every chunk has to be there again and right (`docs/promises.md`, P6).
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,9 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore, SeedableRng};
 
-use crate::nemesis::{Corruption, Fate};
+use crate::measure::middle_and_longest;
+use crate::nemesis::{Corruption, Fate, chunk_file};
+use crate::runner::wait_until_whole;
 
 /// Files at most, and bytes of one: some chunks are full, some are not.
 const FILES_MAX: u64 = 64;
@@ -62,22 +63,18 @@ pub struct RotReport {
 
 impl fmt::Display for RotReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut repairs = self.repairs.clone();
-        repairs.sort_unstable();
-        let at = |index: usize| repairs.get(index).map_or(0, Duration::as_millis);
+        let (repair, repair_max) = middle_and_longest(&self.repairs);
         write!(
             f,
             "{} rounds: {} corruptions, {} found and made good ({} refused when asked), {} gone before anybody looked; \
-             {} MiB read and right; {} findings; all replicas right again after p50 {} ms, max {} ms",
+             {} MiB read and right; {} findings; all replicas right again after p50 {repair} ms, max {repair_max} ms",
             self.rounds,
             self.put,
             self.found,
             self.refused,
             self.gone,
             self.bytes >> 20,
-            self.findings.len(),
-            at(repairs.len() / 2),
-            at(repairs.len().saturating_sub(1))
+            self.findings.len()
         )
     }
 }
@@ -164,11 +161,7 @@ async fn round(
     dice: &mut StdRng,
     report: &mut RotReport,
 ) -> Result<()> {
-    cluster
-        .wait_for_status("every chunk has its replicas", REPAIR_PATIENCE, |status| {
-            status.counted && status.chunks_below_goal == 0
-        })
-        .await?;
+    wait_until_whole(cluster).await?;
     let started = Instant::now();
     let damaged = damage(cluster, (files, most), dice).await?;
     report.put += damaged.len() as u64;
@@ -242,29 +235,14 @@ async fn damage<'a>(
                     return Ok(damaged);
                 }
                 let name = cluster.name_at(&server.address).context("no such server")?;
-                let log = cluster.directory().join("logs").join(format!("{name}.log"));
-                let Some(path) = chunk_file(&cluster.data_of(&name).join("chunks"), &chunk)? else {
-                    continue;
-                };
-                if let Some(corruption) = Corruption::inflict(path, log, dice)? {
+                let Some(path) = chunk_file(cluster, &name, chunk.handle)? else { continue };
+                if let Some(corruption) = Corruption::inflict(cluster, &name, path, dice)? {
                     damaged.push(Damaged { written, chunk: chunk.clone(), server, corruption });
                 }
             }
         }
     }
     Ok(damaged)
-}
-
-/// The file in which a server has a chunk: it may have gone by now.
-fn chunk_file(directory: &std::path::Path, chunk: &Chunk) -> Result<Option<PathBuf>> {
-    let prefix = format!("{:016x}-", chunk.handle.raw());
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            return Ok(Some(entry.path()));
-        }
-    }
-    Ok(None)
 }
 
 impl Written {

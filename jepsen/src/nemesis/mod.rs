@@ -26,7 +26,7 @@ use crate::hosts::Network;
 use crate::inside::Inside;
 use crate::recorder::Recorder;
 
-pub(crate) use rot::{Corruption, Fate};
+pub(crate) use rot::{Corruption, Fate, chunk_file};
 
 /// A kind of fault.
 pub struct Fault {

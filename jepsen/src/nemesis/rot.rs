@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use gfs_tests::Role;
+use gfs_proto::id::ChunkHandle;
+use gfs_tests::{Cluster, Role};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
@@ -50,10 +51,16 @@ pub(crate) enum Fate {
 }
 
 impl Corruption {
-    /// Damages the file of a chunk, whose server writes this log; `None` if the file has gone, or is as it was.
-    pub(crate) fn inflict(path: PathBuf, log: PathBuf, dice: &mut StdRng) -> Result<Option<Self>> {
+    /// Damages a server's file of a chunk; `None` if the file has gone, or is as it was.
+    pub(crate) fn inflict(
+        cluster: &Cluster,
+        server: &str,
+        path: PathBuf,
+        dice: &mut StdRng,
+    ) -> Result<Option<Self>> {
         // It may be gone by now.
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
+        let log = cluster.directory().join("logs").join(format!("{server}.log"));
         let log_bytes = fs::metadata(&log)?.len();
         let number = file.metadata()?.ino();
         let handle = handle_of(&path).context("no name of a chunk file")?;
@@ -109,6 +116,17 @@ fn handle_of(path: &Path) -> Option<u64> {
     u64::from_str_radix(handle, 16).ok()
 }
 
+/// A server's chunk files: some may have gone by now.
+fn chunk_files(cluster: &Cluster, server: &str) -> Result<impl Iterator<Item = PathBuf>> {
+    let files = fs::read_dir(cluster.data_of(server).join("chunks"))?;
+    Ok(files.filter_map(|entry| Some(entry.ok()?.path())))
+}
+
+/// The file in which a server has a chunk, if it has one.
+pub(crate) fn chunk_file(cluster: &Cluster, server: &str, chunk: ChunkHandle) -> Result<Option<PathBuf>> {
+    Ok(chunk_files(cluster, server)?.find(|path| handle_of(path) == Some(chunk.raw())))
+}
+
 /// What was changed, where, and what stands there now; `None` if nothing is different from before.
 fn spoil(file: &File, dice: &mut StdRng) -> Result<Option<(&'static str, u64, Vec<u8>)>> {
     let length = file.metadata()?.len();
@@ -149,8 +167,7 @@ impl Ring<'_> {
             self.cluster.names(Role::Chunkserver).first().cloned().context("there is no such server")?;
         for _ in 0..self.dice.random_range(SPOTS) {
             let Some(path) = self.any_sound_file(&name)? else { return Ok(()) };
-            let log = self.cluster.directory().join("logs").join(format!("{name}.log"));
-            if let Some(corruption) = Corruption::inflict(path, log, &mut self.dice)? {
+            if let Some(corruption) = Corruption::inflict(self.cluster, &name, path, &mut self.dice)? {
                 self.recorder.nemesis(&corruption.to_string())?;
                 self.corruptions.push(corruption);
             }
@@ -162,9 +179,7 @@ impl Ring<'_> {
     /// A chunk file that nothing was done to.
     fn any_sound_file(&mut self, server: &str) -> Result<Option<PathBuf>> {
         let spoiled: Vec<&Path> = self.corruptions.iter().map(|corruption| &*corruption.path).collect();
-        let files = fs::read_dir(self.cluster.data_of(server).join("chunks"))?;
-        let sound =
-            files.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !spoiled.contains(&&**path));
+        let sound = chunk_files(self.cluster, server)?.filter(|path| !spoiled.contains(&&**path));
         Ok(sound.choose(&mut self.dice))
     }
 }

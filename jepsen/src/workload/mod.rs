@@ -270,13 +270,17 @@ async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
     let count = patiently(async || file.chunks().await).await?.len();
     for at in 0..count {
         let left = until.saturating_duration_since(Instant::now()).min(LAST_PATIENCE);
-        within(left, async || read_all_replicas(file, at).await).await?;
+        let read_it = async || match file.chunks().await?.get(at) {
+            Some(chunk) => read_all_replicas(file, chunk).await,
+            None => Err(Error::unavailable(format!("chunk {at} is not there, and there were {count}"))),
+        };
+        within(left, read_it).await?;
     }
     // What one chunk has waited for may have changed another, and the last append of unknown outcome may have added one.
     patiently(async || {
         let mut layout = Vec::new();
-        for at in 0..file.chunks().await?.len() {
-            layout.push(read_all_replicas(file, at).await?);
+        for chunk in file.chunks().await? {
+            layout.push(read_all_replicas(file, &chunk).await?);
         }
         Ok(layout)
     })
@@ -284,11 +288,10 @@ async fn layout(file: &gfs_client::File) -> gfs_client::Result<Vec<Vec<u64>>> {
 }
 
 /// Reads every replica of one chunk, if it has as many as it should; whose they are.
-async fn read_all_replicas(file: &gfs_client::File, at: usize) -> gfs_client::Result<Vec<u64>> {
-    let chunks = file.chunks().await?;
-    let Some(chunk) = chunks.get(at) else {
-        return Err(Error::unavailable(format!("{} chunks, and there were more", chunks.len())));
-    };
+async fn read_all_replicas(
+    file: &gfs_client::File,
+    chunk: &gfs_client::Chunk,
+) -> gfs_client::Result<Vec<u64>> {
     let (index, count) = (u64::from(chunk.index.raw()), chunk.replicas.len());
     if count < chunk.goal as usize {
         return Err(Error::unavailable(format!("chunk {index} has {count} of {} replicas", chunk.goal)));
