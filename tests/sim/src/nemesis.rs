@@ -142,6 +142,17 @@ impl Nemesis {
         Duration::from_millis(self.dice.random_range(range))
     }
 
+    /// Before any host begins.
+    pub(crate) fn begin(&mut self, sim: &Sim<'_>) -> Result<()> {
+        if self.plan.points.is_some() {
+            let servers: Vec<_> = self.servers.all.values().cloned().collect();
+            for armed in self.points.focus(&servers, self.plan.client_hosts as u64)? {
+                self.say(sim, &format!("arms {armed}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What is due at this moment; new faults only while the clients work.
     pub(crate) fn act(&mut self, sim: &mut Sim<'_>, phase: Phase) -> Result<()> {
         let now = sim.elapsed();

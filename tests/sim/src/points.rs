@@ -19,6 +19,8 @@ use crate::hosts::{Role, Server};
 pub(crate) const CLIENTS: u64 = 1_000;
 /// Fail points of a host that are armed at a time.
 const ARMED_MAX: usize = 3;
+/// Fail points that many hosts have armed from their first moment on.
+const FOCUS: usize = 3;
 /// The pass at which a fail point strikes.
 const PASSES: [u64; 8] = [1, 1, 1, 2, 3, 10, 40, 150];
 /// How often one strikes that does not end its server.
@@ -94,6 +96,31 @@ impl Points {
         self.dice.random_bool(0.25)
     }
 
+    /// In half of the seeds, before any host begins: a few fail points, for their first pass on about every second
+    /// host. What was armed where.
+    ///
+    /// What [`arm`](Self::arm) draws hardly ever strikes where a host comes only once in its life, or once in many runs.
+    pub(crate) fn focus(&mut self, servers: &[Rc<Server>], clients: u64) -> Result<Vec<String>> {
+        if self.dice.random_bool(0.5) {
+            return Ok(Vec::new());
+        }
+        let chosen: Vec<Point> = POINTS.choose_multiple(&mut self.dice, FOCUS).copied().collect();
+        let servers = servers.iter().map(|server| (server.number, Some(server.role)));
+        let hosts: Vec<_> = servers.chain((0..clients).map(|client| (CLIENTS + client, None))).collect();
+        let mut armed = Vec::new();
+        for (number, role) in hosts {
+            for point in chosen.iter().filter(|point| fits(point.name, role)) {
+                if self.dice.random_bool(0.5) {
+                    // Once: a cluster whose disks stand still again and again does not come up.
+                    let line = format!("{}={}", point.name, self.action(*point, role, (1, 1)));
+                    fault::arm_host(number, &line)?;
+                    armed.push(format!("host {number}: {line}"));
+                }
+            }
+        }
+        Ok(armed)
+    }
+
     /// Up to the next ones.
     pub(crate) fn pause(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(self.dice.random_range(0.25..1.75))
@@ -109,17 +136,22 @@ impl Points {
         let fitting: Vec<Point> = POINTS.iter().filter(|point| fits(point.name, role)).copied().collect();
         let count = self.dice.random_range(1..=ARMED_MAX);
         let chosen: Vec<Point> = fitting.choose_multiple(&mut self.dice, count).copied().collect();
-        let lines: Vec<String> =
-            chosen.iter().map(|point| format!("{}={}", point.name, self.action(*point, role))).collect();
+        let lines: Vec<String> = chosen
+            .iter()
+            .map(|point| {
+                let pass = PASSES.choose(&mut self.dice).copied().unwrap_or(1);
+                let times = TIMES.choose(&mut self.dice).copied().unwrap_or(1);
+                format!("{}={}", point.name, self.action(*point, role, (pass, times)))
+            })
+            .collect();
         let line = lines.join("; ");
         fault::arm_host(number, &line)?;
         Ok(format!("{}: {line}", server.map_or("a client", |server| &server.name)))
     }
 
-    fn action(&mut self, point: Point, role: Option<Role>) -> String {
+    /// What happens at which pass, and how often.
+    fn action(&mut self, point: Point, role: Option<Role>, (pass, times): (u64, u64)) -> String {
         let dice = &mut self.dice;
-        let pass = PASSES.choose(dice).copied().unwrap_or(1);
-        let times = TIMES.choose(dice).copied().unwrap_or(1);
         match dice.random_range(0..3) {
             0 if role.is_some() => format!("crash@{pass}*1"),
             1 if point.fails => format!("error@{pass}*{times}"),

@@ -164,6 +164,7 @@ impl Run<'_> {
         let mut raging_since = None;
         let mut next_probe = Duration::ZERO;
         let mut done_at = None;
+        self.nemesis.begin(&self.sim)?;
         loop {
             self.sim.step().map_err(|error| anyhow::anyhow!("{error}"))?;
             let now = self.sim.elapsed();
