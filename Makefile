@@ -58,8 +58,8 @@ jepsen: build
 
 PROOF = $(CARGO) run --locked --quiet --package gfs-jepsen --
 PROOF_RUN = $(PROOF) run --workload append --clients 16 --operations 10000
-# Exactly once, at its offset, on every replica; nobody waits longer than is promised, whoever is lost and however; nothing
-# that has rotted is served, and all of it is made good.
+# Exactly once, at its offset, on every replica; nobody waits longer than is promised, whoever is lost and however; what a
+# chunkserver held, a GiB, is elsewhere within a minute; nothing that has rotted is served, and all of it is made good.
 proof: build
 	$(PROOF_RUN) --nemesis kill,pause,cut
 	$(PROOF_RUN) --nemesis leader,cut-leader,leader-pause
@@ -67,6 +67,7 @@ proof: build
 	$(PROOF) measure leader --by cut --rounds 20 --within 2s
 	$(PROOF) measure primary --rounds 20 --within 5s
 	$(PROOF) measure primary --by cut --rounds 20 --within 5s
+	$(PROOF) measure chunkserver --rounds 3 --within 60s
 	$(PROOF) rot --corruptions 1000
 
 # Programs with fail points in them (docs/decisions/0016), beside the ordinary ones. What only they can suffer is tried here,

@@ -146,11 +146,11 @@ enum Command {
         #[arg(long)]
         fast: bool,
     },
-    /// Measures how long users wait after the loss of a server.
+    /// Measures how long users wait after the loss of a server, or chunks for their replicas
     Measure {
-        /// Whom they lose.
+        /// What is lost.
         subject: Whom,
-        /// How they lose it.
+        /// How it is lost.
         #[arg(long, value_enum, default_value_t = How::Kill)]
         by: How,
         /// Fails if one wait is longer.
@@ -159,6 +159,9 @@ enum Command {
         /// How often.
         #[arg(long, default_value_t = 20)]
         rounds: u32,
+        /// MiB of chunks, about, that a chunkserver holds which is lost.
+        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+        holds: u64,
     },
 }
 
@@ -168,6 +171,8 @@ enum Whom {
     Leader,
     /// The primary of a chunk; until the next append.
     Primary,
+    /// A chunkserver; until others have a replica of everything that it held.
+    Chunkserver,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -302,10 +307,11 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
             run_power(rounds, promise, seed.unwrap_or_else(draw)).await
         }
         Command::Rot { corruptions, seed } => run_rot(corruptions, seed.unwrap_or_else(draw)).await,
-        Command::Measure { subject, by, within, rounds } => {
+        Command::Measure { subject, by, within, rounds, holds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
                 Whom::Primary => Subject::Primary,
+                Whom::Chunkserver => Subject::Chunkserver { holds: holds << 20 },
             };
             let loss = match by {
                 How::Kill => Loss::Kill,

@@ -1,14 +1,19 @@
-//! How long users wait when a server is lost (design P10).
+//! How long users wait when a server is lost (design P10), and how long chunks are short of replicas.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use gfs_client::{Chunk, Client, File, Options};
+use gfs_proto::pb::ClusterStatusReply;
+use gfs_proto::size::CHUNK_BYTES_DEFAULT;
 use gfs_tests::{Cluster, Shape};
 
 use crate::hosts::Site;
+use crate::runner::wait_until_whole;
 
 /// Whom the measurement takes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +22,34 @@ pub enum Subject {
     Leader,
     /// The primary of a chunk; until a client's next append to it is done.
     Primary,
+    /// A chunkserver that holds about so many bytes of chunks; until others have a replica of each of them instead.
+    Chunkserver {
+        /// At least one chunk's worth is written.
+        holds: u64,
+    },
 }
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leader => f.write_str("leader"),
+            Self::Primary => f.write_str("primary"),
+            Self::Chunkserver { holds } => write!(f, "chunkserver with about {} MiB", holds >> 20),
+        }
+    }
+}
+
+/// Chunkservers of the cluster, and replicas of a chunk.
+const CHUNKSERVERS: usize = 4;
+const GOAL: u64 = 3;
+/// The size of a chunk that clusters have by default.
+const CHUNK_BYTES: u64 = CHUNK_BYTES_DEFAULT as u64;
+/// What is written at a time to fill chunks.
+const PIECE_BYTES: usize = 8 << 20;
+/// How long until the masters speak of a server's absence.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long new replicas may take.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// How the subject is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +87,7 @@ impl fmt::Display for Measured {
         let (subject, rounds) = (self.subject, self.waits.len());
         write!(
             f,
-            "{subject:?} lost {rounds} times by {:?}: p50 {} ms, p90 {} ms, p99 {} ms, longest {} ms",
+            "{subject} lost {rounds} times by {:?}: p50 {} ms, p90 {} ms, p99 {} ms, longest {} ms",
             self.loss,
             at(50),
             at(90),
@@ -78,7 +110,10 @@ pub(crate) fn middle_and_longest(times: &[Duration]) -> (u128, u128) {
 /// # Errors
 /// The cluster does not come up, or an operation fails; a cut without hosts of their own.
 pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> Result<Measured> {
-    let shape = Shape { masters: 3, chunkservers: 4, ..Shape::default() };
+    let mut shape = Shape { masters: 3, chunkservers: CHUNKSERVERS, ..Shape::default() };
+    if matches!(subject, Subject::Chunkserver { .. }) {
+        shape.chunk_bytes = CHUNK_BYTES;
+    }
     let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
     // Clients live on their own host: the control host sees what they can't.
     let masters = cluster.masters();
@@ -88,6 +123,9 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         anyhow::Ok(User { client, file: Arc::new(file) })
     });
     let user = user.await??;
+    if let Subject::Chunkserver { holds } = subject {
+        user.fill((holds * CHUNKSERVERS as u64).div_ceil(GOAL * CHUNK_BYTES).max(1), site).await?;
+    }
     let mut waits = Vec::new();
     for round in 0..rounds {
         user.append(site).await?;
@@ -99,22 +137,18 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
                 let primary = chunk.replicas.iter().find(|replica| Some(replica.id) == chunk.primary);
                 cluster.name_at(&primary.context("nobody is primary")?.address).context("no such server")?
             }
+            Subject::Chunkserver { .. } => fullest(&cluster, &user.chunks(site).await?)?,
         };
         take_away(&mut cluster, &victim, loss, site)?;
         let lost = Instant::now();
         match subject {
             Subject::Leader => user.mkdir(round, site).await?,
             Subject::Primary => user.append(site).await?,
+            Subject::Chunkserver { .. } => wait_until_replaced(&cluster).await?,
         }
         waits.push(lost.elapsed());
         bring_back(&mut cluster, &victim, loss, site)?;
-        cluster.wait_until_up().await?;
-        let patience = Duration::from_secs(60);
-        cluster
-            .wait_for_status("all replicas", patience, |status| {
-                status.counted && status.chunks_below_goal == 0
-            })
-            .await?;
+        wait_until_whole(&mut cluster).await?;
     }
     waits.sort_unstable();
     // What a loss makes servers log is no matter here.
@@ -135,6 +169,20 @@ impl User {
         Ok(())
     }
 
+    /// Writes so many whole chunks.
+    async fn fill(&self, chunks: u64, site: &Site) -> Result<()> {
+        let file = self.file.clone();
+        let pieces = chunks * CHUNK_BYTES / PIECE_BYTES as u64;
+        let write = async move {
+            let piece = Bytes::from(vec![0xA5; PIECE_BYTES]);
+            for number in 0..pieces {
+                file.write_at(number * PIECE_BYTES as u64, piece.clone()).await?;
+            }
+            anyhow::Ok(())
+        };
+        site.clients().spawn(write).await?
+    }
+
     async fn chunks(&self, site: &Site) -> Result<Vec<Chunk>> {
         let file = self.file.clone();
         Ok(site.clients().spawn(async move { file.chunks().await }).await??)
@@ -145,6 +193,25 @@ impl User {
         site.clients().spawn(async move { client.mkdir(&format!("/{round}")).await }).await??;
         Ok(())
     }
+}
+
+/// The chunkserver that has the most replicas of these chunks.
+fn fullest(cluster: &Cluster, chunks: &[Chunk]) -> Result<String> {
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for replica in chunks.iter().flat_map(|chunk| &chunk.replicas) {
+        *held.entry(&replica.address).or_default() += 1;
+    }
+    let (address, _) = held.into_iter().max_by_key(|(_, count)| *count).context("no replica")?;
+    cluster.name_at(address).context("no such server")
+}
+
+/// Waits until the masters miss replicas, and then until they miss none.
+async fn wait_until_replaced(cluster: &Cluster) -> Result<()> {
+    let missed = |status: &ClusterStatusReply| status.counted && status.chunks_below_goal > 0;
+    cluster.wait_for_status("replicas are missed", NOTICE_PATIENCE, missed).await?;
+    let replaced = |status: &ClusterStatusReply| status.counted && status.chunks_below_goal == 0;
+    cluster.wait_for_status("other servers have the replicas", REPAIR_PATIENCE, replaced).await?;
+    Ok(())
 }
 
 fn take_away(cluster: &mut Cluster, victim: &str, loss: Loss, site: &Site) -> Result<()> {
