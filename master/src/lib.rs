@@ -22,7 +22,7 @@ use gfs_proto::task::every;
 use gfs_proto::{Environment, Error, Result};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{MasterConfig, Start, TRASH_DEFAULT};
+pub use config::{MasterConfig, SESSION_DEFAULT, Start, TRASH_DEFAULT};
 
 use leader::Leader;
 use raft::{BootstrapConfig, Node, NodeConfig, Origin};
@@ -108,6 +108,7 @@ fn origin(config: &MasterConfig) -> Origin {
             chunk_bytes: config.chunk_bytes,
             replication: config.replication,
             trash: config.trash,
+            session: SESSION_DEFAULT,
         }),
         Start::Join(masters) => Origin::Join { masters: masters.clone(), shadow: config.shadow },
     }

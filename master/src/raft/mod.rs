@@ -61,6 +61,8 @@ pub struct BootstrapConfig {
     pub replication: u32,
     /// How long deleted files can be restored.
     pub trash: Duration,
+    /// How long the session of a client lives that has fallen silent.
+    pub session: Duration,
 }
 
 /// Settings of one node.

@@ -27,8 +27,6 @@ use crate::state::{Command, Proposal, Rejected};
 
 /// Id of the first master of a cluster; the others get the index of the entry that registers them.
 const FIRST: MasterId = MasterId::from_raw(1);
-/// How long an idle client session lives.
-const SESSION: Duration = Duration::from_secs(600);
 /// How long a new cluster may take to decide its first command.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a new member asks to be taken in before it gives up.
@@ -182,7 +180,7 @@ async fn make_cluster(
         chunk_bytes: bootstrap.chunk_bytes,
         replication: bootstrap.replication,
         trash_ms: millis(bootstrap.trash),
-        session_ms: millis(SESSION),
+        session_ms: millis(bootstrap.session),
         master: FIRST,
         uuid: inner._home.uuid(),
         address: config.address.clone(),

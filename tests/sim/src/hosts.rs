@@ -162,6 +162,7 @@ impl Server {
                 chunk_bytes: ChunkBytes::parse(plan.chunk_bytes).map_err(Error::internal)?,
                 replication: REPLICATION,
                 trash: plan.trash,
+                session: plan.session,
             })
         } else {
             Origin::Join { masters: servers.masters(), shadow: self.role == Role::Shadow }

@@ -25,8 +25,8 @@ use crate::plan::Plan;
 use crate::points::Points;
 use crate::trace::Trace;
 
-/// How far a wall clock jumps at most: less than half the life of a session, or clients do nothing but begin anew.
-const JUMP_MS_MAX: i64 = 240_000;
+/// How far a wall clock jumps at most, in percent of the life of a session: with half of it clients do nothing but begin anew.
+const JUMP_PERCENT_MAX: u32 = 40;
 
 /// A kind of fault.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -431,7 +431,9 @@ impl Nemesis {
     fn strike_clock(&mut self, sim: &mut Sim<'_>) -> bool {
         let servers: Vec<_> = self.servers.all.values().cloned().collect();
         let Some(server) = servers.choose(&mut self.dice) else { return false };
-        let jump = self.dice.random_range(-JUMP_MS_MAX..=JUMP_MS_MAX);
+        let most = self.plan.session * JUMP_PERCENT_MAX / 100;
+        let most = i64::try_from(most.as_millis()).unwrap_or(0);
+        let jump = self.dice.random_range(-most..=most);
         server.knobs.wall_ms.store(jump, Ordering::Relaxed);
         self.say(sim, &format!("wall clock of {} is {jump} ms off", server.name));
         true

@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) disks: usize,
     pub(crate) chunk_bytes: u64,
     pub(crate) trash: Duration,
+    /// How long the session of a client lives that has fallen silent.
+    pub(crate) session: Duration,
     /// Hosts on which the clients run.
     pub(crate) client_hosts: usize,
     /// Clients of each workload.
@@ -67,6 +69,13 @@ fn tick(seed: u64) -> Duration {
     Duration::from_millis(choices.choose(dice).copied().unwrap_or(1))
 }
 
+/// Sessions mostly outlive a run; in the other seeds whoever is cut off for a while has none any more. With dice of its own
+/// too.
+fn session(seed: u64) -> Duration {
+    let dice = &mut StdRng::seed_from_u64(seed ^ 0x5E55);
+    if dice.random_bool(0.7) { gfs_master::SESSION_DEFAULT } else { millis(dice, 4_000..=20_000) }
+}
+
 /// The line that runs a seed.
 pub(crate) fn command(seed: u64, time: Duration) -> String {
     let features = if fault::BUILT { " --features faults" } else { "" };
@@ -91,6 +100,7 @@ impl Plan {
             disks: dice.random_range(1..=2),
             chunk_bytes: pick(dice, &[1, 1, 1, 2]) << 20,
             trash: millis(dice, 5_000..=60_000),
+            session: session(seed),
             client_hosts: dice.random_range(2..=3),
             clients: dice.random_range(2..=4),
             think: millis(dice, 20..=200),

@@ -14,8 +14,12 @@ use crate::raft::{BootstrapConfig, Leadership, Node, NodeConfig, Origin};
 async fn each_term_has_a_reign_of_its_own_that_starts_when_the_term_is_known() {
     // Guard no_term_start: fences are counted from there, and another leader may have answered until then.
     let dir = tempfile::tempdir().unwrap();
-    let bootstrap =
-        BootstrapConfig { chunk_bytes: ChunkBytes::DEFAULT, replication: 3, trash: Duration::from_secs(1) };
+    let bootstrap = BootstrapConfig {
+        chunk_bytes: ChunkBytes::DEFAULT,
+        replication: 3,
+        trash: Duration::from_secs(1),
+        session: crate::SESSION_DEFAULT,
+    };
     let (config, environment) = (NodeConfig::new(dir.path(), "127.0.0.1:1"), Environment::real());
     let node = Node::start(config, &Origin::Bootstrap(bootstrap), &environment).await.unwrap();
     let leader = Leader::new(node.clone(), &environment);

@@ -70,6 +70,7 @@ fn bootstrap() -> Origin {
         chunk_bytes: ChunkBytes::DEFAULT,
         replication: 3,
         trash: Duration::from_secs(3600),
+        session: crate::SESSION_DEFAULT,
     })
 }
 

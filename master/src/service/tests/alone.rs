@@ -34,6 +34,7 @@ impl Alone {
             chunk_bytes: ChunkBytes::DEFAULT,
             replication: 3,
             trash: Duration::from_secs(1),
+            session: crate::SESSION_DEFAULT,
         };
         // Slow elections: a test looks around before this one leads.
         let (election_min, election_max) = (Duration::from_millis(1000), Duration::from_millis(1200));
