@@ -237,6 +237,11 @@ impl Cluster {
 
     /// A grant that began at `since` was confirmed: each member has stored and adopted its version, whatever it reported
     /// before. What it has lost after that it has not.
+    ///
+    /// A member that reported in the middle of the grant said that it was partial, which is over; to take it at its word
+    /// would be to give it the same replica again, and it drops what it holds whenever it joins. Only what a server says in an
+    /// epoch that began after the grant, as after a power cut, is newer than its adoption; and what it said about damage at this
+    /// very version.
     pub(crate) fn adopted(
         &mut self,
         handle: ChunkHandle,
@@ -251,7 +256,9 @@ impl Cluster {
                 }
                 let held = server.replicas.entry(handle).or_default();
                 if held.version < version {
-                    *held = Held { version, partial: false, ..*held };
+                    *held = Held { version, ..Held::default() };
+                } else if held.version == version && server.registered <= since {
+                    held.partial = false;
                 }
             }
         }

@@ -96,6 +96,8 @@ pub(crate) struct Server {
     pub(crate) rack: String,
     /// Its last registration here.
     pub(crate) epoch: Epoch,
+    /// When its epoch began here.
+    pub(super) registered: Moment,
     /// When its last message came.
     pub(crate) heard: Moment,
     /// When it was last answered by this master as leader, and of which term.
@@ -141,6 +143,7 @@ impl Server {
             address: registration.address,
             rack: registration.rack,
             epoch: registration.epoch,
+            registered: now,
             heard: now,
             answered: None,
             suspect: false,
@@ -163,6 +166,7 @@ impl Server {
         self.suspect = false;
         if self.epoch != registration.epoch {
             self.epoch = registration.epoch;
+            self.registered = now;
             self.reports = Reports::default();
         }
     }

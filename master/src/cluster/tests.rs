@@ -273,6 +273,36 @@ fn what_was_lost_while_a_grant_was_under_way_its_confirm_does_not_bring_back() {
     assert!(cluster.weak().is_empty());
 }
 
+/// How many replicas of chunk 7 count after a grant of version 6 that began at 100, if server 3 reported so in the middle of it.
+fn live_after(held: Held, anew: bool) -> u32 {
+    let mut cluster = cluster();
+    let (server, version) = (ServerId::from_raw(3), ChunkVersion::from_raw(6));
+    let (epoch, first) = if anew { (2, Some((true, true))) } else { (EPOCH, None) };
+    if anew {
+        let (address, epoch) = ("s:3".to_owned(), Epoch::from_raw(epoch));
+        cluster.register(server, Registration { address, rack: String::new(), epoch }, at(150));
+    }
+    let said = Report { epoch: Epoch::from_raw(epoch), ..report(2, first, &[(7, held)], &[]) };
+    assert!(cluster.report(server, &said, &Memory::default(), at(160)));
+    cluster.adopted(handle(7), version, &ids(&[1, 2, 3]), at(100));
+    let confirmed = Chunk { version, confirmed: version, ..chunk() };
+    cluster.examine(handle(7), Some(&confirmed), at(200));
+    cluster.weak().get(&handle(7)).map_or(3, |weakness| weakness.live)
+}
+
+#[test]
+fn what_a_member_said_in_the_middle_of_a_grant_is_over_with_its_confirm() {
+    // Else it is given the same replica again, for which it drops what it holds (`gfs-jepsen measure chunkserver`).
+    assert_eq!(live_after(Held { partial: true, ..held(6) }, false), 3);
+    assert_eq!(live_after(Held { corrupt: true, ..held(5) }, false), 3, "it has been replaced");
+}
+
+#[test]
+fn what_a_member_said_after_its_adoption_its_confirm_does_not_take_back() {
+    assert_eq!(live_after(Held { partial: true, ..held(6) }, true), 2, "it has lost power since");
+    assert_eq!(live_after(Held { corrupt: true, ..held(6) }, false), 2, "its copy is damaged already");
+}
+
 #[test]
 fn a_server_that_has_counted_to_the_end_is_asked_for_a_full_report() {
     let mut cluster = cluster();

@@ -78,3 +78,28 @@ async fn who_is_left_alone_of_several_has_to_verify_what_it_holds_before_the_oth
     assert!(!verified(without(&[2, 3])).await, "it was alone before");
     assert!(!verified(Wish { reach: Reach::Goal, ..Wish::write() }).await, "a copy reads all of it anyway");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_no_server_has_room_to_join_changes_nothing() {
+    // Server 4 is getting as many copies as it may; server 3 is no help.
+    let stage = Stage::new(4);
+    let mut handles = Vec::new();
+    for index in 0..3 {
+        let handle = stage.add_chunk(index);
+        stage.granter.find_lease(&stage.reign, handle, None).await.unwrap();
+        stage.granter.grant(&stage.reign, handle, without(&[3])).await.unwrap();
+        handles.push(handle);
+    }
+    stage.servers.set(1, Mood::Slow);
+    let wish = Wish { writer: true, reach: Reach::Goal, avoid: BTreeSet::from([server(3)]) };
+    let copying: Vec<_> = handles[..2]
+        .iter()
+        .map(|handle| stage.granter.start(&stage.reign, *handle, wish.clone()).unwrap())
+        .collect();
+    stage.pass(Duration::from_millis(500)).await;
+    assert!(copying.iter().all(|grant| grant.borrow().is_none()));
+    let before = stage.chunk(handles[2]);
+    let error = stage.granter.grant(&stage.reign, handles[2], wish).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    assert_eq!(stage.chunk(handles[2]), before);
+}
