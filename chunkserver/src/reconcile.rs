@@ -18,7 +18,7 @@ use crate::chunk::{Chunk, held};
 use crate::replica::{Candidate, Grant, Held, Position, Step, longest};
 use crate::report::Change;
 use crate::server::Chunkserver;
-use crate::store::{Adoption, Content};
+use crate::store::{Adoption, Content, Origin};
 
 /// How long a member may take to tell what it holds.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,20 +91,24 @@ impl Chunkserver {
         let us = self.identity()?.1;
         let version = grant.version;
         let adopted = chunk.quick(|state| state.replica(chunk.handle)?.adopt(version))?;
-        let content = match adopted {
+        let (content, origin) = match adopted {
             // An earlier attempt has settled what all adopt.
-            Step::Done => blocking(|| self.store.content(chunk.handle)).map_err(|error| self.wire(&error))?,
+            Step::Done => {
+                let content = blocking(|| self.store.content(chunk.handle));
+                (content.map_err(|error| self.wire(&error))?, ChunkVersion::NONE)
+            }
             Step::Go(()) => {
-                let (source, content) = self.agree(chunk, grant, us).await?;
+                let (source, content, origin) = self.agree(chunk, grant, us).await?;
                 fault::try_reach("reconcile::agreed").await?;
                 let from = (source.server != us).then_some(&source);
-                let taken = self.take_over(chunk, version, content.clone(), from).await;
+                let of = if from.is_none() { Origin::Own } else { Origin::Adopted(origin) };
+                let taken = self.take_over(chunk, version, (content.clone(), of), from).await;
                 if let Err(Error::Corrupt { handle, .. }) = taken {
                     // The source could not give what it holds: a grant without it may do better.
                     return Err(Error::MemberFailed { handle, server: source.server });
                 }
                 taken?;
-                content
+                (content, origin)
             }
         };
         let others = grant.members.iter().filter(|member| member.server != us);
@@ -114,6 +118,7 @@ impl Chunkserver {
             version: version.raw(),
             content: Some((&content).into()),
             primary: grant.primary().map(Into::into),
+            origin: origin.raw(),
             ..Default::default()
         };
         fault::try_reach("reconcile::before_adopts").await?;
@@ -133,8 +138,13 @@ impl Chunkserver {
         })
     }
 
-    /// Collects what every member holds, and chooses.
-    async fn agree(&self, chunk: &Chunk, grant: &Grant, us: ServerId) -> Result<(Peer, Content)> {
+    /// Collects what every member holds, and chooses: whose content, and which version's content that one had adopted.
+    async fn agree(
+        &self,
+        chunk: &Chunk,
+        grant: &Grant,
+        us: ServerId,
+    ) -> Result<(Peer, Content, ChunkVersion)> {
         let collects = grant.members.iter().map(|member| async move {
             if member.server == us {
                 return self.collect_own(chunk, grant.version).map(|(held, content)| Collected {
@@ -153,8 +163,8 @@ impl Chunkserver {
         let chosen = longest(grant, &candidates).ok_or(Error::NoReplica { handle: chunk.handle })?;
         let at = collected.iter().position(|one| one.member.server == chosen);
         let at = at.ok_or(Error::NoReplica { handle: chunk.handle })?;
-        let Collected { member, content, .. } = collected.swap_remove(at);
-        Ok((member, content))
+        let Collected { member, content, held } = collected.swap_remove(at);
+        Ok((member, content, held.adopted))
     }
 
     fn collect_own(&self, chunk: &Chunk, version: ChunkVersion) -> Result<(Held, Content)> {
@@ -261,23 +271,28 @@ impl Chunkserver {
         self.meant(&request.cluster, request.server)?;
         let chunk = self.chunk(ChunkHandle::from_raw(request.handle))?;
         let version = ChunkVersion::from_raw(request.version);
+        let origin = match ChunkVersion::from_raw(request.origin) {
+            ChunkVersion::NONE => Origin::Unknown,
+            adopted => Origin::Adopted(adopted),
+        };
         let content = request.content.ok_or_else(|| Error::bad_argument("no content"))?;
         let primary = request.primary.ok_or_else(|| Error::bad_argument("no primary"))?;
         let primary = Peer::from(&primary);
         // A task of its own: the copy goes on if the caller has gone, and its repeat finds it done.
         let server = self.clone();
-        let work = async move { server.take_over(&chunk, version, content.into(), Some(&primary)).await };
+        let work =
+            async move { server.take_over(&chunk, version, (content.into(), origin), Some(&primary)).await };
         tokio::spawn(work.in_current_span())
             .await
             .unwrap_or_else(|_| Err(Error::unavailable("the adoption was given up")))
     }
 
-    /// Makes `content` this replica's, with the bytes that differ from `source`; durable when this returns.
+    /// Makes `content` this replica's, with the bytes that may differ from `source`; durable when this returns.
     async fn take_over(
         &self,
         chunk: &Chunk,
         version: ChunkVersion,
-        content: Content,
+        (content, origin): (Content, Origin),
         source: Option<&Peer>,
     ) -> Result<()> {
         let begun = chunk.with(|state| {
@@ -288,10 +303,13 @@ impl Chunkserver {
                 return Err(Error::Busy { what: format!("the adoption of {}", chunk.handle) });
             }
             let before = self.store.content(chunk.handle).map_err(|error| self.wire(&error))?;
-            let adoption = self.store.adopt(chunk.handle, version, content.clone());
+            let sealed = content.sealed;
+            let adoption = self.store.adopt(chunk.handle, version, (content, origin));
             let adoption = adoption.map_err(|error| self.wire(&error))?;
             state.adopting = true;
-            Ok(Some((adoption, same(&before, &content))))
+            // Members forget the requests of an expired session at different times (decision 0012), and readers see none of them.
+            let same = adoption.is_same() && before.sealed == sealed;
+            Ok(Some((adoption, same)))
         })?;
         let Some((mut adoption, same)) = begun else { return Ok(()) };
         let fetched = self.fetch_missing(chunk.handle, version, &mut adoption, source).await;
@@ -341,10 +359,4 @@ impl Chunkserver {
             })
             .await
     }
-}
-
-/// Whether two contents are the same to readers, whatever the order of mutations that led to them. Members forget the
-/// requests of an expired session at different times (decision 0012), and readers see none of them.
-fn same(before: &Content, after: &Content) -> bool {
-    before.length == after.length && before.sealed == after.sealed && before.block_crcs == after.block_crcs
 }

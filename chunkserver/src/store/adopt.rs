@@ -1,8 +1,8 @@
 //! Adoption: a replica takes over reconciled content aside, and switches to it at once (protocol.md, Grant 4).
 //!
-//! If the content only adds to what is here, the new bytes go behind the old ones, where nobody sees them before the
-//! switch. Otherwise they go into a file of a new generation, with the blocks that are the same taken from the old one.
-//! The switch is one record in the log. Guard *adopt_in_place*: until then the replica is as it was.
+//! What is here already stays if it came about in the same way: by the same mutations of what was adopted together. Otherwise
+//! all of it is taken anew, into a file of a new generation. Equal checksums prove nothing: CRC-32 is linear, so that records
+//! which end with a CRC-32 of their own look all the same to it (docs/decisions/0022). The switch is one record in the log. Guard *adopt_in_place*: until then the replica is as it was.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,6 +23,17 @@ use super::files::{File, Open};
 use super::format::Record;
 use super::log::{Firmness, Then};
 
+/// Where content comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From this very replica.
+    Own,
+    /// From one that had adopted the content of this version, and was changed by as many mutations as the content says.
+    Adopted(ChunkVersion),
+    /// Nobody knows any more.
+    Unknown,
+}
+
 /// Content on its way in. Dropping it before the commit leaves the replica as it was.
 pub struct Adoption {
     disk: Arc<Disk>,
@@ -31,8 +42,8 @@ pub struct Adoption {
     content: Content,
     /// Tells this adoption from a newer one of the same chunk.
     number: u64,
-    /// Bytes of the replica that the content starts with, as far as that is known from checksums of whole blocks.
-    kept: u32,
+    /// What the replica holds is the content.
+    same: bool,
     missing: BTreeSet<u32>,
     aside: Option<Aside>,
     committed: bool,
@@ -50,7 +61,7 @@ pub(crate) fn adopt(
     disk: &Arc<Disk>,
     chunk: &Arc<Chunk>,
     version: ChunkVersion,
-    content: Content,
+    (content, origin): (Content, Origin),
 ) -> Result<Adoption> {
     check_content(chunk.handle, &content, disk.options.chunk_bytes_max.raw())?;
     fault::at("store::adopt::begin");
@@ -71,23 +82,32 @@ pub(crate) fn adopt(
     disk.settle_all(chunk, &mut state)?;
     state.adoption += 1;
     disk.cut_tail(chunk, &mut state)?;
-    let kept = state.length();
+    let own = &state.meta;
+    let same = match origin {
+        Origin::Own => true,
+        // What was adopted together and has changed by as many mutations is the same (promise P5), unless something is lost.
+        Origin::Adopted(adopted) => {
+            adopted == own.adopted && own.content.serial == content.serial && !own.partial
+        }
+        Origin::Unknown => false,
+    };
     let number = state.adoption;
     let mut adoption = Adoption {
         disk: disk.clone(),
         chunk: chunk.clone(),
         version,
         number,
-        kept,
+        same,
         missing: BTreeSet::new(),
         aside: None,
         committed: false,
         content,
     };
-    let begun = if !state.meta.corrupt && begins(&adoption.content, &state.meta.content) {
-        let goes_on = adoption.content.length > kept;
-        let first = if goes_on { block::block_of(kept) } else { adoption.blocks() };
-        adoption.missing = (first..adoption.blocks()).collect();
+    let own = &state.meta;
+    let begun = if same && !own.corrupt && own.content.block_crcs == adoption.content.block_crcs {
+        Ok(())
+    } else if own.content.length == 0 {
+        adoption.missing = (0..adoption.blocks()).collect();
         Ok(())
     } else {
         adoption.go_aside(&mut state)
@@ -95,16 +115,6 @@ pub(crate) fn adopt(
     // Before the adoption may be dropped, which locks the chunk.
     drop(state);
     begun.map(|()| adoption)
-}
-
-/// Whether `own` is where `content` starts; its last, ragged block can't be told yet if the content goes on.
-fn begins(content: &Content, own: &Content) -> bool {
-    let blocks = if content.length == own.length {
-        own.block_crcs.len()
-    } else {
-        block::block_of(own.length) as usize
-    };
-    own.length <= content.length && content.block_crcs[..blocks] == own.block_crcs[..blocks]
 }
 
 fn check_content(handle: ChunkHandle, content: &Content, limit: u32) -> Result<()> {
@@ -126,8 +136,12 @@ fn check_content(handle: ChunkHandle, content: &Content, limit: u32) -> Result<(
 }
 
 impl Adoption {
+    /// Whether the replica holds the content already: the same mutations of what was adopted together.
+    pub fn is_same(&self) -> bool {
+        self.same
+    }
+
     /// Ranges of the content that have to be fetched: from block to block, the last one to the end of the content.
-    /// Ask again after writing them: what was thought to be here may turn out to differ.
     pub fn missing(&self) -> Vec<Range<u32>> {
         let mut ranges: Vec<Range<u32>> = Vec::new();
         for block in &self.missing {
@@ -238,23 +252,13 @@ impl Adoption {
         let mut state = chunk.state.lock();
         self.check(&state)?;
         let start = block::start_of(index);
-        if self.aside.is_none() && start < self.kept {
-            // The replica's last block, which goes on in the content: does it start as ours does?
-            let ours = (self.kept - start) as usize;
-            let same = state.meta.content.block_crcs.get(index as usize).copied()
-                == Some(crc32fast::hash(&piece[..ours]));
-            if same {
-                return self.disk.write_file(&chunk, &mut state, self.kept, &piece[ours..]);
-            }
-            self.go_aside(&mut state)?;
-        }
         match &self.aside {
             Some(aside) => write_aside(&self.disk, &aside.file, start, piece),
             None => self.disk.write_file(&chunk, &mut state, start, piece),
         }
     }
 
-    /// Starts a file of a new generation with all blocks that are the content's already, verified.
+    /// Starts a file of a new generation: with the blocks that are not damaged, if what is here is the content.
     fn go_aside(&mut self, state: &mut State) -> Result<()> {
         let (disk, chunk) = (self.disk.clone(), self.chunk.clone());
         let failed = |error: io::Error| disk.fail("making a chunk", &error);
@@ -266,6 +270,9 @@ impl Adoption {
         self.aside = Some(Aside { generation, file: file.clone(), name_change });
         let old = disk.existing_file(&chunk, state).ok().flatten();
         self.missing = (0..self.blocks()).collect();
+        if !self.same {
+            return Ok(());
+        }
         let mut buffer = vec![0; BLOCK_BYTES as usize];
         for index in 0..self.blocks() {
             let bytes = &mut buffer[..block::block_length(index, self.content.length) as usize];

@@ -4,6 +4,7 @@ use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 
 use super::Store;
+use super::adopt::Origin;
 use super::content::{Membership, ReplicaState};
 use super::error::{Error, Result};
 
@@ -24,9 +25,8 @@ pub(crate) fn copy(
     }
     fault::at("store::copy::begin");
     let content = store.content(handle)?;
-    let mut adoption = store.adopt(copy, copy_version, content.clone())?;
-    // Writing may show that more is missing than was thought; each round leaves less.
-    while let Some(range) = adoption.missing().into_iter().next() {
+    let mut adoption = store.adopt(copy, copy_version, (content.clone(), Origin::Unknown))?;
+    for range in adoption.missing() {
         let mut at = range.start;
         while at < range.end {
             let length = PIECE_BYTES.min(range.end - at);

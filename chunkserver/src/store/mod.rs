@@ -43,7 +43,7 @@ use gfs_proto::size::ChunkBytes;
 use gfs_proto::work::Workers;
 use parking_lot::Mutex;
 
-pub use adopt::Adoption;
+pub use adopt::{Adoption, Origin};
 pub use content::{
     Content, DiskState, Durability, Membership, Mutation, MutationKind, Outcome, REQUESTS_MAX, ReplicaState,
 };
@@ -282,12 +282,17 @@ impl Store {
             }),
         }
     }
-    /// Starts to take over reconciled content at the stored version.
+    /// Starts to take over reconciled content at the stored version. What is here counts if it has the same history.
     ///
     /// # Errors
     /// [`Error::VersionMismatch`], [`Error::AlreadyAdopted`] (guard *adopt_twice*), [`Error::BadContent`],
     /// [`Error::DiskFull`] and the disk's.
-    pub fn adopt(&self, handle: ChunkHandle, version: ChunkVersion, content: Content) -> Result<Adoption> {
+    pub fn adopt(
+        &self,
+        handle: ChunkHandle,
+        version: ChunkVersion,
+        content: (Content, Origin),
+    ) -> Result<Adoption> {
         let (disk, chunk) = self.find(handle)?;
         disk.check()?;
         adopt::adopt(disk, &chunk, version, content)
