@@ -304,7 +304,7 @@ impl Chunkserver {
             }
             let before = self.store.content(chunk.handle).map_err(|error| self.wire(&error))?;
             let sealed = content.sealed;
-            let adoption = self.store.adopt(chunk.handle, version, (content, origin));
+            let adoption = self.store.adopt((chunk.handle, version), (content, origin));
             let adoption = adoption.map_err(|error| self.wire(&error))?;
             state.adopting = true;
             // Members forget the requests of an expired session at different times (decision 0012), and readers see none of them.

@@ -25,7 +25,7 @@ pub(crate) fn copy(
     }
     fault::at("store::copy::begin");
     let content = store.content(handle)?;
-    let mut adoption = store.adopt(copy, copy_version, (content.clone(), Origin::Unknown))?;
+    let mut adoption = store.adopt((copy, copy_version), (content.clone(), Origin::Unknown))?;
     for range in adoption.missing() {
         let mut at = range.start;
         while at < range.end {

@@ -287,15 +287,10 @@ impl Store {
     /// # Errors
     /// [`Error::VersionMismatch`], [`Error::AlreadyAdopted`] (guard *adopt_twice*), [`Error::BadContent`],
     /// [`Error::DiskFull`] and the disk's.
-    pub fn adopt(
-        &self,
-        handle: ChunkHandle,
-        version: ChunkVersion,
-        content: (Content, Origin),
-    ) -> Result<Adoption> {
-        let (disk, chunk) = self.find(handle)?;
+    pub fn adopt(&self, at: (ChunkHandle, ChunkVersion), content: (Content, Origin)) -> Result<Adoption> {
+        let (disk, chunk) = self.find(at.0)?;
         disk.check()?;
-        adopt::adopt(disk, &chunk, version, content)
+        adopt::adopt(disk, &chunk, at.1, content)
     }
     /// Copies a replica that nobody mutates under a new handle, durably; the same again is harmless.
     ///

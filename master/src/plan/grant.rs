@@ -30,6 +30,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) goal: u32,
     /// Whether nobody has acknowledged content yet: all members start empty.
     pub(crate) fresh: bool,
+    /// Whether a grant is pending that this one would end.
+    pub(crate) pending: bool,
     /// Confirmed members that are alive and whole as far as is known, with their racks.
     pub(crate) current: &'a [(ServerId, String)],
     /// Live servers with room that may take an empty replica or join; may contain current ones.
@@ -98,6 +100,11 @@ pub(crate) fn choose(situation: &Situation<'_>) -> Result<Choice> {
     if situation.writer && base.len() + joiners.len() < least {
         return Err(not_enough(base.len() + joiners.len()));
     }
+    // A grant for the sake of new replicas that nobody joins would cost a version and two commits, again and again; but one
+    // that is pending has to be ended, also without its joiners.
+    if situation.reach == Reach::Goal && joiners.is_empty() && !situation.pending {
+        return Err(Error::Busy { what: "every server that could take a replica".into() });
+    }
     let members = sorted(base.iter().chain(&joiners).copied().collect());
     Ok(Choice { members, base: sorted(base), primary })
 }
@@ -126,6 +133,7 @@ mod tests {
             handle: ChunkHandle::from_raw(1),
             goal: 3,
             fresh,
+            pending: false,
             current: &current,
             candidates: &candidates,
             alive: alive.len(),
@@ -167,6 +175,12 @@ mod tests {
     fn repair_fills_up_to_the_goal_and_the_joiners_are_no_base() {
         let choice = check(&[1, 2], &[1, 2, 4, 5], false, Reach::Goal, false).unwrap();
         assert_eq!((choice.members.len(), choice.base), (3, ids(&[1, 2])));
+    }
+
+    #[test]
+    fn a_repair_without_a_joiner_is_none() {
+        let error = check(&[1, 2], &[1, 2], false, Reach::Goal, false).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
     }
 
     #[test]

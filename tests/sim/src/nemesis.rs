@@ -25,9 +25,6 @@ use crate::plan::Plan;
 use crate::points::Points;
 use crate::trace::Trace;
 
-/// How far a wall clock jumps at most, in percent of the life of a session: with half of it clients do nothing but begin anew.
-const JUMP_PERCENT_MAX: u32 = 40;
-
 /// A kind of fault.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Fault {
@@ -144,11 +141,8 @@ impl Nemesis {
 
     /// Before any host begins.
     pub(crate) fn begin(&mut self, sim: &Sim<'_>) -> Result<()> {
-        if self.plan.points.is_some() {
-            let servers: Vec<_> = self.servers.all.values().cloned().collect();
-            for armed in self.points.focus(&servers, self.plan.client_hosts as u64)? {
-                self.say(sim, &format!("arms {armed}"));
-            }
+        for armed in self.points.focus(&self.servers, &self.plan)? {
+            self.say(sim, &format!("arms {armed}"));
         }
         Ok(())
     }
@@ -431,8 +425,7 @@ impl Nemesis {
     fn strike_clock(&mut self, sim: &mut Sim<'_>) -> bool {
         let servers: Vec<_> = self.servers.all.values().cloned().collect();
         let Some(server) = servers.choose(&mut self.dice) else { return false };
-        let most = self.plan.session * JUMP_PERCENT_MAX / 100;
-        let most = i64::try_from(most.as_millis()).unwrap_or(0);
+        let most = self.plan.jump_ms_max();
         let jump = self.dice.random_range(-most..=most);
         server.knobs.wall_ms.store(jump, Ordering::Relaxed);
         self.say(sim, &format!("wall clock of {} is {jump} ms off", server.name));

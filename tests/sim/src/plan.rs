@@ -126,6 +126,11 @@ impl Plan {
         command(self.seed, self.time)
     }
 
+    /// How far a wall clock jumps at most, in milliseconds: by half the life of a session clients would do nothing but begin anew.
+    pub(crate) fn jump_ms_max(&self) -> i64 {
+        i64::try_from((self.session * 2 / 5).as_millis()).unwrap_or(0)
+    }
+
     /// How fast a host's clock runs, in parts per million beside real time.
     pub(crate) fn rate_ppm(&self, host: u64) -> i64 {
         if !self.faults.contains(&Fault::Clock) {

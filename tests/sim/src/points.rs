@@ -13,7 +13,8 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::{Handle, Id};
 
-use crate::hosts::{Role, Server};
+use crate::hosts::{Role, Server, Servers};
+use crate::plan::Plan;
 
 /// Number of the first host of clients; servers count from 1.
 pub(crate) const CLIENTS: u64 = 1_000;
@@ -100,12 +101,13 @@ impl Points {
     /// host. What was armed where.
     ///
     /// What [`arm`](Self::arm) draws hardly ever strikes where a host comes only once in its life, or once in many runs.
-    pub(crate) fn focus(&mut self, servers: &[Rc<Server>], clients: u64) -> Result<Vec<String>> {
-        if self.dice.random_bool(0.5) {
+    pub(crate) fn focus(&mut self, servers: &Servers, plan: &Plan) -> Result<Vec<String>> {
+        if plan.points.is_none() || self.dice.random_bool(0.5) {
             return Ok(Vec::new());
         }
         let chosen: Vec<Point> = POINTS.choose_multiple(&mut self.dice, FOCUS).copied().collect();
-        let servers = servers.iter().map(|server| (server.number, Some(server.role)));
+        let clients = plan.client_hosts as u64;
+        let servers = servers.all.values().map(|server| (server.number, Some(server.role)));
         let hosts: Vec<_> = servers.chain((0..clients).map(|client| (CLIENTS + client, None))).collect();
         let mut armed = Vec::new();
         for (number, role) in hosts {

@@ -304,7 +304,7 @@ impl Run {
         let abandoned = self.below(4) == 0;
         let version = v(old.version);
         let act = || -> Result<()> {
-            let mut adoption = store.adopt(handle(chunk), version, (content, Origin::Unknown))?;
+            let mut adoption = store.adopt((handle(chunk), version), (content, Origin::Unknown))?;
             while let Some(range) = adoption.missing().first().cloned() {
                 adoption.write(range.start, &held.bytes[range.start as usize..range.end as usize])?;
             }

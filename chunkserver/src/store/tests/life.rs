@@ -115,7 +115,7 @@ fn a_joiner_is_partial_until_it_has_adopted_once() {
     let content = store.content(chunk).unwrap();
     let joined = store.store_version(chunk, version(2), Membership::Joiner).unwrap();
     assert!(joined.partial && joined.length == 0 && joined.adopted == ChunkVersion::NONE);
-    let mut adoption = store.adopt(chunk, version(2), (content.clone(), Origin::Unknown)).unwrap();
+    let mut adoption = store.adopt((chunk, version(2)), (content.clone(), Origin::Unknown)).unwrap();
     assert_eq!(adoption.missing(), vec![0..100_000]);
     assert!(matches!(adoption.write(0, &pattern(65_536, 9)), Err(Error::Corrupt { block: 0, .. })));
     adoption.write(65_536, &pattern(100_000, 1)[65_536..]).unwrap();
@@ -126,7 +126,7 @@ fn a_joiner_is_partial_until_it_has_adopted_once() {
     assert_eq!(adopted.commit_mark, None);
     assert_eq!(whole(&store, chunk).unwrap(), pattern(100_000, 1));
     assert!(matches!(
-        store.adopt(chunk, version(2), (content, Origin::Unknown)),
+        store.adopt((chunk, version(2)), (content, Origin::Unknown)),
         Err(Error::AlreadyAdopted { .. })
     ));
 }
@@ -141,7 +141,7 @@ fn agreed_content_is_not_known_to_be_committed_whatever_was_before() {
     let content = store.content(chunk).unwrap();
     store.store_version(chunk, version(2), Membership::Base).unwrap();
     let adopted =
-        store.adopt(chunk, version(2), (content, Origin::Adopted(version(1)))).unwrap().commit().unwrap();
+        store.adopt((chunk, version(2)), (content, Origin::Adopted(version(1)))).unwrap().commit().unwrap();
     assert_eq!((adopted.adopted, adopted.commit_mark), (version(2), None));
 }
 
@@ -162,11 +162,11 @@ fn what_checksums_cannot_tell_apart_is_told_apart_by_its_history() {
     // Of the same version and as many mutations: nothing to do. Of one more, or of nobody knows which version: all of it.
     let here = Content { serial: Serial::from_raw(1), ..content.clone() };
     assert_eq!(
-        store.adopt(chunk, version(2), (here.clone(), Origin::Adopted(version(1)))).unwrap().missing(),
+        store.adopt((chunk, version(2)), (here.clone(), Origin::Adopted(version(1)))).unwrap().missing(),
         []
     );
-    assert_eq!(store.adopt(chunk, version(2), (here, Origin::Unknown)).unwrap().missing(), vec![0..512]);
-    let mut adoption = store.adopt(chunk, version(2), (content, Origin::Adopted(version(1)))).unwrap();
+    assert_eq!(store.adopt((chunk, version(2)), (here, Origin::Unknown)).unwrap().missing(), vec![0..512]);
+    let mut adoption = store.adopt((chunk, version(2)), (content, Origin::Adopted(version(1)))).unwrap();
     assert_eq!(adoption.missing(), vec![0..512]);
     adoption.write(0, &record(2)).unwrap();
     adoption.commit().unwrap();
@@ -184,9 +184,9 @@ fn a_newer_grant_overtakes_an_adoption() {
     };
     let (old, new) = (pattern(1000, 1), pattern(2000, 2));
     store.store_version(chunk, version(2), Membership::Base).unwrap();
-    let mut slow = store.adopt(chunk, version(2), (content(&old), Origin::Unknown)).unwrap();
+    let mut slow = store.adopt((chunk, version(2)), (content(&old), Origin::Unknown)).unwrap();
     store.store_version(chunk, version(3), Membership::Base).unwrap();
-    let mut quick = store.adopt(chunk, version(3), (content(&new), Origin::Unknown)).unwrap();
+    let mut quick = store.adopt((chunk, version(3)), (content(&new), Origin::Unknown)).unwrap();
     quick.write(0, &new).unwrap();
     assert!(matches!(slow.write(0, &old), Err(Error::AdoptionOvertaken { .. })));
     quick.commit().unwrap();
