@@ -91,24 +91,27 @@ impl Chunkserver {
         let us = self.identity()?.1;
         let version = grant.version;
         let adopted = chunk.quick(|state| state.replica(chunk.handle)?.adopt(version))?;
-        let (content, origin) = match adopted {
+        let (content, adopted) = match adopted {
             // An earlier attempt has settled what all adopt.
             Step::Done => {
                 let content = blocking(|| self.store.content(chunk.handle));
                 (content.map_err(|error| self.wire(&error))?, ChunkVersion::NONE)
             }
             Step::Go(()) => {
-                let (source, content, origin) = self.agree(chunk, grant, us).await?;
+                let Collected { member: source, held, content } = self.agree(chunk, grant, us).await?;
                 fault::try_reach("reconcile::agreed").await?;
-                let from = (source.server != us).then_some(&source);
-                let of = if from.is_none() { Origin::Own } else { Origin::Adopted(origin) };
-                let taken = self.take_over(chunk, version, (content.clone(), of), from).await;
+                let (origin, from) = if source.server == us {
+                    (Origin::Own, None)
+                } else {
+                    (Origin::Adopted(held.adopted), Some(&source))
+                };
+                let taken = self.take_over(chunk, version, (content.clone(), origin), from).await;
                 if let Err(Error::Corrupt { handle, .. }) = taken {
                     // The source could not give what it holds: a grant without it may do better.
                     return Err(Error::MemberFailed { handle, server: source.server });
                 }
                 taken?;
-                (content, origin)
+                (content, held.adopted)
             }
         };
         let others = grant.members.iter().filter(|member| member.server != us);
@@ -118,7 +121,7 @@ impl Chunkserver {
             version: version.raw(),
             content: Some((&content).into()),
             primary: grant.primary().map(Into::into),
-            origin: origin.raw(),
+            origin: adopted.raw(),
             ..Default::default()
         };
         fault::try_reach("reconcile::before_adopts").await?;
@@ -138,13 +141,8 @@ impl Chunkserver {
         })
     }
 
-    /// Collects what every member holds, and chooses: whose content, and which version's content that one had adopted.
-    async fn agree(
-        &self,
-        chunk: &Chunk,
-        grant: &Grant,
-        us: ServerId,
-    ) -> Result<(Peer, Content, ChunkVersion)> {
+    /// Collects what every member holds, and chooses.
+    async fn agree(&self, chunk: &Chunk, grant: &Grant, us: ServerId) -> Result<Collected> {
         let collects = grant.members.iter().map(|member| async move {
             if member.server == us {
                 return self.collect_own(chunk, grant.version).map(|(held, content)| Collected {
@@ -163,8 +161,7 @@ impl Chunkserver {
         let chosen = longest(grant, &candidates).ok_or(Error::NoReplica { handle: chunk.handle })?;
         let at = collected.iter().position(|one| one.member.server == chosen);
         let at = at.ok_or(Error::NoReplica { handle: chunk.handle })?;
-        let Collected { member, content, held } = collected.swap_remove(at);
-        Ok((member, content, held.adopted))
+        Ok(collected.swap_remove(at))
     }
 
     fn collect_own(&self, chunk: &Chunk, version: ChunkVersion) -> Result<(Held, Content)> {
@@ -302,16 +299,12 @@ impl Chunkserver {
             if state.adopting {
                 return Err(Error::Busy { what: format!("the adoption of {}", chunk.handle) });
             }
-            let before = self.store.content(chunk.handle).map_err(|error| self.wire(&error))?;
-            let sealed = content.sealed;
             let adoption = self.store.adopt((chunk.handle, version), (content, origin));
             let adoption = adoption.map_err(|error| self.wire(&error))?;
             state.adopting = true;
-            // Members forget the requests of an expired session at different times (decision 0012), and readers see none of them.
-            let same = adoption.is_same() && before.sealed == sealed;
-            Ok(Some((adoption, same)))
+            Ok(Some(adoption))
         })?;
-        let Some((mut adoption, same)) = begun else { return Ok(()) };
+        let Some(mut adoption) = begun else { return Ok(()) };
         let fetched = self.fetch_missing(chunk.handle, version, &mut adoption, source).await;
         fault::reach("reconcile::fetched").await;
         chunk.with(|state| {
@@ -321,6 +314,7 @@ impl Chunkserver {
             if state.replica(chunk.handle)?.adopt(version)? == Step::Done {
                 return Ok(());
             }
+            let same = adoption.is_same();
             let adopted = held(&adoption.commit().map_err(|error| self.wire(&error))?);
             state.replica(chunk.handle)?.adopted(adopted, same);
             state.changed();

@@ -15,6 +15,18 @@ use gfs_tests::{Cluster, Shape};
 use crate::hosts::Site;
 use crate::runner::wait_until_whole;
 
+/// Chunkservers of the cluster, and replicas of a chunk.
+const CHUNKSERVERS: usize = 4;
+const GOAL: u64 = 3;
+/// The size of a chunk that clusters have by default.
+const CHUNK_BYTES: u64 = CHUNK_BYTES_DEFAULT as u64;
+/// What is written at a time to fill chunks.
+const PIECE_BYTES: usize = 8 << 20;
+/// How long until the masters speak of a server's absence.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long new replicas may take.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(1200);
+
 /// Whom the measurement takes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -38,18 +50,6 @@ impl fmt::Display for Subject {
         }
     }
 }
-
-/// Chunkservers of the cluster, and replicas of a chunk.
-const CHUNKSERVERS: usize = 4;
-const GOAL: u64 = 3;
-/// The size of a chunk that clusters have by default.
-const CHUNK_BYTES: u64 = CHUNK_BYTES_DEFAULT as u64;
-/// What is written at a time to fill chunks.
-const PIECE_BYTES: usize = 8 << 20;
-/// How long until the masters speak of a server's absence.
-const NOTICE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long new replicas may take.
-const REPAIR_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// How the subject is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

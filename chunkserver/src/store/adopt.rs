@@ -1,8 +1,9 @@
 //! Adoption: a replica takes over reconciled content aside, and switches to it at once (protocol.md, Grant 4).
 //!
-//! What is here already stays if it came about in the same way: by the same mutations of what was adopted together. Otherwise
-//! all of it is taken anew, into a file of a new generation. Equal checksums prove nothing: CRC-32 is linear, so that records
-//! which end with a CRC-32 of their own look all the same to it (docs/decisions/0022). The switch is one record in the log. Guard *adopt_in_place*: until then the replica is as it was.
+//! What is here already stays if it came about in the same way: by the same mutations of what was adopted together.
+//! Otherwise all of it is taken anew, into a file of a new generation. Equal checksums prove nothing: CRC-32 is linear, so
+//! that records which end with a CRC-32 of their own look all the same to it (docs/decisions/0022). The switch is one record
+//! in the log. Guard *adopt_in_place*: until then the replica is as it was.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -91,6 +92,7 @@ pub(crate) fn adopt(
         }
         Origin::Unknown => false,
     };
+    let whole = same && !own.corrupt && own.content.block_crcs == content.block_crcs;
     let number = state.adoption;
     let mut adoption = Adoption {
         disk: disk.clone(),
@@ -103,14 +105,12 @@ pub(crate) fn adopt(
         committed: false,
         content,
     };
-    let own = &state.meta;
-    let begun = if same && !own.corrupt && own.content.block_crcs == adoption.content.block_crcs {
-        Ok(())
-    } else if own.content.length == 0 {
-        adoption.missing = (0..adoption.blocks()).collect();
+    let begun = if whole {
         Ok(())
     } else {
-        adoption.go_aside(&mut state)
+        adoption.missing = (0..adoption.blocks()).collect();
+        // Behind nothing new bytes can stand in place.
+        if state.length() == 0 { Ok(()) } else { adoption.go_aside(&mut state) }
     };
     // Before the adoption may be dropped, which locks the chunk.
     drop(state);
@@ -258,7 +258,8 @@ impl Adoption {
         }
     }
 
-    /// Starts a file of a new generation: with the blocks that are not damaged, if what is here is the content.
+    /// Starts a file of a new generation: with the blocks that are not damaged, which are missing no more, if what is here is
+    /// the content.
     fn go_aside(&mut self, state: &mut State) -> Result<()> {
         let (disk, chunk) = (self.disk.clone(), self.chunk.clone());
         let failed = |error: io::Error| disk.fail("making a chunk", &error);
@@ -268,11 +269,10 @@ impl Adoption {
         let file = disk.open_files.open(&path, Open::Create).map_err(failed)?;
         let name_change = disk.name_changes.fetch_add(1, Ordering::SeqCst) + 1;
         self.aside = Some(Aside { generation, file: file.clone(), name_change });
-        let old = disk.existing_file(&chunk, state).ok().flatten();
-        self.missing = (0..self.blocks()).collect();
         if !self.same {
             return Ok(());
         }
+        let old = disk.existing_file(&chunk, state).ok().flatten();
         let mut buffer = vec![0; BLOCK_BYTES as usize];
         for index in 0..self.blocks() {
             let bytes = &mut buffer[..block::block_length(index, self.content.length) as usize];

@@ -61,7 +61,7 @@ pub(crate) struct Choice {
 ///
 /// # Errors
 /// [`Error::NotEnoughServers`] if too few servers live for the goal and it is for writing,
-/// [`Error::NoReplica`] if nobody who is left has the content.
+/// [`Error::NoReplica`] if nobody who is left has the content, [`Error::Busy`] if replicas are wanted and nobody can join.
 pub(crate) fn choose(situation: &Situation<'_>) -> Result<Choice> {
     let goal = usize::try_from(situation.goal).unwrap_or(usize::MAX);
     let not_enough = |alive: usize| Error::NotEnoughServers {
