@@ -18,10 +18,12 @@ const LIST_LIMIT: u32 = 1000;
 /// How often a request is repeated whose outcome is not told: together less than clients may take to end.
 const REPEATS_MAX: usize = 4;
 
-/// One client's session.
+/// One client, and its session.
 pub(super) struct Speaker {
     /// Each begins at another master, and follows hints from there.
     channels: Vec<MasterChannel>,
+    /// Of the session; the next one has the next.
+    nonce: u128,
     client: u64,
     sequence: u64,
     /// The directory that is the root of all paths of the history.
@@ -47,15 +49,23 @@ impl Speaker {
                 MasterChannel::new(environment, &order)
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let nonce = bytes::Bytes::copy_from_slice(&dice.random::<[u8; 16]>());
-        let channel = channels.first().context("there is no master")?;
+        let nonce = u128::from_be_bytes(dice.random());
+        let mut speaker = Self { channels, nonce, client: 0, sequence: 0, root };
+        speaker.open_session(LAST_PATIENCE).await?;
+        Ok(speaker)
+    }
+
+    async fn open_session(&mut self, patience: Duration) -> Result<()> {
+        let nonce = bytes::Bytes::copy_from_slice(&self.nonce.to_be_bytes());
+        let channel = self.channels.first().context("there is no master")?;
         let opened = channel
-            .call(LAST_PATIENCE, |mut master: Master| {
+            .call(patience, |mut master: Master| {
                 let request = pb::OpenSessionRequest { nonce: nonce.clone() };
                 async move { Ok(master.open_session(request).await?.into_inner()) }
             })
             .await?;
-        Ok(Self { channels, client: opened.client, sequence: 0, root })
+        self.client = opened.client;
+        Ok(())
     }
 
     /// The id of a new request.
@@ -77,13 +87,23 @@ impl Speaker {
     }
 
     /// One operation from its first request to the last repeat: the masters apply it once. After the faults there is an
-    /// answer for everything.
-    pub(super) async fn decide(&self, first: usize, call: &Call, request: pb::RequestId) -> Outcome<Reply> {
+    /// answer for everything, unless the session has ended meanwhile: what comes next has a new one.
+    pub(super) async fn decide(
+        &mut self,
+        first: usize,
+        call: &Call,
+        request: pb::RequestId,
+    ) -> Outcome<Reply> {
         let mut answer = self.ask(first, call, request, PATIENCE).await;
         let mut repeats = 0;
         while matches!(answer, Err(Error::DeadlineExceeded { .. })) && repeats < REPEATS_MAX {
             repeats += 1;
             answer = self.ask(first + repeats, call, request, PATIENCE).await;
+        }
+        if matches!(answer, Err(Error::SessionExpired { .. })) {
+            self.nonce = self.nonce.wrapping_add(1);
+            // If none can be opened yet, the next request finds the old one ended again.
+            self.open_session(PATIENCE).await.ok();
         }
         // Also for lookups: what no master decided says nothing.
         Outcome::of_mutation(answer)

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use gfs_proto::id::{MasterId, Uuid};
 use gfs_proto::{Environment, Error, Result};
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
 use tokio::sync::Mutex;
 
 use super::Member;
@@ -21,6 +21,8 @@ pub(super) const CARE_PERIOD: Duration = Duration::from_millis(500);
 const PROMOTE_LAG_MAX: u64 = 1000;
 /// Looks in a row at which that must hold, and after which a half-made change counts as abandoned.
 const LOOKS: u32 = 3;
+/// Who has not answered the leader for so long is not given a vote: the group would wait for its.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// How long one change may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -73,15 +75,19 @@ pub(super) fn list(metrics: &Metrics) -> Vec<Member> {
     metrics.membership_config.nodes().map(member).collect()
 }
 
-/// How far behind each other member is; empty unless this node leads.
+/// How far behind each other member is that has ever answered this leader; empty unless this node leads.
 pub(super) fn lags(metrics: &Metrics) -> Vec<(MasterId, u64)> {
-    let next = |index: Option<u64>| index.map_or(0, |index| index + 1);
-    let last = next(metrics.last_log_index);
     let lag = |(id, matching): (&u64, &Option<super::types::LogId>)| {
-        (MasterId::from_raw(*id), last.saturating_sub(next(matching.map(|id| id.index))))
+        Some((MasterId::from_raw(*id), metrics.last_log_index?.saturating_sub(matching.as_ref()?.index)))
     };
     let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
-    others.map(lag).collect()
+    others.filter_map(lag).collect()
+}
+
+/// The members that have answered this leader lately; none unless this node leads.
+fn answering(metrics: &Metrics) -> BTreeSet<MasterId> {
+    let answered = metrics.heartbeat.iter().flatten().filter_map(|(id, at)| Some((id, (*at)?)));
+    answered.filter(|(_, at)| at.elapsed() < SILENCE_MAX).map(|(id, _)| MasterId::from_raw(*id)).collect()
 }
 
 impl Members {
@@ -163,7 +169,9 @@ impl Members {
         }
         looks.joint = 0;
         self.correct_address(&metrics).await?;
-        for id in looks.ready(&list(&metrics), &lags(&metrics)) {
+        let answering = answering(&metrics);
+        let lags: Vec<_> = lags(&metrics).into_iter().filter(|(id, _)| answering.contains(id)).collect();
+        for id in looks.ready(&list(&metrics), &lags) {
             tracing::info!(%id, "a master has caught up and votes from now on");
             self.promote(id).await?;
         }
