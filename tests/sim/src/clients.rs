@@ -56,6 +56,7 @@ pub(crate) struct Stage {
     directory: PathBuf,
     pub(crate) scenes: Vec<(&'static Workload, Arc<Scene>)>,
     clients_at_work: Cell<usize>,
+    snapshots_pause: Duration,
     snapshots: RefCell<Vec<Snapshot>>,
     pub(crate) snapshots_made: Cell<u64>,
     pub(crate) findings: RefCell<Vec<String>>,
@@ -85,6 +86,7 @@ impl Stage {
             phase: Cell::new(Phase::Setup),
             scenes,
             clients_at_work: Cell::new(0),
+            snapshots_pause: plan.snapshots,
             snapshots: RefCell::default(),
             snapshots_made: Cell::new(0),
             findings: RefCell::default(),
@@ -143,7 +145,9 @@ impl Stage {
         let options = Options { patience: PATIENCE, ..Options::default() };
         let client = Client::connect_with(environment, masters, options).await?;
         while self.phase.get() == Phase::Rage {
-            sleep(Duration::from_millis(700)).await;
+            if tokio::time::timeout(self.snapshots_pause, self.wait_for(Phase::Heal)).await.is_ok() {
+                break;
+            }
             *number += 1;
             let source = if number.is_multiple_of(2) { "/log" } else { "/cells" };
             let path = format!("/snapshot-{number}");

@@ -14,6 +14,9 @@ use crate::nemesis::Fault;
 /// the tenth that the fence allows for (guard *slow_clock*).
 const RATE_PPM_MAX: i64 = 40_000;
 
+/// Between two snapshots, in most runs.
+const SNAPSHOTS_PAUSE: Duration = Duration::from_millis(700);
+
 /// The parameters of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -35,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) clients: u64,
     /// Pause of a client after each operation.
     pub(crate) think: Duration,
+    /// Pause between two snapshots of what clients write.
+    pub(crate) snapshots: Duration,
     /// Kinds of faults that may happen.
     pub(crate) faults: BTreeSet<Fault>,
     /// Mean pause between two faults.
@@ -76,6 +81,21 @@ fn session(seed: u64) -> Duration {
     if dice.random_bool(0.7) { gfs_master::SESSION_DEFAULT } else { millis(dice, 4_000..=20_000) }
 }
 
+/// After a snapshot every chunk has to be granted anew: only with long pauses do leases live until they are extended. With
+/// dice of its own too.
+fn snapshots(seed: u64) -> Duration {
+    let dice = &mut StdRng::seed_from_u64(seed ^ 0x54A9);
+    if dice.random_bool(0.6) { SNAPSHOTS_PAUSE } else { millis(dice, 5_000..=60_000) }
+}
+
+/// In a run so short, only a chunkserver's log that is much smaller than in earnest fills up and is written over. With dice
+/// of its own too.
+fn segment_bytes(seed: u64, drawn_mib: u64) -> u32 {
+    let dice = &mut StdRng::seed_from_u64(seed ^ 0x5E69);
+    let bytes = if dice.random_bool(0.5) { 64 << dice.random_range(10..=12) } else { drawn_mib << 20 };
+    u32::try_from(bytes).unwrap_or(1 << 20)
+}
+
 /// The line that runs a seed.
 pub(crate) fn command(seed: u64, time: Duration) -> String {
     let features = if fault::BUILT { " --features faults" } else { "" };
@@ -104,6 +124,7 @@ impl Plan {
             client_hosts: dice.random_range(2..=3),
             clients: dice.random_range(2..=4),
             think: millis(dice, 20..=200),
+            snapshots: snapshots(seed),
             faults: Fault::ALL.into_iter().filter(|_| dice.random_bool(0.5)).collect(),
             pause: millis(dice, 500..=4_000),
             latency: (millis(dice, 0..=1), millis(dice, 2..=20)),
@@ -113,7 +134,7 @@ impl Plan {
             election: (election_min, election_min * 7 / 4),
             checkpoint_every,
             log_keep: checkpoint_every * dice.random_range(0..=3),
-            segment_bytes: u32::try_from(pick(dice, &[1, 2, 4])).unwrap_or(1) << 20,
+            segment_bytes: segment_bytes(seed, pick(dice, &[1, 2, 4])),
             segments: dice.random_range(2..=4),
             buffer_bytes: pick(dice, &[4, 16, 128]) << 20,
             // Last: without them the same seed draws the same plan.
