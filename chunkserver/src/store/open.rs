@@ -45,35 +45,49 @@ pub(crate) fn open(
         segments: options.segments.max(2),
         ..options
     };
-    let mut lost = Vec::new();
-    let mut locked = Vec::new();
+    let (mut failed, mut locked) = (Vec::new(), Vec::new());
     for path in directories {
         match lock(&**files, path) {
             Ok(directory) => locked.push(directory),
-            Err(error) => lost.push(losing(path, error)?),
+            Err(error) => failed.push((path.clone(), error)),
         }
     }
+    // A new server has all its directories or none: one that it began without would be a stranger to it later.
+    let is_new = locked.iter().all(|directory| directory.identity.is_none());
+    let lose = |path: PathBuf, error| if is_new { Err(error) } else { losing(&path, error) };
+    let mut lost = failed.into_iter().map(|(path, error)| lose(path, error)).collect::<Result<Vec<_>>>()?;
     let identities = agree(&**files, &mut locked, options.add_directories, random)?;
     let boot_id =
         files.boot_id().map_err(|error| Error::failed(&PathBuf::new(), "asking for the boot id", &error))?;
     let open_files = Arc::new(OpenFiles::new(files.clone(), options.open_files));
-    let (mut disks, mut threads, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let mut all = Vec::new();
     for (directory, identity) in locked.into_iter().zip(identities) {
         let path = directory.path.clone();
+        let life = random.bits64();
         let opening = Opening {
             files: &**files,
             directory: &path,
             segment_bytes: options.segment_bytes,
             boot_id: boot_id.clone(),
-            life: random.bits64(),
+            life,
         };
-        let started = opening.recover().and_then(|recovered| {
-            // Last, so that a directory with an identity has tables: without them it was emptied.
-            if directory.identity.as_ref() != Some(&identity) {
-                identity.save(&**files, &path)?;
-            }
-            start(directory, options.clone(), files, (recovered, open_files.clone(), opening.life))
-        });
+        match opening.recover() {
+            Ok(recovered) => all.push((directory, identity, recovered, life)),
+            Err(error) => lost.push(lose(path, error)?),
+        }
+    }
+    let (mut disks, mut threads, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for (directory, identity, recovered, life) in all {
+        let path = directory.path.clone();
+        // After the tables of all directories, so that one with an identity has tables (without them it was emptied), and
+        // so that whatever a first start that is cut off leaves behind passes for new.
+        let saved = if directory.identity.as_ref() == Some(&identity) {
+            Ok(())
+        } else {
+            identity.save(&**files, &path)
+        };
+        let started = saved
+            .and_then(|()| start(directory, options.clone(), files, (recovered, open_files.clone(), life)));
         match started {
             Ok((disk, working)) => {
                 threads.push((disk.clone(), working));

@@ -187,6 +187,37 @@ fn a_failed_disk_costs_its_chunks_only() {
 }
 
 #[test]
+fn a_first_start_that_is_cut_off_anywhere_can_be_repeated() {
+    let directories = ["/a", "/b"].map(PathBuf::from);
+    for changes in 0.. {
+        let (memory, files) = memory();
+        let open = |seed| Store::open(&directories, options(), files.clone(), &SeededRandom::new(seed));
+        memory.die_after(changes);
+        drop(open(1));
+        let cut_off = memory.is_dead();
+        memory.cut_power(&SeededRandom::new(changes));
+        let store = open(2).unwrap_or_else(|error| panic!("after {changes} changes: {error}"));
+        assert!(store.disks().iter().all(|disk| disk.failure.is_none()), "after {changes} changes");
+        if !cut_off {
+            assert!(changes > 10, "{changes}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_new_server_does_not_begin_without_one_of_its_directories() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directories = ["a", "b"].map(|name| temporary.path().join(name));
+    let open = || Store::open(&directories, options(), Arc::new(RealFiles), &SeededRandom::new(1));
+    std::fs::write(&directories[1], "in the way").unwrap();
+    let failed = open().map(drop).unwrap_err();
+    assert!(matches!(failed, Error::DiskFailed { .. }), "{failed}");
+    std::fs::remove_file(&directories[1]).unwrap();
+    assert!(open().unwrap().disks().iter().all(|disk| disk.failure.is_none()));
+}
+
+#[test]
 fn directories_that_must_not_be_used_are_refused_with_the_reason() {
     let (memory, files) = memory();
     let random = SeededRandom::new(9);
