@@ -133,6 +133,9 @@ enum Command {
         /// Cells that share a cluster.
         #[arg(long, default_value_t = 10)]
         batch: usize,
+        /// Strikes of a cell; with many, let fewer cells share a cluster.
+        #[arg(long, default_value_t = 1)]
+        strikes: u64,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
         seed: Option<u64>,
@@ -322,8 +325,8 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
             tell(&measured.to_string())?;
             Ok(within.is_none_or(|within| measured.longest() <= within))
         }
-        Command::Faults { points, actions, batch, seed } => {
-            run_sweep(&Sweep { points, actions, batch, seed: seed.unwrap_or_else(draw) }).await
+        Command::Faults { points, actions, batch, strikes, seed } => {
+            run_sweep(&Sweep { points, actions, batch, strikes, seed: seed.unwrap_or_else(draw) }).await
         }
         Command::Mutants { only, fast } => run_mutants(&only, fast),
     }
@@ -449,7 +452,13 @@ async fn run_sweep(plan: &Sweep) -> Result<bool> {
     idle.dedup();
     let all = idle.len();
     idle.retain(|point| cells.iter().filter(|cell| cell.point == *point).all(|cell| cell.count.struck == 0));
-    tell(&format!("{} cells, {bad} bad; {} of {all} fail points struck", cells.len(), all - idle.len()))?;
+    let often = cells.iter().filter(|cell| cell.count.struck >= plan.strikes).count();
+    tell(&format!(
+        "{} cells, {bad} bad, {often} struck {} times or more; {} of {all} fail points struck",
+        cells.len(),
+        plan.strikes,
+        all - idle.len()
+    ))?;
     idle.iter().try_for_each(|point| tell(&format!("never struck: {point}")))?;
     Ok(bad == 0 && idle.is_empty())
 }

@@ -35,6 +35,8 @@ const ABSENCE: Duration = Duration::from_millis(2500);
 const GOES_ON: Duration = Duration::from_millis(600);
 /// How long the cluster is left alone between two cells.
 const QUIET: Duration = Duration::from_millis(700);
+/// Times in a row that a fail point may not be passed before no more strikes of it are waited for.
+const MISSES_MAX: u32 = 2;
 /// How often the counts are read.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long clients may take to end.
@@ -49,6 +51,8 @@ pub struct Sweep {
     pub actions: Vec<String>,
     /// Cells that share a cluster.
     pub batch: usize,
+    /// Strikes after which a cell is done.
+    pub strikes: u64,
     /// Seed of what the clients choose.
     pub seed: u64,
 }
@@ -110,7 +114,7 @@ pub async fn sweep(plan: &Sweep, mut tell: impl FnMut(&Cell) -> Result<()>) -> R
     let cells = plan.cells()?;
     for (number, batch) in (0..).zip(cells.chunks(plan.batch.max(1))) {
         let mut batch = batch.to_vec();
-        let (directory, findings) = run_batch(&mut batch, plan.seed + number).await?;
+        let (directory, findings) = run_batch(&mut batch, plan, plan.seed + number).await?;
         if findings.is_empty() {
             std::fs::remove_dir_all(&directory)?;
         }
@@ -124,7 +128,7 @@ pub async fn sweep(plan: &Sweep, mut tell: impl FnMut(&Cell) -> Result<()>) -> R
 }
 
 /// One cluster, its clients, and some cells one after the other; the directory, and what the judges found.
-async fn run_batch(cells: &mut [Cell], seed: u64) -> Result<(PathBuf, Vec<String>)> {
+async fn run_batch(cells: &mut [Cell], plan: &Sweep, seed: u64) -> Result<(PathBuf, Vec<String>)> {
     let mut stage = Stage::start().await?;
     let directory = stage.directory();
     let mut scenes = Vec::new();
@@ -146,7 +150,7 @@ async fn run_batch(cells: &mut [Cell], seed: u64) -> Result<(PathBuf, Vec<String
     let churn = tokio::spawn(churn::churn(stage.cluster.masters()));
     let mut outcome = Ok(());
     for cell in &mut *cells {
-        outcome = run_cell(cell, &mut stage, &scenes)
+        outcome = run_cell(cell, plan.strikes, &mut stage, &scenes)
             .await
             .with_context(|| format!("{} {}", cell.point, cell.action));
         if outcome.is_err() {
@@ -166,10 +170,33 @@ async fn run_batch(cells: &mut [Cell], seed: u64) -> Result<(PathBuf, Vec<String
     Ok((directory, findings))
 }
 
+/// Round after round, until the fail point has struck often enough, or nothing leads to it.
+async fn run_cell(
+    cell: &mut Cell,
+    strikes: u64,
+    stage: &mut Stage,
+    scenes: &[(&Workload, Arc<Scene>)],
+) -> Result<()> {
+    let (mut rounds, mut misses) = (0, 0);
+    while rounds == 0 || (cell.count.struck < strikes && misses < MISSES_MAX && rounds < strikes) {
+        let before = cell.count.struck;
+        run_round(cell, rounds, stage, scenes).await?;
+        misses = if cell.count.struck > before { 0 } else { misses + 1 };
+        rounds += 1;
+    }
+    Ok(())
+}
+
 /// Arms a fail point until it has struck, then disarms it and brings back who died of it.
-async fn run_cell(cell: &mut Cell, stage: &mut Stage, scenes: &[(&Workload, Arc<Scene>)]) -> Result<()> {
+async fn run_round(
+    cell: &mut Cell,
+    round: u64,
+    stage: &mut Stage,
+    scenes: &[(&Workload, Arc<Scene>)],
+) -> Result<()> {
     let line = match cell.action.as_str() {
-        "sleep" => format!("{}=sleep(700)*20", cell.point),
+        // Long first, then often.
+        "sleep" => format!("{}=sleep({})*20", cell.point, if round == 0 { 700 } else { 100 }),
         "error" => format!("{}=error*40", cell.point),
         _ => format!("{}=crash*1", cell.point),
     };
@@ -204,10 +231,8 @@ async fn run_cell(cell: &mut Cell, stage: &mut Stage, scenes: &[(&Workload, Arc<
     stage.disarm()?;
     tokio::time::sleep(LOOK * 3).await;
     let after = stage.count(cell.point);
-    cell.count = Count {
-        passed: after.passed.saturating_sub(before.passed),
-        struck: after.struck.saturating_sub(before.struck),
-    };
+    cell.count.passed += after.passed.saturating_sub(before.passed);
+    cell.count.struck += after.struck.saturating_sub(before.struck);
     if cell.action == "error" {
         stage.bury(cell.point)?;
     }
