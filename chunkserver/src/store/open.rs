@@ -53,7 +53,7 @@ pub(crate) fn open(
         }
     }
     // A new server has all its directories or none: one that it began without would be a stranger to it later.
-    let is_new = locked.iter().all(|directory| directory.identity.is_none());
+    let is_new = !locked.is_empty() && locked.iter().all(|directory| directory.identity.is_none());
     let lose = |path: PathBuf, error| if is_new { Err(error) } else { losing(&path, error) };
     let mut lost = failed.into_iter().map(|(path, error)| lose(path, error)).collect::<Result<Vec<_>>>()?;
     let identities = agree(&**files, &mut locked, options.add_directories, random)?;
