@@ -144,10 +144,7 @@ impl Stage {
     ) -> Result<()> {
         let options = Options { patience: PATIENCE, ..Options::default() };
         let client = Client::connect_with(environment, masters, options).await?;
-        while self.phase.get() == Phase::Rage {
-            if tokio::time::timeout(self.snapshots_pause, self.wait_for(Phase::Heal)).await.is_ok() {
-                break;
-            }
+        while tokio::time::timeout(self.snapshots_pause, self.wait_for(Phase::Heal)).await.is_err() {
             *number += 1;
             let source = if number.is_multiple_of(2) { "/log" } else { "/cells" };
             let path = format!("/snapshot-{number}");
