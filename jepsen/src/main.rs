@@ -162,9 +162,10 @@ enum Command {
         /// How often.
         #[arg(long, default_value_t = 20)]
         rounds: u32,
-        /// MiB of chunks, about, that a chunkserver holds which is lost.
-        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-        holds: u64,
+        /// MiB, about, of all chunks that a chunkserver holds [default: 1024], or of the primary's chunk (at most 48), to
+        /// which others append then [default: 0, nobody]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+        holds: Option<u64>,
     },
 }
 
@@ -313,8 +314,8 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
         Command::Measure { subject, by, within, rounds, holds } => {
             let subject = match subject {
                 Whom::Leader => Subject::Leader,
-                Whom::Primary => Subject::Primary,
-                Whom::Chunkserver => Subject::Chunkserver { holds: holds << 20 },
+                Whom::Primary => Subject::Primary { holds: holds.unwrap_or(0) << 20 },
+                Whom::Chunkserver => Subject::Chunkserver { holds: holds.unwrap_or(1024) << 20 },
             };
             let loss = match by {
                 How::Kill => Loss::Kill,

@@ -11,6 +11,7 @@ use gfs_client::{Chunk, Client, File, Options};
 use gfs_proto::pb::ClusterStatusReply;
 use gfs_proto::size::CHUNK_BYTES_DEFAULT;
 use gfs_tests::{Cluster, Shape};
+use tokio::task::JoinSet;
 
 use crate::hosts::Site;
 use crate::runner::wait_until_whole;
@@ -22,6 +23,11 @@ const GOAL: u64 = 3;
 const CHUNK_BYTES: u64 = CHUNK_BYTES_DEFAULT as u64;
 /// What is written at a time to fill chunks.
 const PIECE_BYTES: usize = 8 << 20;
+/// What is left of a large chunk for what is appended meanwhile.
+const APPENDED_BYTES: u64 = 16 << 20;
+/// How many others append to a large chunk, and how long one rests that was refused.
+const OTHERS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long until the masters speak of a server's absence.
 const NOTICE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long new replicas may take.
@@ -33,7 +39,11 @@ pub enum Subject {
     /// The leader of the masters; until a client's next namespace operation is done.
     Leader,
     /// The primary of a chunk; until a client's next append to it is done.
-    Primary,
+    Primary {
+        /// Bytes that the chunk holds by then. With any, the chunk is as large as chunks are by default, and others
+        /// append to it meanwhile, so that its members are not equally far when the primary is lost.
+        holds: u64,
+    },
     /// A chunkserver that holds about so many bytes of chunks; until others have a replica of each of them instead.
     Chunkserver {
         /// At least one chunk's worth is written.
@@ -45,7 +55,8 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leader => f.write_str("leader"),
-            Self::Primary => f.write_str("primary"),
+            Self::Primary { holds: 0 } => f.write_str("primary"),
+            Self::Primary { holds } => write!(f, "primary of a chunk of {} MiB in use", holds >> 20),
             Self::Chunkserver { holds } => write!(f, "chunkserver with about {} MiB", holds >> 20),
         }
     }
@@ -111,7 +122,7 @@ pub(crate) fn middle_and_longest(times: &[Duration]) -> (u128, u128) {
 /// The cluster does not come up, or an operation fails; a cut without hosts of their own.
 pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> Result<Measured> {
     let mut shape = Shape { masters: 3, chunkservers: CHUNKSERVERS, ..Shape::default() };
-    if matches!(subject, Subject::Chunkserver { .. }) {
+    if !matches!(subject, Subject::Leader | Subject::Primary { holds: 0 }) {
         shape.chunk_bytes = CHUNK_BYTES;
     }
     let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
@@ -123,15 +134,26 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         anyhow::Ok(User { client, file: Arc::new(file) })
     });
     let user = user.await??;
-    if let Subject::Chunkserver { holds } = subject {
-        user.fill((holds * CHUNKSERVERS as u64).div_ceil(GOAL * CHUNK_BYTES).max(1), site).await?;
+    let mut others = JoinSet::new();
+    match subject {
+        Subject::Chunkserver { holds } => {
+            let chunks = (holds * CHUNKSERVERS as u64).div_ceil(GOAL * CHUNK_BYTES).max(1);
+            user.fill(chunks * CHUNK_BYTES, site).await?;
+        }
+        Subject::Primary { holds } if holds > 0 => {
+            user.fill(holds.min(CHUNK_BYTES - APPENDED_BYTES), site).await?;
+            for _ in 0..OTHERS {
+                user.keep_appending(&mut others, site);
+            }
+        }
+        Subject::Leader | Subject::Primary { .. } => {}
     }
     let mut waits = Vec::new();
     for round in 0..rounds {
         user.append(site).await?;
         let victim = match subject {
             Subject::Leader => cluster.leader().await?,
-            Subject::Primary => {
+            Subject::Primary { .. } => {
                 let chunks = user.chunks(site).await?;
                 let chunk = chunks.last().context("the file has no chunk")?;
                 let primary = chunk.replicas.iter().find(|replica| Some(replica.id) == chunk.primary);
@@ -143,13 +165,14 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         let lost = Instant::now();
         match subject {
             Subject::Leader => user.mkdir(round, site).await?,
-            Subject::Primary => user.append(site).await?,
+            Subject::Primary { .. } => user.append(site).await?,
             Subject::Chunkserver { .. } => wait_until_replaced(&cluster).await?,
         }
         waits.push(lost.elapsed());
         bring_back(&mut cluster, &victim, loss, site)?;
         wait_until_whole(&mut cluster).await?;
     }
+    others.shutdown().await;
     waits.sort_unstable();
     // What a loss makes servers log is no matter here.
     cluster.expect_error("");
@@ -169,10 +192,24 @@ impl User {
         Ok(())
     }
 
-    /// Writes so many whole chunks.
-    async fn fill(&self, chunks: u64, site: &Site) -> Result<()> {
+    /// One more client appends, without rest, until it is aborted.
+    fn keep_appending(&self, others: &mut JoinSet<()>, site: &Site) {
         let file = self.file.clone();
-        let pieces = chunks * CHUNK_BYTES / PIECE_BYTES as u64;
+        let appending = async move {
+            loop {
+                // What fails while a server is away is tried again.
+                if file.append("another record".into()).await.is_err() {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        };
+        others.spawn_on(appending, &site.clients());
+    }
+
+    /// Writes so much, in whole pieces, from the start of the file.
+    async fn fill(&self, bytes: u64, site: &Site) -> Result<()> {
+        let file = self.file.clone();
+        let pieces = bytes / PIECE_BYTES as u64;
         let write = async move {
             let piece = Bytes::from(vec![0xA5; PIECE_BYTES]);
             for number in 0..pieces {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gfs_proto::fault::{self, BUILT, Count, POINTS, Point};
+use gfs_proto::time::SystemClock;
 use tokio::task::JoinSet;
 
 use crate::recorder::Recorder;
@@ -37,6 +38,8 @@ const GOES_ON: Duration = Duration::from_millis(600);
 const QUIET: Duration = Duration::from_millis(700);
 /// Times in a row that a fail point may not be passed before no more strikes of it are waited for.
 const MISSES_MAX: u32 = 2;
+/// Pause of a client after each operation: a fail point needs somebody who passes it, not a machine without rest.
+const THINK: Duration = Duration::from_millis(10);
 /// How often the counts are read.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long clients may take to end.
@@ -134,7 +137,8 @@ async fn run_batch(cells: &mut [Cell], plan: &Sweep, seed: u64) -> Result<(PathB
     let mut scenes = Vec::new();
     for name in LOADS {
         let workload = WORKLOADS.iter().find(|workload| workload.name == name).context("no such workload")?;
-        let recorder = Recorder::create(&directory.join(format!("{name}.jsonl")))?;
+        let history = directory.join(format!("{name}.jsonl"));
+        let recorder = Recorder::create_with(&history, Arc::new(SystemClock::new()), THINK)?;
         let scene = Scene::new(stage.cluster.masters(), recorder, seed);
         // The stage keeps the trash short, so that what empties it comes to its fail points.
         let scene = Arc::new(Scene { trash_expires: true, ..scene });

@@ -8,7 +8,7 @@ use gfs_proto::{Error, Result};
 
 /// How long a deleted file can be restored by default (GFS §4.4).
 pub const TRASH_DEFAULT: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How long the session of a client lives that has fallen silent; only simulations have others.
+/// How long the session of a client lives that has fallen silent; only simulations and sweeps of fail points have others.
 pub const SESSION_DEFAULT: Duration = Duration::from_secs(600);
 /// Longest time that a deleted file may be kept.
 const TRASH_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use gfs_proto::net::Listener;
 use gfs_proto::task::every;
-use gfs_proto::{Environment, Error, Result};
+use gfs_proto::{Environment, Error, Result, fault};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{MasterConfig, SESSION_DEFAULT, Start, TRASH_DEFAULT};
@@ -108,7 +108,7 @@ fn origin(config: &MasterConfig) -> Origin {
             chunk_bytes: config.chunk_bytes,
             replication: config.replication,
             trash: config.trash,
-            session: SESSION_DEFAULT,
+            session: Duration::from_secs(fault::tuned("session_s", SESSION_DEFAULT.as_secs())),
         }),
         Start::Join(masters) => Origin::Join { masters: masters.clone(), shadow: config.shadow },
     }

@@ -14,8 +14,11 @@ use crate::inside::Inside;
 use crate::runner::wait_until_whole;
 
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
-/// master that was away, and to a full log of a chunkserver.
-const TUNED: &str = "checkpoint_every=300,log_keep=100,segment_bytes=2097152";
+/// master that was away, to a full log of a chunkserver, to leases that are extended and sessions that end.
+const TUNED: &str =
+    "checkpoint_every=300,log_keep=100,segment_bytes=2097152,extend_below_ms=59000,session_s=5";
+/// How long the leader takes commands that nobody follows.
+const UNHEARD: Duration = Duration::from_millis(300);
 
 /// What leads to a fail point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +33,8 @@ enum Provocation {
     Election,
     /// A follower is away until it needs a checkpoint.
     Absence,
+    /// The leader is lost while its log has entries that nobody else has, and comes back when there is another.
+    Overwrite,
 }
 
 /// What leads to the fail points whose names begin like this; the first that fits.
@@ -52,7 +57,7 @@ const PROVOCATIONS: [(&str, Provocation); 25] = [
     ("replica::before_activate", Provocation::Loss),
     ("raft::log::before_vote", Provocation::Election),
     ("raft::log::vote_saved", Provocation::Election),
-    ("raft::log::before_truncate", Provocation::Election),
+    ("raft::log::before_truncate", Provocation::Overwrite),
     ("raft::rpc::vote_received", Provocation::Election),
     ("raft::rpc::before_vote_reply", Provocation::Election),
     ("raft::install", Provocation::Absence),
@@ -145,19 +150,19 @@ impl Stage {
     pub(super) fn count(&self, point: &str) -> Count {
         let mut sum = fault::counts().get(point).copied().unwrap_or_default();
         for name in self.names() {
-            let here = self.count_in(&name, point);
+            let here = self.count_in(&name, point, |_| true);
             sum = Count { passed: sum.passed + here.passed, struck: sum.struck + here.struck };
         }
         sum
     }
 
-    /// The same in one server.
-    fn count_in(&self, name: &str, point: &str) -> Count {
+    /// The same in one server, in those of its processes that are asked for.
+    fn count_in(&self, name: &str, point: &str, wanted: impl Fn(u32) -> bool) -> Count {
         let mut sum = Count::default();
         let files = std::fs::read_dir(self.faults.directory()).into_iter().flatten().flatten();
         // One for each process that lived: `name.PID`.
         let is_count = |file: &str| {
-            file.rsplit_once('.').is_some_and(|(server, id)| server == name && id.parse::<u32>().is_ok())
+            file.rsplit_once('.').is_some_and(|(server, id)| server == name && id.parse().is_ok_and(&wanted))
         };
         for file in files.filter(|file| file.file_name().to_str().is_some_and(is_count)) {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
@@ -209,6 +214,19 @@ impl Stage {
                 self.cluster.kill(&name)?;
                 Ok(Some(name))
             }
+            Provocation::Overwrite => {
+                let followers: Vec<String> =
+                    self.cluster.names(Role::Master).into_iter().filter(|name| name != victim).collect();
+                for name in &followers {
+                    self.cluster.pause(name)?;
+                }
+                tokio::time::sleep(UNHEARD).await;
+                self.cluster.kill(victim)?;
+                for name in &followers {
+                    self.cluster.resume(name)?;
+                }
+                Ok(Some(victim.to_owned()))
+            }
         }
     }
 
@@ -221,7 +239,8 @@ impl Stage {
     /// Kills the chunkservers in which a fail point struck: a disk that failed is trusted again by a new process only.
     pub(super) fn bury(&mut self, point: &str) -> Result<()> {
         for name in self.cluster.names(Role::Chunkserver) {
-            if self.count_in(&name, point).struck > 0 {
+            let lives = self.cluster.process_id(&name);
+            if self.count_in(&name, point, |id| Some(id) == lives).struck > 0 {
                 self.cluster.kill(&name)?;
             }
         }

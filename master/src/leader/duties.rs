@@ -21,8 +21,6 @@ use crate::state::{Command, Rejected, read};
 
 /// How often leases are extended and failures looked into.
 const LEASES_PERIOD: Duration = Duration::from_millis(100);
-/// A lease that is used is extended when less is left of it (GFS §3.1).
-pub(crate) const EXTEND_BELOW: Duration = Duration::from_secs(40);
 /// Most leases extended by one command, and most that wait for it.
 const EXTENSIONS_MAX: usize = 1024;
 /// Most failures that wait to be looked into.
@@ -41,6 +39,11 @@ const BUILD_PERIOD: Duration = Duration::from_millis(50);
 /// How often dates are looked at, and how much is removed by one command.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 1000;
+
+/// A lease that is used is extended when less is left of it (GFS §3.1).
+pub(crate) fn extend_below() -> Duration {
+    Duration::from_millis(fault::tuned("extend_below_ms", 40_000))
+}
 
 type Failures = BTreeMap<(ChunkHandle, ChunkVersion, ServerId), BTreeSet<ServerId>>;
 

@@ -27,7 +27,7 @@ use crate::raft::{Leadership, Node};
 use duties::Duties;
 use grant::Granter;
 
-pub(crate) use duties::EXTEND_BELOW;
+pub(crate) use duties::extend_below;
 pub(crate) use lease::{Hint, Leased};
 pub(crate) use seams::Soft;
 

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
 use crate::cluster::Registration;
-use crate::leader::EXTEND_BELOW;
+use crate::leader::extend_below;
 use crate::raft::ReadView;
 use crate::state::{Applied, Command, Rejected, read};
 
@@ -183,7 +183,7 @@ impl Service {
         for lease in request.extend.iter().take(NAMED_MAX) {
             let which = (ChunkHandle::from_raw(lease.handle), ChunkVersion::from_raw(lease.version));
             let Some(remaining) = self.leader.granter().lease_use(&view, server, which) else { continue };
-            if remaining < EXTEND_BELOW {
+            if remaining < extend_below() {
                 self.leader.duties().extend(which.0, which.1);
             }
             reply.extended.push(pb::LeaseExtension {
