@@ -38,18 +38,25 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     while scene.goes_on_after(process.performed()) {
         let bank = scene.tick() / ROUND_OPERATIONS;
         // The first client founds each bank; the others meet refusals until it is there.
-        let mut calls = if number == 0 && founded.replace(bank) != Some(bank) {
-            found(bank)
-        } else {
-            draw(&mut dice, bank)
-        };
+        let founds = number == 0 && founded.replace(bank) != Some(bank);
+        let mut calls = if founds { found(bank) } else { draw(&mut dice, bank) };
+        let founding = if founds { calls.len() } else { 0 };
         if dice.random_range(0..12) == 0 {
             audits += 1;
             calls.extend(audit(bank, &format!("{number}-{audits}")));
         }
-        for call in calls {
-            let (request, first) = (speaker.next_request(), dice.random_range(0..scene.masters.len()));
-            let outcome = process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
+        for (index, call) in calls.into_iter().enumerate() {
+            let outcome = loop {
+                let (request, first) = (speaker.next_request(), dice.random_range(0..scene.masters.len()));
+                let outcome = process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
+                // A token that may be missing must not be put into circulation: what is unknown is tried again.
+                if index >= founding || !matches!(outcome, Outcome::Info { .. }) {
+                    break outcome;
+                }
+                if !scene.goes_on() {
+                    return Ok(());
+                }
+            };
             // An audit without its snapshot has nothing to list.
             if matches!(call, Call::Snapshot { .. }) && !matches!(outcome, Outcome::Ok { .. }) {
                 break;

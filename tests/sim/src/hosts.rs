@@ -17,6 +17,7 @@ use gfs_proto::random::SeededRandom;
 use gfs_proto::size::{CHUNK_BYTES_MAX, ChunkBytes};
 use gfs_proto::{Environment, Error};
 use tokio_util::sync::CancellationToken;
+use turmoil::Sim;
 
 use crate::doors::{self, Knobs};
 use crate::plan::Plan;
@@ -222,11 +223,24 @@ impl Server {
         copy_as_it_is(&before, &self.life_directory()).context("a master's directory can't be copied")
     }
 
-    /// Before its host crashes: lets go of what runs there, and keeps of its disks what the crash leaves.
+    /// Crashes its host: nothing runs there any more, and of its disks there is what that leaves.
     ///
     /// # Errors
     /// A master's directory can't be copied.
-    pub(crate) fn before_crash(&self, power_cut: bool, random: &SeededRandom) -> Result<()> {
+    pub(crate) fn crash(&self, sim: &mut Sim<'_>, power_cut: bool, random: &SeededRandom) -> Result<()> {
+        self.before_crash(power_cut, random)?;
+        let name = self.name.as_str();
+        if !sim.is_host_running(name) {
+            // Who ended by itself would keep its tasks, and its databases open, until it is started again.
+            sim.bounce(name);
+        }
+        sim.crash(name);
+        self.after_crash();
+        Ok(())
+    }
+
+    /// Lets go of what runs there, and keeps of its disks what the crash leaves.
+    fn before_crash(&self, power_cut: bool, random: &SeededRandom) -> Result<()> {
         *self.node.borrow_mut() = None;
         *self.store.borrow_mut() = None;
         *self.ended.borrow_mut() = None;
@@ -245,8 +259,7 @@ impl Server {
         Ok(())
     }
 
-    /// After the crash.
-    pub(crate) fn after_crash(&self) {
+    fn after_crash(&self) {
         self.knobs.dead.store(false, Ordering::Relaxed);
         self.knobs.stall_us.store(0, Ordering::Relaxed);
         *self.died.borrow_mut() = None;

@@ -294,10 +294,7 @@ impl Nemesis {
 
     fn crash(&mut self, sim: &mut Sim<'_>, server: &Rc<Server>, power_cut: bool) -> Result<()> {
         self.down.insert(server.name.clone());
-        server.before_crash(power_cut, &self.random)?;
-        sim.crash(server.name.as_str());
-        server.after_crash();
-        Ok(())
+        server.crash(sim, power_cut, &self.random)
     }
 
     fn strike(&mut self, sim: &mut Sim<'_>) -> Result<()> {

@@ -102,11 +102,12 @@ fn run_here(plan: Plan, directory: &Path, trace: &Trace) -> Result<Report> {
     Ok(report)
 }
 
-/// Where the masters' databases lie: in memory if there is room for that.
+/// Where the masters' databases lie: in memory if there is room for that. Its name is free at once: another try would take
+/// from the randomness of the run.
 fn data_directory(beside: &Path) -> Result<tempfile::TempDir> {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory } else { beside };
-    Ok(tempfile::Builder::new().prefix("gfs-sim-").tempdir_in(parent)?)
+    Ok(tempfile::Builder::new().prefix(&format!("gfs-sim-{:07}-", std::process::id())).tempdir_in(parent)?)
 }
 
 fn prepare<'a>(plan: &Rc<Plan>, data: &Path, directory: &Path, trace: &Trace) -> Result<Run<'a>> {

@@ -170,7 +170,10 @@ async fn group() -> Vec<Running> {
     let second = start(first.joining(false)).await;
     let third = start(first.joining(false)).await;
     let group = vec![first, second, third];
-    until("three vote", || group.iter().all(|running| voters(&running.node) == 3)).await;
+    // Not only all three, as in the middle of the change, when the group before it is still needed, too.
+    let settled = |node: &Node| node.metrics().membership_config.membership().get_joint_config().len() == 1;
+    until("three vote", || group.iter().all(|running| voters(&running.node) == 3 && settled(&running.node)))
+        .await;
     group
 }
 
