@@ -93,7 +93,10 @@ fn run_here(plan: Plan, directory: &Path, trace: &Trace) -> Result<Report> {
     let data = data_directory(directory)?;
     let mut run = prepare(&plan, data.path(), directory, trace)?;
     let broken = run.go().err().map(|error| format!("the simulation ended: {error:#}"));
-    let mut report = run.report(trace)?;
+    let report = run.report(trace);
+    drop(run);
+    points::end();
+    let mut report = report?;
     if let Some(broken) = broken {
         report.findings.push(broken);
     }
