@@ -16,7 +16,7 @@ use crate::runner::wait_until_whole;
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
 /// master that was away, to a full log of a chunkserver, to leases that are extended and sessions that end.
 const TUNED: &str =
-    "checkpoint_every=300,log_keep=100,segment_bytes=2097152,extend_below_ms=59000,session_s=5";
+    "checkpoint_every=100,log_keep=30,segment_bytes=2097152,extend_below_ms=59000,session_s=5";
 /// How long the leader takes commands that nobody follows.
 const UNHEARD: Duration = Duration::from_millis(300);
 
