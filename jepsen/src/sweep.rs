@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_millis(700);
 /// Times in a row that a fail point may not be passed before no more strikes of it are waited for.
 const MISSES_MAX: u32 = 2;
 /// Pause of a client after each operation: a fail point needs somebody who passes it, not a machine without rest.
-const THINK: Duration = Duration::from_millis(10);
+const THINK: Duration = Duration::from_millis(25);
 /// How often the counts are read.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long clients may take to end.

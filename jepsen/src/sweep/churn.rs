@@ -9,6 +9,8 @@ use gfs_client::{Client, Durability, Options};
 
 /// How long one call may take before the next round.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Rest between two rounds.
+const PAUSE: Duration = Duration::from_millis(150);
 /// Bytes of a write that is pushed along the chain.
 const LARGE: usize = 200 << 10;
 
@@ -17,9 +19,10 @@ pub(super) async fn churn(masters: Vec<String>) {
     for number in 0_u64.. {
         let durability = if number % 2 == 0 { Durability::Synced } else { Durability::Replicated };
         // Whatever fails is tried again with another name.
-        if round(&masters, number, durability).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Err(error) = round(&masters, number, durability).await {
+            tracing::debug!(%error, "a round broke off");
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
