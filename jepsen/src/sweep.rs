@@ -182,7 +182,7 @@ async fn run_cell(
     scenes: &[(&Workload, Arc<Scene>)],
 ) -> Result<()> {
     let (mut rounds, mut misses) = (0, 0);
-    while rounds == 0 || (cell.count.struck < strikes && misses < MISSES_MAX && rounds < strikes) {
+    while rounds == 0 || (cell.count.struck < strikes && misses < MISSES_MAX && rounds < 2 * strikes) {
         let before = cell.count.struck;
         run_round(cell, rounds, stage, scenes).await?;
         misses = if cell.count.struck > before { 0 } else { misses + 1 };
