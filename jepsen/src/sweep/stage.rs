@@ -11,7 +11,6 @@ use gfs_tests::{Cluster, Loopback, Role, Shape};
 use rand::seq::IndexedRandom;
 
 use crate::inside::Inside;
-use crate::runner::wait_until_whole;
 
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
 /// master that was away, to a full log of a chunkserver, to leases that are extended and sessions that end.
@@ -35,10 +34,15 @@ enum Provocation {
     Absence,
     /// The leader is lost while its log has entries that nobody else has, and comes back when there is another.
     Overwrite,
+    /// A secondary refuses a mutation that others have applied: it is behind at the next grant.
+    Behind,
 }
 
+/// What a secondary is told that is to be behind.
+const REFUSAL: &str = "replica::apply_received=error*2";
+
 /// What leads to the fail points whose names begin like this; the first that fits.
-const PROVOCATIONS: [(&str, Provocation); 25] = [
+const PROVOCATIONS: [(&str, Provocation); 26] = [
     ("store::identity", Provocation::Start { emptied: true }),
     ("store::segment", Provocation::Start { emptied: true }),
     ("store::recover", Provocation::Start { emptied: false }),
@@ -47,6 +51,7 @@ const PROVOCATIONS: [(&str, Provocation); 25] = [
     ("heartbeat::registered", Provocation::Start { emptied: false }),
     ("registry::registered", Provocation::Start { emptied: false }),
     ("reconcile", Provocation::Loss),
+    ("store::adopt::before_sync", Provocation::Behind),
     ("store::adopt", Provocation::Loss),
     ("store::version", Provocation::Loss),
     ("store::emptied", Provocation::Loss),
@@ -106,6 +111,10 @@ impl Stage {
     /// The server that gets the fault first.
     pub(super) async fn victim(&self, point: &str) -> Result<String> {
         let role = Self::role(point);
+        if Provocation::of(point) == (Provocation::Start { emptied: true }) {
+            // Always the same one: masters may still count on what the last one had that was emptied.
+            return self.cluster.names(role).pop().context("no server");
+        }
         if role == Role::Chunkserver {
             return self.cluster.names(role).choose(&mut rand::rng()).cloned().context("no server");
         }
@@ -179,17 +188,13 @@ impl Stage {
     }
 
     /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back after a
-    /// while is returned.
-    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<String>> {
+    /// while is returned. `line` is what the fail point was told.
+    pub(super) async fn provoke(&mut self, point: &str, victim: &str, line: &str) -> Result<Option<String>> {
         match Provocation::of(point) {
             Provocation::None => Ok(None),
             Provocation::Start { emptied } => {
                 let is_server = Self::role(point) == Role::Chunkserver;
                 let name = if is_server { victim.to_owned() } else { self.other(Role::Chunkserver, victim)? };
-                if emptied {
-                    // What it alone has left would be lost.
-                    wait_until_whole(&mut self.cluster).await?;
-                }
                 self.cluster.kill(&name)?;
                 if emptied {
                     std::fs::remove_dir_all(self.cluster.data_of(&name))?;
@@ -214,18 +219,26 @@ impl Stage {
                 self.cluster.kill(&name)?;
                 Ok(Some(name))
             }
+            Provocation::Behind => {
+                self.arm(&format!("{line};{REFUSAL}"), None)?;
+                Ok(None)
+            }
             Provocation::Overwrite => {
                 let followers: Vec<String> =
                     self.cluster.names(Role::Master).into_iter().filter(|name| name != victim).collect();
+                // Not paused: what has arrived already would be read later.
                 for name in &followers {
-                    self.cluster.pause(name)?;
+                    self.cluster.kill(name)?;
                 }
                 tokio::time::sleep(UNHEARD).await;
                 self.cluster.kill(victim)?;
                 for name in &followers {
-                    self.cluster.resume(name)?;
+                    self.cluster.restart(name)?;
                 }
-                Ok(Some(victim.to_owned()))
+                // Before there is another it would lead again, with what it has.
+                self.cluster.leader().await?;
+                self.cluster.restart(victim)?;
+                Ok(None)
             }
         }
     }
