@@ -34,15 +34,10 @@ enum Provocation {
     Absence,
     /// The leader is lost while its log has entries that nobody else has, and comes back when there is another.
     Overwrite,
-    /// A secondary refuses a mutation that others have applied: it is behind at the next grant.
-    Behind,
 }
 
-/// What a secondary is told that is to be behind.
-const REFUSAL: &str = "replica::apply_received=error*2";
-
 /// What leads to the fail points whose names begin like this; the first that fits.
-const PROVOCATIONS: [(&str, Provocation); 26] = [
+const PROVOCATIONS: [(&str, Provocation); 25] = [
     ("store::identity", Provocation::Start { emptied: true }),
     ("store::segment", Provocation::Start { emptied: true }),
     ("store::recover", Provocation::Start { emptied: false }),
@@ -51,7 +46,6 @@ const PROVOCATIONS: [(&str, Provocation); 26] = [
     ("heartbeat::registered", Provocation::Start { emptied: false }),
     ("registry::registered", Provocation::Start { emptied: false }),
     ("reconcile", Provocation::Loss),
-    ("store::adopt::before_sync", Provocation::Behind),
     ("store::adopt", Provocation::Loss),
     ("store::version", Provocation::Loss),
     ("store::emptied", Provocation::Loss),
@@ -188,8 +182,8 @@ impl Stage {
     }
 
     /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back after a
-    /// while is returned. `line` is what the fail point was told.
-    pub(super) async fn provoke(&mut self, point: &str, victim: &str, line: &str) -> Result<Option<String>> {
+    /// while is returned.
+    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<String>> {
         match Provocation::of(point) {
             Provocation::None => Ok(None),
             Provocation::Start { emptied } => {
@@ -218,10 +212,6 @@ impl Stage {
                 let name = self.other(Role::Master, &leader)?;
                 self.cluster.kill(&name)?;
                 Ok(Some(name))
-            }
-            Provocation::Behind => {
-                self.arm(&format!("{line};{REFUSAL}"), None)?;
-                Ok(None)
             }
             Provocation::Overwrite => {
                 let followers: Vec<String> =
