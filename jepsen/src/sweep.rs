@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use gfs_proto::Environment;
 use gfs_proto::fault::{self, BUILT, Count, POINTS, Point};
-use gfs_proto::time::SystemClock;
 use tokio::task::JoinSet;
 
-use crate::recorder::Recorder;
 use crate::runner::wait_until_whole;
 use crate::verdict::Verdict;
-use crate::workload::{Scene, WORKLOADS, Workload};
+use crate::workload::{Load, Scene, WORKLOADS, Workload};
 use stage::Stage;
 
 /// What a fail point is told, in this order.
@@ -138,10 +137,9 @@ async fn run_batch(cells: &mut [Cell], plan: &Sweep, seed: u64) -> Result<(PathB
     for name in LOADS {
         let workload = WORKLOADS.iter().find(|workload| workload.name == name).context("no such workload")?;
         let history = directory.join(format!("{name}.jsonl"));
-        let recorder = Recorder::create_with(&history, Arc::new(SystemClock::new()), THINK)?;
-        let scene = Scene::new(stage.cluster.masters(), recorder, seed);
         // The stage keeps the trash short, so that what empties it comes to its fail points.
-        let scene = Arc::new(Scene { trash_expires: true, ..scene });
+        let load = Load { seed, think: THINK, trash_expires: true };
+        let scene = Scene::over(Environment::real(), stage.cluster.masters(), &history, load)?;
         (workload.prepare)(scene.clone()).await?;
         scenes.push((workload, scene));
     }

@@ -48,12 +48,12 @@ pub(crate) fn begin(number: u64, server: Option<Rc<Server>>) {
     });
 }
 
-/// Looks at the host that runs at the moment.
 /// Lets go of all hosts, while their directories are still there: a database that can't write when it is closed waits a second.
 pub(crate) fn end() {
     drop(HOSTS.take());
 }
 
+/// Looks at the host that runs at the moment.
 fn here<T>(look: impl FnOnce(&Host) -> T) -> Option<T> {
     let runtime = Handle::try_current().ok()?.id();
     HOSTS.with_borrow(|hosts| hosts.iter().find(|host| host.runtime == runtime).map(look))
