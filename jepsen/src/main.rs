@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
     ACTIONS, FAULTS, Format, Ledger, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict,
@@ -313,7 +313,10 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
         Command::Rot { corruptions, seed } => run_rot(corruptions, seed.unwrap_or_else(draw)).await,
         Command::Measure { subject, by, within, rounds, holds } => {
             let subject = match subject {
-                Whom::Leader => Subject::Leader,
+                Whom::Leader => {
+                    ensure!(holds.is_none(), "--holds is for a primary or a chunkserver: a leader holds no chunks");
+                    Subject::Leader
+                }
                 Whom::Primary => Subject::Primary { holds: holds.unwrap_or(0) << 20 },
                 Whom::Chunkserver => Subject::Chunkserver { holds: holds.unwrap_or(1024) << 20 },
             };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use gfs_client::{Chunk, Client, File, Options};
 use gfs_proto::pb::ClusterStatusReply;
@@ -91,10 +91,7 @@ impl Measured {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = |percent: usize| {
-            let index = (self.waits.len() * percent).div_ceil(100).saturating_sub(1);
-            self.waits.get(index).map_or(0, Duration::as_millis)
-        };
+        let at = |percent| percentile_ms(&self.waits, percent);
         let (subject, rounds) = (self.subject, self.waits.len());
         write!(
             f,
@@ -108,19 +105,34 @@ impl fmt::Display for Measured {
     }
 }
 
+/// The time that so many of a hundred don't exceed, of times in ascending order, in milliseconds; 0 if there are none.
+fn percentile_ms(times: &[Duration], percent: usize) -> u128 {
+    let index = (times.len() * percent).div_ceil(100).saturating_sub(1);
+    times.get(index).map_or(0, Duration::as_millis)
+}
+
 /// The middle one and the longest of some times, in milliseconds; 0 if there are none.
 pub(crate) fn middle_and_longest(times: &[Duration]) -> (u128, u128) {
     let mut times = times.to_vec();
     times.sort_unstable();
-    let at = |index: usize| times.get(index).map_or(0, Duration::as_millis);
-    (at(times.len() / 2), at(times.len().saturating_sub(1)))
+    (percentile_ms(&times, 50), percentile_ms(&times, 100))
 }
 
 /// Takes the subject away so many times and measures the wait of a client each time.
 ///
 /// # Errors
-/// The cluster does not come up, or an operation fails; a cut without hosts of their own.
+/// The cluster does not come up, or an operation fails; a cut without hosts of their own; a primary's chunk that would hold
+/// more than fits beside what is appended meanwhile.
 pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> Result<Measured> {
+    if let Subject::Primary { holds } = subject {
+        let most = CHUNK_BYTES - APPENDED_BYTES;
+        ensure!(
+            holds <= most,
+            "a chunk can hold {} MiB beside what is appended meanwhile, not {}",
+            most >> 20,
+            holds >> 20
+        );
+    }
     let mut shape = Shape { masters: 3, chunkservers: CHUNKSERVERS, ..Shape::default() };
     if !matches!(subject, Subject::Leader | Subject::Primary { holds: 0 }) {
         shape.chunk_bytes = CHUNK_BYTES;
@@ -141,7 +153,7 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
             user.fill(chunks * CHUNK_BYTES, site).await?;
         }
         Subject::Primary { holds } if holds > 0 => {
-            user.fill(holds.min(CHUNK_BYTES - APPENDED_BYTES), site).await?;
+            user.fill(holds, site).await?;
             for _ in 0..OTHERS {
                 user.keep_appending(&mut others, site);
             }
