@@ -314,7 +314,10 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
         Command::Measure { subject, by, within, rounds, holds } => {
             let subject = match subject {
                 Whom::Leader => {
-                    ensure!(holds.is_none(), "--holds is for a primary or a chunkserver: a leader holds no chunks");
+                    ensure!(
+                        holds.is_none(),
+                        "--holds is for a primary or a chunkserver: a leader holds no chunks"
+                    );
                     Subject::Leader
                 }
                 Whom::Primary => Subject::Primary { holds: holds.unwrap_or(0) << 20 },

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::codec::{self, EntryRow, LogIdRow, VoteRow};
 use super::poison::Poison;
+use super::store::set_nothing_aside;
 use super::types::{Entry, LogId, TypeConfig, Vote};
 use tail::Tail;
 use write::Command;
@@ -137,7 +138,8 @@ impl LogStore {
     /// What the disk says, or whose log it is.
     pub(crate) fn open(dir: &Path, owner: &str, workers: &Workers) -> io::Result<Self> {
         let families = [ENTRIES, META].map(|name| ColumnFamilyDescriptor::new(name, table_options()));
-        let options = options();
+        let mut options = options();
+        set_nothing_aside(&mut options, workers);
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(io::Error::other)?;
         check_owner(&db, owner)?;
         let (vote, committed, tail) = load(&db)?;
