@@ -29,14 +29,12 @@ const CLIENTS_EACH: u64 = 3;
 const ALONE: Duration = Duration::from_millis(1200);
 /// How long a fail point may take to be passed at all.
 const PATIENCE: Duration = Duration::from_millis(6000);
-/// How long a master is away that is to need a checkpoint.
-const ABSENCE: Duration = Duration::from_millis(2500);
 /// How long a fault that does not end its process goes on once it has struck.
 const GOES_ON: Duration = Duration::from_millis(600);
 /// How long the cluster is left alone between two cells.
 const QUIET: Duration = Duration::from_millis(700);
 /// Times in a row that a fail point may not be passed before no more strikes of it are waited for.
-const MISSES_MAX: u32 = 2;
+const MISSES_MAX: u32 = 5;
 /// Pause of a client after each operation: a fail point needs somebody who passes it, not a machine without rest.
 const THINK: Duration = Duration::from_millis(25);
 /// How often the counts are read.
@@ -213,10 +211,8 @@ async fn run_round(
     let (mut alone, mut struck_at) = (true, None);
     while started.elapsed() < PATIENCE {
         tokio::time::sleep(LOOK).await;
-        if started.elapsed() > ABSENCE
-            && let Some(name) = away.take()
-        {
-            stage.cluster.restart(&name)?;
+        if let Some((name, _)) = away.take_if(|(_, absence)| started.elapsed() > *absence) {
+            stage.bring_back(&name)?;
         }
         let struck = stage.count(cell.point).struck > before.struck;
         if struck && struck_at.is_none() {
@@ -229,6 +225,9 @@ async fn run_round(
             stage.arm(&line, None)?;
             alone = false;
         }
+    }
+    if let Some((name, _)) = away {
+        stage.bring_back(&name)?;
     }
     stage.disarm()?;
     tokio::time::sleep(LOOK * 3).await;

@@ -14,8 +14,13 @@ use crate::inside::Inside;
 
 /// Constants that are smaller than in earnest: a short run comes to a checkpoint of the masters, to one that is sent to a
 /// master that was away, to a full log of a chunkserver, to leases that are extended and sessions that end.
-const TUNED: &str =
-    "checkpoint_every=100,log_keep=30,segment_bytes=2097152,extend_below_ms=59000,session_s=5";
+const TUNED: &str = "checkpoint_every=100,log_keep=30,segment_bytes=524288,extend_below_ms=59000,session_s=5";
+/// How long a master is away that is to need a checkpoint.
+const ABSENCE: Duration = Duration::from_millis(2500);
+/// How long a chunkserver is silent that is to be left out: masters speak of its absence after 3 s.
+const SILENCE: Duration = Duration::from_millis(3500);
+/// How long until servers have read what they are told.
+const TOLD: Duration = Duration::from_millis(100);
 /// How long the leader takes commands that nobody follows.
 const UNHEARD: Duration = Duration::from_millis(300);
 
@@ -32,12 +37,14 @@ enum Provocation {
     Election,
     /// A follower is away until it needs a checkpoint.
     Absence,
+    /// A chunkserver is silent until others have grants without it, and goes on.
+    Silence,
     /// The leader is lost while its log has entries that nobody else has, and comes back when there is another.
     Overwrite,
 }
 
 /// What leads to the fail points whose names begin like this; the first that fits.
-const PROVOCATIONS: [(&str, Provocation); 25] = [
+const PROVOCATIONS: [(&str, Provocation); 26] = [
     ("store::identity", Provocation::Start { emptied: true }),
     ("store::segment", Provocation::Start { emptied: true }),
     ("store::recover", Provocation::Start { emptied: false }),
@@ -49,8 +56,9 @@ const PROVOCATIONS: [(&str, Provocation); 25] = [
     ("store::adopt", Provocation::Loss),
     ("store::version", Provocation::Loss),
     ("store::emptied", Provocation::Loss),
+    ("grant::before_exclude", Provocation::Silence),
     ("grant", Provocation::Loss),
-    ("replica::excluded", Provocation::Loss),
+    ("replica::excluded", Provocation::Silence),
     ("replica::fetch", Provocation::Loss),
     ("replica::before_outcome", Provocation::Loss),
     ("replica::before_activate", Provocation::Loss),
@@ -181,14 +189,13 @@ impl Stage {
         sum
     }
 
-    /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back after a
-    /// while is returned.
-    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<String>> {
+    /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back is
+    /// returned, and after how long.
+    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<(String, Duration)>> {
         match Provocation::of(point) {
             Provocation::None => Ok(None),
             Provocation::Start { emptied } => {
-                let is_server = Self::role(point) == Role::Chunkserver;
-                let name = if is_server { victim.to_owned() } else { self.other(Role::Chunkserver, victim)? };
+                let name = self.chunkserver(point, victim)?;
                 self.cluster.kill(&name)?;
                 if emptied {
                     std::fs::remove_dir_all(self.cluster.data_of(&name))?;
@@ -211,7 +218,14 @@ impl Stage {
                 let leader = self.cluster.leader().await?;
                 let name = self.other(Role::Master, &leader)?;
                 self.cluster.kill(&name)?;
-                Ok(Some(name))
+                Ok(Some((name, ABSENCE)))
+            }
+            Provocation::Silence => {
+                let name = self.chunkserver(point, victim)?;
+                // It has to know of the fault by then.
+                tokio::time::sleep(TOLD).await;
+                self.cluster.pause(&name)?;
+                Ok(Some((name, SILENCE)))
             }
             Provocation::Overwrite => {
                 let followers: Vec<String> =
@@ -231,6 +245,22 @@ impl Stage {
                 Ok(None)
             }
         }
+    }
+
+    /// Ends the absence of a server.
+    pub(super) fn bring_back(&mut self, name: &str) -> Result<()> {
+        match self.cluster.process_id(name) {
+            Some(_) => self.cluster.resume(name),
+            None => self.cluster.restart(name),
+        }
+    }
+
+    /// The victim if it is a chunkserver, else any.
+    fn chunkserver(&self, point: &str, victim: &str) -> Result<String> {
+        if Self::role(point) == Role::Chunkserver {
+            return Ok(victim.to_owned());
+        }
+        self.other(Role::Chunkserver, victim)
     }
 
     fn other(&self, role: Role, victim: &str) -> Result<String> {
