@@ -207,7 +207,7 @@ async fn run_round(
     let started = Instant::now();
     let victim = stage.victim(cell.point).await?;
     stage.arm(&line, Some(&victim))?;
-    let mut away = stage.provoke(cell.point, &victim).await?;
+    let mut away = stage.provoke(cell.point, &victim, &line).await?;
     let (mut alone, mut struck_at) = (true, None);
     while started.elapsed() < PATIENCE {
         tokio::time::sleep(LOOK).await;

@@ -21,6 +21,10 @@ const ABSENCE: Duration = Duration::from_millis(2500);
 const SILENCE: Duration = Duration::from_millis(3500);
 /// How long until servers have read what they are told.
 const TOLD: Duration = Duration::from_millis(100);
+/// What a secondary is told that is to be behind: it waits until its primary is lost and missed, which takes 3 s.
+const SLOW: &str = "replica::apply_received=sleep(4500)*20";
+/// How long mutations pile up before it.
+const PILED_UP: Duration = Duration::from_millis(400);
 /// How long the leader takes commands that nobody follows.
 const UNHEARD: Duration = Duration::from_millis(300);
 
@@ -37,6 +41,8 @@ enum Provocation {
     Election,
     /// A follower is away until it needs a checkpoint.
     Absence,
+    /// A primary is lost while one secondary has not yet applied what the other has: it is behind at the next grant.
+    Behind,
     /// A chunkserver is silent until others have grants without it, and goes on.
     Silence,
     /// The leader is lost while its log has entries that nobody else has, and comes back when there is another.
@@ -44,7 +50,7 @@ enum Provocation {
 }
 
 /// What leads to the fail points whose names begin like this; the first that fits.
-const PROVOCATIONS: [(&str, Provocation); 26] = [
+const PROVOCATIONS: [(&str, Provocation); 27] = [
     ("store::identity", Provocation::Start { emptied: true }),
     ("store::segment", Provocation::Start { emptied: true }),
     ("store::recover", Provocation::Start { emptied: false }),
@@ -53,6 +59,7 @@ const PROVOCATIONS: [(&str, Provocation); 26] = [
     ("heartbeat::registered", Provocation::Start { emptied: false }),
     ("registry::registered", Provocation::Start { emptied: false }),
     ("reconcile", Provocation::Loss),
+    ("store::adopt::before_sync", Provocation::Behind),
     ("store::adopt", Provocation::Loss),
     ("store::version", Provocation::Loss),
     ("store::emptied", Provocation::Loss),
@@ -190,8 +197,13 @@ impl Stage {
     }
 
     /// Does what makes servers pass a fail point that load alone does not lead to. A server that is to come back is
-    /// returned, and after how long.
-    pub(super) async fn provoke(&mut self, point: &str, victim: &str) -> Result<Option<(String, Duration)>> {
+    /// returned, and after how long. `line` is what the victim was told.
+    pub(super) async fn provoke(
+        &mut self,
+        point: &str,
+        victim: &str,
+        line: &str,
+    ) -> Result<Option<(String, Duration)>> {
         match Provocation::of(point) {
             Provocation::None => Ok(None),
             Provocation::Start { emptied } => {
@@ -219,6 +231,13 @@ impl Stage {
                 let name = self.other(Role::Master, &leader)?;
                 self.cluster.kill(&name)?;
                 Ok(Some((name, ABSENCE)))
+            }
+            Provocation::Behind => {
+                self.arm(&format!("{line};{SLOW}"), Some(victim))?;
+                tokio::time::sleep(PILED_UP).await;
+                let name = self.other(Role::Chunkserver, victim)?;
+                self.cluster.kill(&name)?;
+                Ok(None)
             }
             Provocation::Silence => {
                 let name = self.chunkserver(point, victim)?;
