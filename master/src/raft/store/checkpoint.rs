@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rocksdb::{DB, Options};
 
-use super::{CURRENT, RAFT, load_applied, sync_dir};
+use super::{CURRENT, families, load_applied, sync_dir};
 use crate::raft::codec::{self, SnapshotMetaRow};
 use crate::raft::types::SnapshotMeta;
 
@@ -137,10 +137,8 @@ pub(super) fn seal(path: &Path, previous: Option<&CheckpointHandle>) -> io::Resu
     let names = names(path)?;
     // From inside the checkpoint: the live database has gone on.
     let meta = {
-        // Two rows of one table are read: no other is opened, and no thread is made for each file to open.
-        let mut options = Options::default();
-        options.set_max_file_opening_threads(1);
-        let db = DB::open_cf_for_read_only(&options, path, [RAFT], false).map_err(io::Error::other)?;
+        let db = DB::open_cf_for_read_only(&Options::default(), path, families(), false)
+            .map_err(io::Error::other)?;
         let (last_log_id, last_membership) = load_applied(&db)?;
         SnapshotMeta { last_log_id, last_membership }
     };
