@@ -6,9 +6,10 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to people")]
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, ExitCode, Stdio};
 
 use gfs_fuzz::corpus_directory;
 
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> io::Result<usize> {
     let usage = || io::Error::other("run [--seconds N] [TARGET..] | minimise [TARGET..]");
     let (verb, mut rest) = arguments.split_first().ok_or_else(usage)?;
+    if !["run", "minimise"].contains(&verb.as_str()) {
+        return Err(usage());
+    }
     let mut seconds = SECONDS_DEFAULT;
     if let [flag, value, after @ ..] = rest
         && flag == "--seconds"
@@ -46,13 +50,17 @@ fn run(arguments: &[String]) -> io::Result<usize> {
         seconds = value.parse().map_err(|_| usage())?;
         rest = after;
     }
-    build()?;
+    let all = targets()?;
+    if let Some(unknown) = rest.iter().find(|name| !all.contains(name)) {
+        return Err(io::Error::other(format!("no target {unknown:?}; there are {}", all.join(", "))));
+    }
+    build(rest)?;
     let mut crashes = 0;
-    for target in targets()?.iter().filter(|target| rest.is_empty() || rest.contains(target)) {
-        match verb.as_str() {
-            "run" => crashes += usize::from(!fuzz(target, seconds)?),
-            "minimise" => minimise(target)?,
-            _ => return Err(usage()),
+    for target in all.iter().filter(|target| rest.is_empty() || rest.contains(target)) {
+        if verb == "run" {
+            crashes += usize::from(!fuzz(target, seconds)?);
+        } else {
+            minimise(target)?;
         }
     }
     Ok(crashes)
@@ -71,11 +79,19 @@ fn targets() -> io::Result<Vec<String>> {
     Ok(targets)
 }
 
-/// Builds all targets with coverage. Without a sanitizer: there is no unsafe code of ours that one could watch.
-fn build() -> io::Result<()> {
+/// Builds the targets named, or all, with coverage.
+fn build(named: &[String]) -> io::Result<()> {
+    if named.is_empty() {
+        return build_with(None);
+    }
+    named.iter().try_for_each(|target| build_with(Some(target)))
+}
+
+/// One `cargo fuzz build`. Without a sanitizer: there is no unsafe code of ours that one could watch.
+fn build_with(target: Option<&String>) -> io::Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo.args(["fuzz", "build", "--fuzz-dir", "libfuzzer", "--sanitizer", "none"]);
+    cargo.args(["fuzz", "build", "--fuzz-dir", "libfuzzer", "--sanitizer", "none"]).args(target);
     // The build of the product has RocksDB already: it is linked as it is, and not built again with coverage.
     if std::env::var_os("ROCKSDB_LIB_DIR").is_none()
         && let Some(directory) = rocksdb()
@@ -99,8 +115,9 @@ fn rocksdb() -> Option<PathBuf> {
         .find(|out| out.join("librocksdb.a").exists())
 }
 
-/// A target under libFuzzer with these arguments.
-fn libfuzzer(target: &str, arguments: &[String], directories: &[&Path]) -> io::Result<Output> {
+/// A target under libFuzzer with these arguments: whether it ended well, and what it wrote. That is in the target's
+/// `log` while it runs.
+fn libfuzzer(target: &str, arguments: &[String], directories: &[&Path]) -> io::Result<(bool, String)> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let program = harness().join("target").join(triple).join("release").join(target);
     let artifacts = harness().join("artifacts").join(target);
@@ -113,28 +130,30 @@ fn libfuzzer(target: &str, arguments: &[String], directories: &[&Path]) -> io::R
         format!("-timeout={INPUT_SECONDS_MAX}"),
         format!("-rss_limit_mb={MEMORY_MIB_MAX}"),
     ];
-    let output = Command::new(program).args(limits).args(arguments).args(directories).output()?;
-    std::fs::write(artifacts.join("log"), &output.stderr)?;
-    Ok(output)
+    let log = artifacts.join("log");
+    let mut command = Command::new(program);
+    command.args(limits).args(arguments).args(directories).stdout(Stdio::null()).stderr(File::create(&log)?);
+    let status = command.status()?;
+    Ok((status.success(), String::from_utf8_lossy(&std::fs::read(&log)?).into_owned()))
 }
 
 /// Runs one target and prints its line; false if it crashed.
 fn fuzz(target: &str, seconds: u64) -> io::Result<bool> {
     let (found, kept) = (harness().join("found").join(target), corpus_directory(target));
     let before = count(&found);
+    eprintln!("{target}: {seconds} s; fuzz/libfuzzer/artifacts/{target}/log shows how it goes");
     let arguments = [format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()];
-    let output = libfuzzer(target, &arguments, &[&found, &kept])?;
-    let text = String::from_utf8_lossy(&output.stderr);
+    let (well, text) = libfuzzer(target, &arguments, &[&found, &kept])?;
     let stat = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(&format!("stat::{name}:")));
         line.and_then(|line| line.split_whitespace().last()?.parse::<u64>().ok()).unwrap_or(0)
     };
     let (executions, rate) = (stat("number_of_executed_units"), stat("average_exec_per_sec"));
-    let (new, crashed) = (count(&found).saturating_sub(before), usize::from(!output.status.success()));
+    let (new, crashed) = (count(&found).saturating_sub(before), usize::from(!well));
     println!(
         "{target:<16} {executions:>12} executions {rate:>9}/s {new:>6} new in the corpus {crashed:>3} crashes"
     );
-    Ok(output.status.success())
+    Ok(well)
 }
 
 fn count(directory: &Path) -> usize {
@@ -150,8 +169,8 @@ fn minimise(target: &str) -> io::Result<()> {
     }
     // One input for each edge is enough; how often each is taken would keep ten times as many.
     let arguments = ["-merge=1", "-use_counters=0"].map(str::to_owned);
-    let output = libfuzzer(target, &arguments, &[&merged, &kept, &found])?;
-    if !output.status.success() || count(&merged) == 0 {
+    let (well, _) = libfuzzer(target, &arguments, &[&merged, &kept, &found])?;
+    if !well || count(&merged) == 0 {
         return Err(io::Error::other(format!("{target}: no merge")));
     }
     println!(
