@@ -22,8 +22,11 @@ use crate::path::{FilePath, NAME_BYTES_MAX, Name, PATH_BYTES_MAX, PATH_DEPTH_MAX
 use crate::size::{ByteOffset, ChunkBytes, PAYLOAD_BYTES_MAX, block_pieces};
 use crate::{Environment, pb};
 
-/// Bytes that reading a frame may hold: its payload's limit, and a copy of the input.
-const FRAME_BYTES_HELD: usize = PAYLOAD_BYTES_MAX as usize + (2 << 20);
+/// A stream of frames that an input describes has about so many bytes; the last frame may go beyond.
+const STREAM_BYTES_MAX: usize = 1 << 20;
+/// Bytes that reading a frame may hold: its payload's limit, the stream, and the pipe that it goes through, which
+/// doubles as it fills up.
+const FRAME_BYTES_HELD: usize = PAYLOAD_BYTES_MAX as usize + 5 * STREAM_BYTES_MAX;
 
 /// All targets of this crate.
 pub const TARGETS: &[Target] = &[
@@ -155,8 +158,8 @@ pub fn error(data: &[u8]) {
 
 /// A stream of frames and other bytes. Heads may say anything, under checksums that are right.
 fn frames(dice: &mut Dice<'_>) -> Vec<u8> {
-    let mut stream = Vec::new();
-    while !dice.is_empty() && stream.len() < 4 * PAYLOAD_BYTES_MAX as usize {
+    let mut stream = Vec::with_capacity(STREAM_BYTES_MAX + (STREAM_BYTES_MAX >> 3));
+    while !dice.is_empty() && stream.len() < STREAM_BYTES_MAX {
         match dice.below(5) {
             0 => stream.extend_from_slice(dice.bytes(200)),
             1 => stream.extend_from_slice(&proven_head(dice)),
