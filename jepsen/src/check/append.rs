@@ -1,6 +1,7 @@
 //! Judges record appends (design P2, P4, P5): a log whose order is its offsets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -86,13 +87,30 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     let Some(found) = one_content(&operations, &mut verdict) else {
         return Ok(verdict);
     };
-    let places = places(&found, &mut verdict);
+    let offset = |reply: &Reply| match reply {
+        Reply::At(at) => Some(*at),
+        Reply::Layout { .. } | Reply::Scan(_) => None,
+    };
+    check_log(&appends, offset, &found, &mut verdict);
+    Ok(verdict)
+}
+
+/// Judges what is in a log at the end, with the offset that each append was told.
+pub(super) fn check_log<C, R: Debug>(
+    appends: &[(Record, &Operation<C, R>)],
+    offset_of: impl Fn(&R) -> Option<u64>,
+    found: &[(u64, Record)],
+    verdict: &mut Verdict,
+) {
+    let places = places(found, verdict);
     let mut moments = Vec::new();
-    for (record, operation) in &appends {
+    let mut acknowledged = 0_u64;
+    for (record, operation) in appends {
         let place = places.get(&(record.producer, record.sequence));
+        acknowledged += u64::from(matches!(operation.outcome, Outcome::Ok { .. }));
         match (&operation.outcome, place) {
-            (Outcome::Ok { value: Reply::At(at) }, Some((offset, there)))
-                if at == offset && there == record => {}
+            (Outcome::Ok { value }, Some((offset, there)))
+                if offset_of(value) == Some(*offset) && there == record => {}
             (Outcome::Ok { value }, _) => {
                 verdict
                     .finding(format!("lost: {record:?} was acknowledged with {value:?}, there is {place:?}"));
@@ -100,22 +118,27 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
             (Outcome::Fail { reason }, Some(_)) => {
                 verdict.finding(format!("undead: {record:?} had failed ({reason}) and is at {place:?}"));
             }
+            // The file is there, nobody deletes it, and the record is not too long.
+            (Outcome::Fail { reason }, None) => {
+                verdict.finding(format!("refused: {record:?}: {reason}"));
+            }
             (Outcome::Info { .. }, Some((_, there))) if there != record => {
                 verdict.finding(format!("damaged: {record:?} is there as {there:?}"));
             }
-            (Outcome::Info { .. } | Outcome::Fail { .. }, _) => {}
+            (Outcome::Info { .. }, _) => {}
         }
         if let Some((offset, _)) = place {
             moments.push((operation.called_at_ns, operation.returned_at_ns, *offset));
         }
     }
-    let asked: BTreeMap<_, _> =
-        appends.iter().map(|(record, _)| ((record.producer, record.sequence), ())).collect();
-    for (id, place) in places.iter().filter(|(id, _)| !asked.contains_key(*id)) {
+    if acknowledged == 0 {
+        verdict.doubt("no append was acknowledged");
+    }
+    let asked: BTreeSet<_> = appends.iter().map(|(record, _)| (record.producer, record.sequence)).collect();
+    for (id, place) in places.iter().filter(|(id, _)| !asked.contains(*id)) {
         verdict.finding(format!("phantom: nobody appended {id:?}, it is at {place:?}"));
     }
-    check_order(&moments, &mut verdict);
-    Ok(verdict)
+    check_order(&moments, verdict);
 }
 
 /// The records of the file, if every replica of each chunk tells the same.
@@ -220,14 +243,18 @@ mod tests {
 
     /// `calls`: producer, called at, returned at and offset if acknowledged; `files`: per server, offsets and producers.
     fn judge(calls: &[Asked], files: &[&[(u64, u64)]]) -> Verdict {
+        judge_all(calls, &[], files)
+    }
+
+    /// The same with appends that were refused: producer, called at, returned at.
+    fn judge_all(calls: &[Asked], refused: &[(u64, u64, u64)], files: &[&[(u64, u64)]]) -> Verdict {
         let record = |producer| Record { producer, sequence: 1, length: 10, crc: 7 };
         let mut events: Vec<(u64, serde_json::Value)> = Vec::new();
-        let mut push = |process: u64, call: &Call, at: u64, end: u64, reply: Option<Reply>| {
+        let mut push = |process: u64, call: &Call, at: u64, end: u64, outcome: Outcome<Reply>| {
             events.push((
                 at,
                 serde_json::json!({"event": "call", "process": process, "at_ns": at, "call": call}),
             ));
-            let outcome = reply.map_or(Outcome::Info { reason: "?".into() }, |value| Outcome::Ok { value });
             events.push((
                 end,
                 serde_json::json!({"event": "return", "process": process, "at_ns": end, "outcome": outcome}),
@@ -235,7 +262,13 @@ mod tests {
         };
         for (producer, at, reply) in calls {
             let end = reply.map_or(at + 1, |(end, _)| end);
-            push(*producer, &Call::Append(record(*producer)), *at, end, reply.map(|(_, at)| Reply::At(at)));
+            let unknown = Outcome::Info { reason: "?".into() };
+            let outcome = reply.map_or(unknown, |(_, at)| Outcome::Ok { value: Reply::At(at) });
+            push(*producer, &Call::Append(record(*producer)), *at, end, outcome);
+        }
+        for (producer, at, end) in refused {
+            let outcome = Outcome::Fail { reason: "not found".into() };
+            push(*producer, &Call::Append(record(*producer)), *at, *end, outcome);
         }
         let servers = (0..files.len() as u64).collect();
         push(
@@ -243,14 +276,20 @@ mod tests {
             &Call::Layout,
             1000,
             1001,
-            Some(Reply::Layout { chunk_bytes: 100, servers: vec![servers] }),
+            Outcome::Ok { value: Reply::Layout { chunk_bytes: 100, servers: vec![servers] } },
         );
         for (server, records) in (0_u64..).zip(files) {
             let records: Vec<_> = records.iter().map(|(at, producer)| (*at, record(*producer))).collect();
             let hash = u32::try_from(records.len()).unwrap();
             let scan = Scan { length: 100, hash, records, damage: vec![], gaps: vec![] };
             let at = 1002 + 2 * server;
-            push(101 + server, &Call::Scan { chunk: 0, server }, at, at + 1, Some(Reply::Scan(scan)));
+            push(
+                101 + server,
+                &Call::Scan { chunk: 0, server },
+                at,
+                at + 1,
+                Outcome::Ok { value: Reply::Scan(scan) },
+            );
         }
         events.sort_by_key(|(at, _)| *at);
         let text: Vec<String> = events.iter().map(|(_, line)| line.to_string()).collect();
@@ -285,9 +324,18 @@ mod tests {
         ] {
             assert_eq!(first_word(&judge(&calls, &files)), word);
         }
+        for (word, file) in [("refused", &[(0, 1)][..]), ("undead", &[(0, 1), (10, 2)])] {
+            assert_eq!(first_word(&judge_all(&calls[..1], &[(2, 6, 9)], &[file, file])), word);
+        }
         let reordered = [(1, 1, Some((5, 10))), (2, 6, Some((9, 0)))];
         let file: &[(u64, u64)] = &[(0, 2), (10, 1)];
         assert_eq!(first_word(&judge(&reordered, &[file, file])), "order");
+    }
+
+    #[test]
+    fn a_log_to_which_nothing_could_be_appended_is_no_good_history() {
+        let verdict = judge(&[(1, 1, None)], &[&[], &[]]);
+        assert_eq!((verdict.validity, verdict.findings.len()), (Validity::Unknown, 0), "{verdict:?}");
     }
 
     #[test]

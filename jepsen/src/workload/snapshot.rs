@@ -9,8 +9,9 @@ use futures::future::BoxFuture;
 use gfs_client::Client;
 use gfs_client::record::{self, RecordId};
 use rand::Rng;
+use tokio::time::Instant;
 
-use super::append::scan;
+use super::append::{Scan, scan};
 use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, patiently};
 use crate::check::append::Record;
 use crate::check::snapshot::{Call, Reply, check};
@@ -18,22 +19,23 @@ use crate::outcome::Outcome;
 
 const ROOT: &str = "/snapshot";
 const PATH: &str = "/snapshot/log";
-/// One client of so many makes copies.
-const APPENDERS: u64 = 4;
+/// One client of so many also makes copies, the first one among them.
+const COPIERS: u64 = 4;
 /// Copies of a client are numbered from its number times this.
 const COPIES_PER_CLIENT: u64 = 1000;
-/// Copies of a client that are made at most, and the time between two: each ends the leases of its file.
+/// Copies of a client that are made at most: each ends the leases of its file.
 const COPIES_MAX: u64 = 12;
-const PAUSE_MS: std::ops::Range<u64> = 100..900;
+/// Time between its first two copies, and by how much it grows from one to the next: so that short runs have some, and
+/// long ones have them until late.
+const PAUSE_MS: std::ops::Range<u64> = 100..600;
+const PAUSE_GROWS: f64 = 1.4;
 const PAYLOAD_BYTES: std::ops::Range<usize> = 0..2000;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "snapshot",
     minimum: Minimum { all_per_second: 3, quiet_per_second: 5 },
     prepare: |scene| prepare(scene).boxed_local(),
-    client: |scene, number| -> BoxFuture<'static, Result<()>> {
-        if number % APPENDERS == 0 { copier(scene, number).boxed() } else { appender(scene, number).boxed() }
-    },
+    client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),
     check,
     ..Workload::PLAIN
@@ -46,12 +48,28 @@ async fn prepare(scene: Arc<Scene>) -> Result<()> {
     Ok(())
 }
 
-async fn appender(scene: Arc<Scene>, number: u64) -> Result<()> {
+async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut dice = scene.dice(number);
-    let file = scene.connect(PATIENCE).await?.open(PATH).await?;
+    let client = scene.connect(PATIENCE).await?;
+    let file = client.open(PATH).await?;
     let mut process = scene.recorder.process();
+    let copies = if number.is_multiple_of(COPIERS) { COPIES_MAX } else { 0 };
+    let first = number * COPIES_PER_CLIENT;
+    let mut copies = (first..first + copies).peekable();
+    let mut pause = Duration::from_millis(dice.random_range(PAUSE_MS));
+    let mut due = Instant::now() + pause;
     let mut sequence = 0;
     while scene.goes_on_after(process.performed()) {
+        if let Some(copy) = copies.next_if(|_| due <= Instant::now()) {
+            let make = async {
+                let made = client.snapshot(PATH, &format!("{ROOT}/{copy}")).await;
+                Outcome::of_mutation(made.map(|_| Reply::Made))
+            };
+            process.perform(Call::Snapshot { copy }, make).await?;
+            pause = pause.mul_f64(PAUSE_GROWS);
+            due = Instant::now() + pause;
+            continue;
+        }
         sequence += 1;
         let mut payload = vec![0; dice.random_range(PAYLOAD_BYTES)];
         dice.fill(&mut payload[..]);
@@ -65,43 +83,25 @@ async fn appender(scene: Arc<Scene>, number: u64) -> Result<()> {
     Ok(())
 }
 
-async fn copier(scene: Arc<Scene>, number: u64) -> Result<()> {
-    let mut dice = scene.dice(number);
-    let client = scene.connect(PATIENCE).await?;
-    let mut process = scene.recorder.process();
-    for copy in (number * COPIES_PER_CLIENT..).take(usize::try_from(COPIES_MAX)?) {
-        if !scene.goes_on_after(process.performed()) {
-            break;
-        }
-        let make = async {
-            let made = client.snapshot(PATH, &format!("{ROOT}/{copy}")).await;
-            Outcome::of_mutation(made.map(|_| Reply::Made))
-        };
-        process.perform(Call::Snapshot { copy }, make).await?;
-        let pause = Duration::from_millis(dice.random_range(PAUSE_MS));
-        tokio::time::sleep(pause).await;
-    }
-    Ok(())
-}
-
 async fn finish(scene: Arc<Scene>) -> Result<()> {
     use futures::TryStreamExt;
     let client = scene.connect(LAST_PATIENCE).await?;
     let mut process = scene.recorder.process();
-    let entries: Vec<_> = client.list(ROOT).try_collect().await?;
+    let entries: Vec<_> = patiently(async || client.list(ROOT).try_collect().await).await?;
     for entry in entries {
         let copy = entry.name.parse().ok();
         let read = async {
             let content = patiently(async || content(&client, &format!("{ROOT}/{}", entry.name)).await).await;
-            Outcome::of_read(content.map(Reply::Content))
+            Outcome::of_mutation(content)
         };
         process.perform(Call::Content { copy }, read).await?;
     }
     Ok(())
 }
 
-async fn content(client: &Client, path: &str) -> gfs_client::Result<Vec<(u64, Record)>> {
+async fn content(client: &Client, path: &str) -> gfs_client::Result<Reply> {
     let file = client.open(path).await?;
     let bytes = file.read_at(0, file.len().await?).await?;
-    Ok(scan(&bytes, 0).records)
+    let Scan { records, damage, .. } = scan(&bytes, 0);
+    Ok(Reply::Content { records, damage })
 }
