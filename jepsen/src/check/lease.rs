@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::verdict::Verdict;
 
+/// What our lines have before their words.
+const TARGET: &str = " gfs::lease: ";
 /// Findings of each kind that are told; one broken promise shows in many lines.
 const TOLD_MAX: usize = 5;
 
@@ -32,7 +34,7 @@ enum What {
 
 /// Reads a line of a log; `None` if it is none of ours, or torn by a kill.
 fn parse(line: &str) -> Option<Line> {
-    let (_, rest) = line.split_once(" gfs::lease: ")?;
+    let (_, rest) = line.split_once(TARGET)?;
     let mut words = rest.split_whitespace();
     let kind = words.next()?;
     let fields: BTreeMap<&str, &str> = words.filter_map(|word| word.split_once('=')).collect();
@@ -51,14 +53,16 @@ fn parse(line: &str) -> Option<Line> {
 #[derive(Default)]
 struct Version {
     members: usize,
-    /// Who was its primary, and since when.
-    primaries: BTreeMap<usize, u64>,
-    /// By serial: when each server applied it.
-    applied: BTreeMap<u64, Vec<u64>>,
+    /// Who was its primary, and since when: a server that starts again is another one.
+    primaries: BTreeMap<Life, u64>,
+    /// By serial: when each server applied it first.
+    applied: BTreeMap<u64, BTreeMap<usize, u64>>,
     /// When each serial was acknowledged.
     acknowledged: BTreeMap<u64, u64>,
 }
 
+/// A server, and how often it had been started.
+type Life = (usize, usize);
 type Chunks = BTreeMap<u64, BTreeMap<u64, Version>>;
 
 /// Findings by kind, so that one kind does not hide the others.
@@ -93,7 +97,7 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
             acknowledged += version.acknowledged.len();
             if version.primaries.len() > 1 {
                 let who: Vec<&str> =
-                    version.primaries.keys().filter_map(|log| names.get(*log).copied()).collect();
+                    version.primaries.keys().filter_map(|(log, _)| names.get(*log).copied()).collect();
                 findings.add("two primaries", || format!("version {number} of chunk {handle} has {who:?}"));
             }
             check_members(*handle, *number, version, &mut findings);
@@ -105,20 +109,38 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
     findings.verdict.note(note);
 }
 
+/// What is known of a chunk on one server.
+#[derive(Default)]
+struct Here {
+    /// The newest version stored.
+    newest: u64,
+    /// The last serial applied at it.
+    last: Option<u64>,
+    /// Whether the server has started again since it stored it.
+    restarted: bool,
+}
+
 /// What one server wrote: in the order in which it happened there.
 fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &mut Findings<'_>) {
-    // By chunk: the newest version stored here, and the last serial applied at it.
-    let mut here: BTreeMap<u64, (u64, Option<u64>)> = BTreeMap::new();
-    let mut restarted = false;
+    let mut here: BTreeMap<u64, Here> = BTreeMap::new();
+    let (mut starts, mut read, mut ours) = (0, 0, 0);
     for line in text.lines() {
         if line.contains("chunkserver started") {
             // What was applied and not yet durable is gone: which serial comes next is not known.
-            here.values_mut().for_each(|(_, last)| *last = None);
-            restarted = true;
+            for chunk in here.values_mut() {
+                (chunk.last, chunk.restarted) = (None, true);
+            }
+            starts += 1;
         }
+        ours += usize::from(line.contains(TARGET));
         let Some(line) = parse(line) else { continue };
+        read += 1;
         let Line { what, handle, version, at_ns } = line;
-        let (newest, last) = here.entry(handle).or_default();
+        let Here { newest, last, restarted } = here.entry(handle).or_default();
+        // The line that says that it was stored went with the kill.
+        if starts > 1 && version > *newest && !matches!(what, What::Stored(_)) {
+            (*newest, *last, *restarted) = (version, None, true);
+        }
         let known = chunks.entry(handle).or_default().entry(version).or_default();
         match what {
             What::Stored(members) => {
@@ -128,7 +150,7 @@ fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &
                     });
                 }
                 if version > *newest {
-                    (*newest, *last) = (version, None);
+                    (*newest, *last, *restarted) = (version, None, false);
                 }
                 known.members = known.members.max(members);
             }
@@ -138,7 +160,7 @@ fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &
                         format!("{name} became primary of chunk {handle} at {version} after {newest}")
                     });
                 }
-                known.primaries.entry(log).or_insert(at_ns);
+                known.primaries.entry((log, starts)).or_insert(at_ns);
             }
             What::Applied(serial) => {
                 if version < *newest {
@@ -147,7 +169,7 @@ fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &
                     });
                     continue;
                 }
-                if serial != last.unwrap_or(0) + 1 && !(restarted && last.is_none()) {
+                if serial != last.unwrap_or(0) + 1 && !(*restarted && last.is_none()) {
                     findings.add("gap", || {
                         format!(
                             "{name} applied {serial} of version {version} to chunk {handle} after {last:?}"
@@ -155,20 +177,23 @@ fn read_log(log: usize, name: &str, text: &str, chunks: &mut Chunks, findings: &
                     });
                 }
                 *last = Some(serial);
-                known.applied.entry(serial).or_default().push(at_ns);
+                known.applied.entry(serial).or_default().entry(log).or_insert(at_ns);
             }
             What::Acknowledged(serial) => {
                 known.acknowledged.entry(serial).or_insert(at_ns);
             }
         }
     }
+    if ours > 0 && read == 0 {
+        findings.verdict.doubt(format!("leases: none of {name}'s {ours} lines can be read"));
+    }
 }
 
 /// What was acknowledged had been applied by every member.
 fn check_members(handle: u64, number: u64, version: &Version, findings: &mut Findings<'_>) {
     for (serial, at) in &version.acknowledged {
-        let applied = version.applied.get(serial).map_or(&[][..], Vec::as_slice);
-        let before = applied.iter().filter(|applied| *applied <= at).count();
+        let applied = version.applied.get(serial).into_iter().flat_map(BTreeMap::values);
+        let before = applied.filter(|applied| *applied <= at).count();
         if before < version.members {
             let members = version.members;
             findings.add("too few", || {
@@ -186,7 +211,7 @@ fn check_reigns(handle: u64, versions: &BTreeMap<u64, Version>, findings: &mut F
     for (number, version) in versions.iter().rev() {
         if let Some((began, later)) = newer {
             let first_of =
-                |serial: &u64| version.applied.get(serial).and_then(|applied| applied.iter().min());
+                |serial: &u64| version.applied.get(serial).and_then(|applied| applied.values().min());
             let last = version.acknowledged.keys().filter_map(first_of).max();
             if let Some(last) = last.filter(|last| **last > began) {
                 findings.add("two primaries", || {
@@ -206,9 +231,12 @@ fn check_reigns(handle: u64, versions: &BTreeMap<u64, Version>, findings: &mut F
 mod tests {
     use super::*;
 
-    /// Logs of `kind version [serial] at`, one for each server; three members a version.
+    /// Logs of `kind version [serial] at` or `started`, one for each server; all are members of every version.
     fn judge(logs: &[&str]) -> Verdict {
         let line = |line: &str| {
+            if line == "started" {
+                return "2026-11-22T10:00:00Z INFO gfs_chunkserver: chunkserver started".to_owned();
+            }
             let words: Vec<&str> = line.split_whitespace().collect();
             let (version, at) = (words[1], words[words.len() - 1]);
             let more = match words[0] {
@@ -252,6 +280,19 @@ mod tests {
             "stored 1 1, applied 1 1 5, stored 2 20, primary 2 22",
         ]);
         assert!(verdict.is_good(), "{verdict:?}");
+        // A start in the middle: what comes next is not known, also if the line about the version went with the kill.
+        let verdict = judge(&[
+            "started, stored 1 1, primary 1 2, applied 1 1 3, applied 1 2 4, started, stored 2 20, applied 2 1 24",
+            "started, stored 1 1, applied 1 1 5, started, applied 1 5 6, started, applied 2 3 25, applied 2 4 26",
+        ]);
+        assert!(verdict.is_good(), "{verdict:?}");
+    }
+
+    #[test]
+    fn lines_that_can_not_be_read_prove_nothing() {
+        let mut verdict = Verdict::new();
+        check([("s", "2026 TRACE gfs::lease: took part chunk=7 at_ns=1")], &mut verdict);
+        assert_eq!((verdict.is_good(), verdict.findings.len()), (false, 0), "{verdict:?}");
     }
 
     #[test]
@@ -271,6 +312,19 @@ mod tests {
             ("gap", &["stored 1 1, applied 1 1 2, applied 1 3 3"]),
             ("gap", &["stored 1 1, applied 1 2 2"]),
             ("gap", &["stored 1 1, applied 1 1 2, applied 1 1 3"]),
+            // The first start is none in the middle.
+            ("gap", &["started, stored 1 1, applied 1 2 2"]),
+            ("gap", &["started, started, stored 1 1, applied 1 2 2"]),
+            ("two primaries", &["started, stored 1 1, primary 1 2, started, primary 1 9"]),
+            // Twice by one member is not once by each.
+            (
+                "too few",
+                &[
+                    "started, stored 1 1, primary 1 2, applied 1 1 3, acknowledged 1 1 9",
+                    "started, stored 1 1, applied 1 1 4, started, applied 1 1 5",
+                    "started, stored 1 1",
+                ],
+            ),
             ("too few", &["stored 1 1, primary 1 2, applied 1 1 3, acknowledged 1 1 4", "stored 1 1"]),
             (
                 "too few",
