@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use super::namespace::{Op, judge};
+use super::namespace::{Op, check_load, judge};
 use super::tree::{Call, Entry, Reply};
 use crate::history::pair_up;
 use crate::outcome::Outcome;
@@ -20,6 +20,7 @@ pub(crate) const TOKENS: usize = 8;
 pub(crate) fn check(text: &str) -> Result<Verdict> {
     let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
     let mut verdict = judge(&operations);
+    check_load(&operations, &mut verdict);
     check_books(&operations, &mut verdict);
     Ok(verdict)
 }

@@ -56,6 +56,7 @@ struct Value {
     certain: bool,
 }
 
+type Op = Operation<Call, Reply>;
 /// Runs of (cells, tag).
 type Runs = [(u64, u64)];
 /// The values of each cell, by tag.
@@ -67,6 +68,18 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     let mut verdict = Verdict::new();
     let load = operations.iter().filter(|op| matches!(op.call, Call::Write { .. } | Call::Read { .. }));
     count(&mut verdict, load);
+    let acknowledged = |op: &Op| matches!((&op.call, &op.outcome), (Call::Write { .. }, Outcome::Ok { .. }));
+    if !operations.iter().any(acknowledged) {
+        verdict.doubt("no write was acknowledged");
+    }
+    // The file is there, and nobody deletes it.
+    for operation in &operations {
+        if let (Call::Write { .. } | Call::Read { .. }, Outcome::Fail { reason }) =
+            (&operation.call, &operation.outcome)
+        {
+            verdict.finding(format!("refused: {:?}: {reason}", operation.call));
+        }
+    }
     let contents = check_replicas(&operations, &mut verdict);
     let mut cells = Cells::new();
     for operation in &operations {
@@ -85,7 +98,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     Ok(verdict)
 }
 
-fn note_write(operation: &Operation<Call, Reply>, cells: &mut Cells) {
+fn note_write(operation: &Op, cells: &mut Cells) {
     let Call::Write { tag, first, count } = operation.call else { return };
     if matches!(operation.outcome, Outcome::Fail { .. }) {
         return;
@@ -103,7 +116,7 @@ fn note_write(operation: &Operation<Call, Reply>, cells: &mut Cells) {
 }
 
 /// The first cell of a read, its runs, and its end.
-fn as_read(operation: &Operation<Call, Reply>, per_chunk: Option<u64>) -> Option<(u64, &Runs, u64)> {
+fn as_read(operation: &Op, per_chunk: Option<u64>) -> Option<(u64, &Runs, u64)> {
     let first = match operation.call {
         Call::Read { first, .. } => first,
         Call::Scan { chunk, .. } => chunk * per_chunk?,
@@ -115,12 +128,7 @@ fn as_read(operation: &Operation<Call, Reply>, per_chunk: Option<u64>) -> Option
     }
 }
 
-fn note_reads(
-    operation: &Operation<Call, Reply>,
-    per_chunk: Option<u64>,
-    cells: &mut Cells,
-    verdict: &mut Verdict,
-) {
+fn note_reads(operation: &Op, per_chunk: Option<u64>, cells: &mut Cells, verdict: &mut Verdict) {
     let Some((first, runs, returned)) = as_read(operation, per_chunk) else { return };
     let called = operation.called_at_ns;
     let mut next = first;
@@ -192,7 +200,7 @@ struct Contents {
 }
 
 /// Every replica of a chunk holds the same.
-fn check_replicas(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) -> Option<Contents> {
+fn check_replicas(operations: &[Op], verdict: &mut Verdict) -> Option<Contents> {
     let layout = operations.iter().rev().find_map(|operation| match &operation.outcome {
         Outcome::Ok { value: Reply::Layout { cells_per_chunk, servers } } => {
             Some((*cells_per_chunk, servers))
@@ -236,7 +244,7 @@ fn check_replicas(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) 
 }
 
 /// A write is whole within a chunk: what two writes left over of one another has one order of the writes.
-fn check_whole(operations: &[Operation<Call, Reply>], contents: &Contents, verdict: &mut Verdict) {
+fn check_whole(operations: &[Op], contents: &Contents, verdict: &mut Verdict) {
     // The writes that came after each, by chunk and tag, as the last content shows.
     let mut later: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
     for operation in operations {

@@ -41,7 +41,17 @@ struct Refusal<'a> {
 
 /// Judges a history of namespace operations.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    Ok(judge(&pair_up(recorder::read::<Call, Reply>(text)?)?))
+    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
+    let mut verdict = judge(&operations);
+    check_load(&operations, &mut verdict);
+    Ok(verdict)
+}
+
+/// A namespace that nobody could change proves nothing, however often it was read.
+pub(super) fn check_load(operations: &[Op], verdict: &mut Verdict) {
+    if !operations.iter().any(|op| op.call.changes() && matches!(op.outcome, Outcome::Ok { .. })) {
+        verdict.doubt("no change was acknowledged");
+    }
 }
 
 /// Judges namespace operations.
@@ -340,7 +350,7 @@ mod tests {
         }
         events.sort_by_key(|(at, _)| *at);
         let lines: Vec<String> = events.iter().map(|(_, line)| line.to_string()).collect();
-        check(&lines.join("\n")).unwrap()
+        super::judge(&pair_up(recorder::read(&lines.join("\n")).unwrap()).unwrap())
     }
 
     /// Of a lookup that need not be the newest: milliseconds and the floor.
@@ -404,6 +414,19 @@ mod tests {
             (
                 "inexplicable",
                 "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 snapshot /a /s -> 4 4\n7 8 stat /s/x -> 4 8\n9 10 stat /s/x -> 4 9",
+            ),
+            // What is told of a copy for the first time is nobody else's: not the original's, not another's, not a deleted file's.
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 snapshot /a /s -> 4 4\n7 8 stat /s/x -> 4 2",
+            ),
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 create /a/y -> 3 3\n7 8 snapshot /a /s -> 5 5\n9 10 list /s -> 5 x=9 y=9",
+            ),
+            (
+                "inexplicable",
+                "1 2 mkdir /a -> 1 1\n3 4 create /a/x -> 2 2\n5 6 create /y -> 3 3\n7 8 delete /y -> 4\n9 10 snapshot /a /s -> 5 5\n11 12 stat /s/x -> 5 3",
             ),
             // What was not deleted, or is back already, can't come back; nor as something else, nor without what was in it.
             ("inexplicable", "1 2 create /x -> 1 1\n3 4 undelete /x /y 1 -> 2 1"),

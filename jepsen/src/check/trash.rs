@@ -105,6 +105,10 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
         };
         match &operation.call {
             Call::Put { path, tag } => {
+                // Every file has a name of its own.
+                if let Outcome::Fail { reason } = &operation.outcome {
+                    verdict.finding(format!("refused: {path} can't be made: {reason}"));
+                }
                 let after = settle(Known::Holds(*tag), Known::Nothing);
                 known.insert(path, after);
             }
@@ -131,12 +135,16 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 refused += u64::from(happened == Some(false));
             }
             Call::Read { path } => check_read(path, &operation.outcome, (holds(path), listed), &mut verdict),
-            Call::Names => {
-                listed = true;
-                if let Outcome::Ok { value: Reply::Names(names) } = &operation.outcome {
+            Call::Names => match &operation.outcome {
+                Outcome::Ok { value: Reply::Names(names) } => {
+                    listed = true;
                     check_names(names, &known, &mut verdict);
                 }
-            }
+                Outcome::Fail { reason } => {
+                    verdict.finding(format!("lost: the directory of all files can't be listed: {reason}"));
+                }
+                Outcome::Ok { .. } | Outcome::Info { .. } => {}
+            },
         }
     }
     if !listed {
@@ -230,6 +238,7 @@ fn check_names(names: &[String], known: &BTreeMap<&str, Known>, verdict: &mut Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Validity;
 
     /// One client's operations, one after the other: `put p 1`, `copy p q`, `remove p`, `undelete p`, `read p` -> `ok`, `no`,
     /// `?`, a tag. Each takes a nanosecond; `wait` takes as long as the trash keeps; `clock` puts that of a master off.
@@ -299,6 +308,12 @@ mod tests {
     }
 
     #[test]
+    fn names_that_nobody_told_are_no_last_look() {
+        let verdict = judge("put a 1 -> ok, names x -> ?");
+        assert_eq!((verdict.validity, verdict.findings.len()), (Validity::Unknown, 0), "{verdict:?}");
+    }
+
+    #[test]
     fn each_broken_promise_is_found() {
         for (kind, script) in [
             ("lost", "put a 1 -> ok, read a -> no"),
@@ -320,6 +335,8 @@ mod tests {
             ("wrong", "put a 1 -> ok, clock, remove a -> ok, undelete a -> ok, read a -> 2"),
             ("undead", "put a 1 -> ok, undelete a -> ok"),
             ("undead", "undelete a -> ok"),
+            ("refused", "put a 1 -> no, names x -> b"),
+            ("lost", "put a 1 -> ok, names x -> no"),
         ] {
             let verdict = judge(script);
             assert!(

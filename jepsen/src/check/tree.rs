@@ -1,6 +1,6 @@
 //! The namespace as a value: what every operation does to it and answers. The checkers' own model, not the masters' code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -243,7 +243,13 @@ impl Tree {
         Ok(())
     }
 
-    /// Whether a lookup may answer this; the paths whose ids it tells for the first time.
+    /// Whether anything that is there or was deleted has this id.
+    fn has(&self, id: u64) -> bool {
+        let mut all = self.0.values().chain(self.1.0.values().flat_map(BTreeMap::values));
+        all.any(|(other, _)| *other == id)
+    }
+
+    /// Whether a lookup may answer this; the paths whose ids it tells for the first time, which are nobody else's.
     pub(crate) fn look(&self, call: &Call, reply: Option<&Reply>) -> Result<Vec<(String, u64)>, Refused> {
         let mut learnt = Vec::new();
         let mut fits = |path: String, told: &Entry, id: u64, directory: bool| {
@@ -278,7 +284,9 @@ impl Tree {
             | Call::Snapshot { .. }
             | Call::Undelete { .. } => false,
         };
-        if good { Ok(learnt) } else { Err(Refused) }
+        let ids: BTreeSet<u64> = learnt.iter().map(|(_, id)| *id).collect();
+        let new = ids.len() == learnt.len() && !ids.iter().any(|id| self.has(*id));
+        if good && new { Ok(learnt) } else { Err(Refused) }
     }
 
     /// Applies an operation; `reply` is `None` if nobody knows what it answered.

@@ -98,6 +98,7 @@ fn audit(bank: u64, name: &str) -> Vec<Call> {
 }
 
 async fn finish(scene: Arc<Scene>) -> Result<()> {
-    let last = scene.ticks() / ROUND_OPERATIONS;
-    read_trees(&scene, ROOT, vec![format!("/b{last}/bank")]).await
+    // All of them: the last one may not have been founded.
+    let banks = 0..=scene.ticks() / ROUND_OPERATIONS;
+    read_trees(&scene, ROOT, banks.map(|bank| format!("/b{bank}/bank")).collect()).await
 }

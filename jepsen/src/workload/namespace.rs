@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gfs_proto::Environment;
@@ -155,9 +155,16 @@ pub(super) async fn read_trees(scene: &Scene, root: &'static str, trees: Vec<Str
             let look = async {
                 Outcome::<Reply>::of_mutation(speaker.ask(first, &call, request, LAST_PATIENCE).await)
             };
-            if let Outcome::Ok { value } = process.perform(call.clone(), look).await? {
-                let below = value.entries.iter().filter(|entry| entry.directory);
-                directories.extend(below.map(|entry| format!("{path}/{}", entry.name)));
+            match process.perform(call.clone(), look).await? {
+                Outcome::Ok { value } => {
+                    let below = value.entries.iter().filter(|entry| entry.directory);
+                    directories.extend(below.map(|entry| format!("{path}/{}", entry.name)));
+                }
+                // The checker judges whether it may be away.
+                Outcome::Fail { .. } => {}
+                Outcome::Info { reason } => {
+                    bail!("{path} could not be listed after the faults: {reason}")
+                }
             }
         }
     }

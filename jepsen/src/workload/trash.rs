@@ -112,7 +112,8 @@ async fn finish(scene: Arc<Scene>) -> Result<()> {
     let client = scene.connect(LAST_PATIENCE).await?;
     let mut process = scene.recorder.process();
     let look = async {
-        let entries: gfs_client::Result<Vec<_>> = client.list(ROOT).try_collect().await;
+        let entries: gfs_client::Result<Vec<_>> =
+            patiently(async || client.list(ROOT).try_collect().await).await;
         let names =
             entries.map(|all| all.into_iter().map(|entry| format!("{ROOT}/{}", entry.name)).collect());
         Outcome::of_mutation(names.map(Reply::Names))
