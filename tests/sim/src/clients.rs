@@ -215,8 +215,11 @@ impl Stage {
     async fn look_at_snapshots(&self, client: &Client) -> Result<()> {
         for Snapshot { path, crc } in self.snapshots.take() {
             match read_all(client, &path).await {
-                // Its deletion was of unknown outcome.
-                Err(Error::NotFound { .. }) => continue,
+                // It was acknowledged, and nobody has asked for its deletion: those are off the list.
+                Err(error @ Error::NotFound { .. }) => {
+                    self.findings.borrow_mut().push(format!("lost: the snapshot {path}: {error}"));
+                    continue;
+                }
                 Err(error) => return Err(error).with_context(|| format!("{path} can't be read")),
                 Ok(bytes) => {
                     let now = crc32fast::hash(&bytes);
@@ -234,10 +237,11 @@ impl Stage {
     async fn compare(&self, client: &Client, path: &str) -> Result<()> {
         let file = client.open(path).await?;
         for chunk in file.chunks().await? {
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + WHOLE_PATIENCE;
             loop {
                 let comparison = file.compare_replicas(chunk.index).await?;
-                if comparison.is_complete() && !comparison.is_corrupt() {
+                let all = comparison.replicas.len() >= chunk.goal as usize;
+                if all && comparison.is_complete() && !comparison.is_corrupt() {
                     break;
                 }
                 if Instant::now() > until {
@@ -249,8 +253,9 @@ impl Stage {
                         })
                         .collect();
                     self.findings.borrow_mut().push(format!(
-                        "replicas of chunk {} of {path} differ in blocks {:?}: {told:?}",
+                        "replicas of chunk {} of {path}, of {} that there should be, differ in blocks {:?}: {told:?}",
                         chunk.index.raw(),
+                        chunk.goal,
                         comparison.differing_blocks()
                     ));
                     break;
@@ -294,6 +299,8 @@ async fn wait_until_whole(client: &Client, servers: &Servers, patience: Duration
                 if alive >= servers.plan.chunkservers
                     && together >= masters
                     && voters >= servers.plan.masters
+                    // A leader that has not counted yet knows of none.
+                    && status.counted
                     && status.chunks_below_goal == 0
                     && status.chunks_without_replica == 0
                 {
