@@ -51,7 +51,8 @@ impl Chunkserver {
         Ok(pb::StoreVersionReply { version: version.raw(), partial, epoch })
     }
 
-    /// Grant step 6: the confirm is committed.
+    /// Grant step 6: the confirm is committed. Also how a leader asks whether this is still an active primary: one that
+    /// orders nothing any more names the member that failed, itself perhaps.
     pub(crate) fn activate(&self, request: &pb::ActivateRequest) -> Result<()> {
         self.ordered(request.head.clone())?;
         let handle = ChunkHandle::from_raw(request.handle);
@@ -60,12 +61,12 @@ impl Chunkserver {
         fault::at("replica::before_activate");
         chunk.quick(|state| {
             let replica = state.replica(handle)?;
-            if replica.primary().is_some() && replica.held().version == version {
-                return Ok::<(), Error>(());
-            }
+            let is_new = replica.primary().is_none();
             replica.activate(version)?;
-            trace::primary(handle, version);
-            Ok(())
+            if is_new {
+                trace::primary(handle, version);
+            }
+            Ok::<(), Error>(())
         })?;
         self.committed_more(handle);
         // Readers may come soon, and it serves them once an answer covers the confirmed version.

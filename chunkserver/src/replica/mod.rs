@@ -254,13 +254,17 @@ impl Replica {
         }
     }
 
-    /// Step 6: the confirm is committed, so everything held is.
+    /// Step 6: the confirm is committed, so everything held is. The same again asks whether it is still active.
     pub(crate) fn activate(&mut self, version: ChunkVersion) -> Result<(), Error> {
         if version != self.held.version {
             return Err(self.mismatch(version));
         }
         match (&self.role, &self.grant) {
-            (Role::Active(_), _) => Ok(()),
+            // It is, and yet nothing is ordered at this version any more: a new one is needed, without whom it names.
+            (Role::Active(primary), _) => match primary.failed() {
+                Some(server) => Err(Error::MemberFailed { handle: self.handle, server }),
+                None => Ok(()),
+            },
             (Role::Reconciled, Some(grant)) => {
                 self.role = Role::Active(Primary::new(grant, self.held().end.sealed));
                 self.progress.learn(self.progress.applied_position().serial);

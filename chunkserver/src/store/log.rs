@@ -53,8 +53,8 @@ struct Queue {
     written: u64,
     durable: u64,
     stop: bool,
-    /// Space is short because a checkpoint could not be written.
-    no_space: bool,
+    /// Why space is short: a checkpoint could not be written.
+    no_space: Option<Error>,
 }
 
 struct Shared {
@@ -121,7 +121,7 @@ impl Log {
             written: start.next_sequence - 1,
             durable: start.next_sequence - 1,
             stop: false,
-            no_space: false,
+            no_space: None,
         };
         let shared = Arc::new(Shared {
             segment_bytes,
@@ -181,8 +181,9 @@ impl Log {
             queue.promised_bytes += cost;
             return Ok(true);
         }
-        if queue.no_space {
-            return Err(Error::Busy { what: "the log, and its disk," });
+        // As an error of the disk: that it is full may last, and others have room (T34).
+        if let Some(error) = &queue.no_space {
+            return Err(error.clone());
         }
         (self.want_room)();
         Ok(false)
@@ -271,14 +272,14 @@ impl Log {
                 queue.free.push_back(segment);
             }
         }
-        queue.no_space = false;
+        queue.no_space = None;
         drop(queue);
         self.shared.room.notify_all();
         self.shared.work.notify_all();
     }
-    /// Tells waiters that there will be no room for now.
-    pub(crate) fn no_space(&self) {
-        self.shared.queue.lock().no_space = true;
+    /// Tells waiters that there will be no room for now, and why.
+    pub(crate) fn no_space(&self, error: Error) {
+        self.shared.queue.lock().no_space = Some(error);
         self.shared.room.notify_all();
     }
     /// Wakes everybody who waits for a disk that has failed.

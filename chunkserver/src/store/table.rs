@@ -216,7 +216,7 @@ pub(crate) fn checkpoint(disk: &Arc<Disk>, closing: Closing) -> Result<()> {
             }
             drop(now);
             if matches!(error, Error::DiskFull { .. }) {
-                disk.log.no_space();
+                disk.log.no_space(error.clone());
             }
             Err(error)
         }

@@ -88,6 +88,30 @@ async fn a_grant_is_reconciled_only_when_every_member_has_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_disk_is_full_says_that_it_has_failed_when_it_is_asked_whether_it_is_active() {
+    let mut cluster = Cluster::start(2).await;
+    cluster.grant(1, &[1, 2], &[]).await.unwrap();
+    let is_active = async |cluster: &Cluster| {
+        let request = pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1 };
+        cluster.control(1).await.activate(request).await.map(drop).map_err(Error::from)
+    };
+    assert_eq!(is_active(&cluster).await, Ok(()));
+    let files = cluster.servers[0].files.clone();
+    let space = files.space(&PathBuf::from("/data")).unwrap();
+    files.resize(space.total_bytes - space.free_bytes + (1 << 20) + 50_000);
+    let mutation = cluster.mutation(1);
+    let data = Bytes::from(vec![9; 200_000]);
+    let us = ServerId::from_raw(1);
+    assert_eq!(cluster.write(1, &mutation, 0, data.clone()).await, Err(Error::DiskFull { server: us }));
+    assert_eq!(is_active(&cluster).await, Err(Error::MemberFailed { handle: CHUNK, server: us }));
+    let master = cluster.master.clone();
+    until("it accuses itself", || master.0.lock().failures.iter().any(|failure| failure.server == 1)).await;
+    // The other goes on without it.
+    cluster.grant(2, &[2], &[2]).await.unwrap();
+    assert_eq!(cluster.write(2, &under(2, &mutation), 0, data).await, Ok(200_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_answer_validates_from_the_sending_of_its_heartbeat_on() {
     let mut cluster = Cluster::start(1).await;
     cluster.grant(1, &[1], &[]).await.unwrap();

@@ -9,6 +9,7 @@ use gfs_proto::{Error, Result, pb};
 use super::grant::{Granter, Setback};
 use super::seams::Target;
 use crate::cluster::Reign;
+use crate::state::Pending;
 
 impl Granter {
     /// Tells a primary that it is one; also the probe of whether it still is.
@@ -42,6 +43,20 @@ impl Granter {
                 Ok(error)
             }
             error => Ok(error),
+        }
+    }
+
+    /// What an error of a pending grant's primary means: the member that it names has failed, or it has itself.
+    pub(super) fn setback(&self, pending: &Pending, error: Error) -> Setback {
+        let primary = pending.primary;
+        if let Error::MemberFailed { server, .. } = error
+            && pending.members.contains(&server)
+        {
+            return Setback::Members(vec![(server, error)]);
+        }
+        match self.blamed(primary, error) {
+            Ok(error) => Setback::Members(vec![(primary, error)]),
+            Err(over) => over,
         }
     }
 

@@ -441,14 +441,9 @@ impl Granter {
         };
         match answer {
             Ok(()) => Ok(()),
-            Err(Error::MemberFailed { server, handle }) if pending.members.contains(&server) => {
-                Err(Setback::Members(vec![(server, Error::MemberFailed { server, handle })]))
-            }
             // Guard late_activation: a restart ended its role, and this version gives it no other.
             Err(error @ Error::NotPrimary { .. }) => Err(Setback::Restarted(error)),
-            Err(error) => {
-                Err(Setback::Members(vec![(pending.primary, self.blamed(pending.primary, error)?)]))
-            }
+            Err(error) => Err(self.setback(pending, error)),
         }
     }
 
@@ -480,12 +475,11 @@ impl Granter {
     async fn activate(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
         let primary = pending.primary;
         if let Err(error) = self.order_activation(reign, (handle, pending.version), primary).await {
-            let blamed = self.blamed(primary, error)?;
-            return match blamed {
+            return Err(match error {
                 // It restarted meanwhile: as a member it is as good as before.
-                Error::NotPrimary { .. } => Err(Setback::Overtaken(blamed)),
-                _ => Err(Setback::Members(vec![(primary, blamed)])),
-            };
+                Error::NotPrimary { .. } => Setback::Overtaken(error),
+                _ => self.setback(pending, error),
+            });
         }
         fault::try_reach("grant::activated").await?;
         if !pending.writer {

@@ -108,7 +108,7 @@ impl Granter {
         } else if let Some(leased) = self.running_lease(handle)? {
             return Ok(leased);
         }
-        if let Some(leased) = self.revive(reign, handle).await? {
+        if let Some(leased) = self.revive(reign, handle, &mut avoid).await? {
             return Ok(leased);
         }
         for _ in 0..GRANTS_MAX {
@@ -129,12 +129,21 @@ impl Granter {
 
     /// Extends a lease that ran out, if nobody asked for another and its primary is still active in the same
     /// life: cheaper than a new grant, and as safe, because no clock takes part in the safety of writes.
-    async fn revive(&self, reign: &Reign, handle: ChunkHandle) -> Result<Option<Leased>> {
+    /// If it names a member that failed, that one is to be avoided.
+    async fn revive(
+        &self,
+        reign: &Reign,
+        handle: ChunkHandle,
+        avoid: &mut BTreeSet<ServerId>,
+    ) -> Result<Option<Leased>> {
         let chunk = read::chunk(&*self.log.view(), handle)?;
         let run_out = leased(&chunk, |expires_at| expires_at.since(self.clock.wall()))
             .filter(|leased| leased.remaining < LEASE_LEFT_MIN && self.is_there(leased.primary));
         let Some(Leased { version, primary, .. }) = run_out else { return Ok(None) };
-        if self.order_activation(reign, (handle, version), primary).await.is_err() {
+        if let Err(error) = self.order_activation(reign, (handle, version), primary).await {
+            if let Error::MemberFailed { server, .. } = error {
+                avoid.append(&mut self.dispensable(handle, server));
+            }
             return Ok(None);
         }
         let expires_at = self.clock.wall().plus(LEASE);
@@ -164,20 +173,31 @@ impl Granter {
         if self.answers(reign, accused).await { None } else { Some(BTreeSet::from([accused])) }
     }
 
-    /// Whether a server is the active primary of a version; else whom to leave out of the next grant: it, if it
-    /// does not answer, or nobody, if it has merely restarted.
+    /// Whether a server is the active primary of a version that goes on; else whom to leave out of the next grant: it,
+    /// if it does not answer, the member that it says has failed, itself perhaps, or nobody, if it has merely restarted.
     async fn is_active(
         &self,
         reign: &Reign,
         which: (ChunkHandle, ChunkVersion),
         server: ServerId,
     ) -> Result<(), BTreeSet<ServerId>> {
-        // To activate an active primary changes nothing; one that restarted, or is not there, says so.
+        // To activate an active primary changes nothing; one that restarted, has ended its order, or is not there, says so.
         match self.order_activation(reign, which, server).await {
             Ok(()) => Ok(()),
             Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => Err(BTreeSet::from([server])),
+            Err(Error::MemberFailed { server: failed, .. }) => Err(self.dispensable(which.0, failed)),
             Err(_) => Err(BTreeSet::new()),
         }
+    }
+
+    /// A member that its primary says has failed, to be left out; nobody if no other member has the content. Then a new
+    /// version is all that can help it, as after a disk that was slow for a while.
+    fn dispensable(&self, handle: ChunkHandle, failed: ServerId) -> BTreeSet<ServerId> {
+        let failed = BTreeSet::from([failed]);
+        let others = self.soft.with(|cluster, view, now| {
+            read::chunk(view, handle).is_ok_and(|chunk| !cluster.current(&chunk, &failed, now).is_empty())
+        });
+        if others { failed } else { BTreeSet::new() }
     }
 
     async fn answers(&self, reign: &Reign, server: ServerId) -> bool {

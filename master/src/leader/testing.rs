@@ -98,6 +98,8 @@ pub(super) struct Servers {
     accepted: Mutex<BTreeSet<(u64, u64, u64)>>,
     /// Chunks and versions whose primary has restarted since it stored them.
     lost_role: Mutex<BTreeSet<(u64, u64)>>,
+    /// Who failed, by the chunk and the version whose primary says so.
+    failed: Mutex<BTreeMap<(u64, u64), ServerId>>,
     woken: tokio::sync::Notify,
 }
 
@@ -112,6 +114,10 @@ impl Servers {
     /// Ends every role of a server, as its restart does.
     pub(super) fn restart(&self, server: u64) {
         self.stored.lock().retain(|(_, _, holder)| *holder != server);
+    }
+    /// Lets the primary of a version find that a member has failed, itself perhaps.
+    pub(super) fn fail_member(&self, handle: ChunkHandle, version: u64, failed: u64) {
+        self.failed.lock().insert((handle.raw(), version), ServerId::from_raw(failed));
     }
     /// What was ordered since the last call.
     pub(super) fn trace(&self) -> String {
@@ -207,6 +213,10 @@ impl Orders for Servers {
             if !self.stored.lock().contains(&(request.handle, request.version, target.server.raw())) {
                 let handle = ChunkHandle::from_raw(request.handle);
                 return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
+            }
+            if let Some(server) = self.failed.lock().get(&(request.handle, request.version)).copied() {
+                let handle = ChunkHandle::from_raw(request.handle);
+                return Err(Error::MemberFailed { handle, server });
             }
             self.told(format!("{}: activate v{}", target.server, request.version));
             Ok(())

@@ -271,6 +271,50 @@ async fn the_members_that_a_primary_reports_are_left_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_primary_that_has_failed_itself_is_left_out_whoever_says_so() {
+    let (version, itself) = (ChunkVersion::from_raw(1), BTreeSet::from([server(1)]));
+    let replaced = "c1 v2 confirmed v2 on [s2, s3], leased to ";
+    // It says so itself, or a member that gets no answer of it.
+    for reporter in [1, 2] {
+        let stage = Stage::new(4);
+        let handle = stage.leased_chunk().await;
+        stage.servers.fail_member(handle, 1, 1);
+        let which = (handle, version);
+        stage.granter.look_into(&stage.reign, server(reporter), which, itself.clone()).await.unwrap();
+        assert!(show(&stage, handle).starts_with(replaced), "{}", show(&stage, handle));
+    }
+    // A client whose write failed, and one that comes when the lease has run out.
+    for (hint, ahead) in [(Some(Hint { version, server: Some(server(1)) }), 0), (None, 100)] {
+        let stage = Stage::new(4);
+        let handle = stage.leased_chunk().await;
+        stage.servers.fail_member(handle, 1, 1);
+        stage.clock.set_wall_ahead(Duration::from_secs(ahead));
+        let leased = stage.granter.find_lease(&stage.reign, handle, hint).await.unwrap();
+        assert_ne!(leased.primary, server(1));
+        assert!(show(&stage, handle).starts_with(replaced), "{}", show(&stage, handle));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_that_has_failed_itself_and_is_the_only_one_left_begins_anew_at_the_next_version() {
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.granter.grant(&stage.reign, handle, without(&[2, 3])).await.unwrap();
+    let members = stage.chunk(handle).members;
+    assert!(members.contains(&server(1)) && members.len() == 2, "{members:?}");
+    let joined = members.iter().find(|member| **member != server(1)).unwrap().raw();
+    // The copy is lost, and what is there fails.
+    stage.servers.set(joined, Mood::Dead);
+    stage.pass(Duration::from_secs(20)).await;
+    stage.servers.fail_member(handle, 2, 1);
+    let which = (handle, ChunkVersion::from_raw(2));
+    let itself = BTreeSet::from([server(1)]);
+    stage.granter.look_into(&stage.reign, server(1), which, itself).await.unwrap();
+    let chunk = stage.chunk(handle);
+    assert!(chunk.confirmed.raw() == 3 && chunk.members.contains(&server(1)), "{chunk}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_primary_that_is_cut_off_from_all_others_is_the_one_left_out() {
     let stage = Stage::new(4);
     let handle = stage.leased_chunk().await;

@@ -163,6 +163,26 @@ fn after_a_member_failed_nothing_more_is_acknowledged() {
 }
 
 #[test]
+fn a_primary_that_orders_nothing_any_more_says_why_when_it_is_asked_whether_it_is_active() {
+    check(
+        &mut primary(),
+        "activate v1
+         fail s1
+         activate v1
+         fail s2
+         activate v1
+         activate v2",
+        &expect![[r#"
+            activate v1 -> ok
+            fail s1 -> true
+            activate v1 -> REFUSED s1 failed as a replica of c7
+            fail s2 -> false
+            activate v1 -> REFUSED s1 failed as a replica of c7
+            activate v2 -> REFUSED c7: v2 was asked for, here is v1"#]],
+    );
+}
+
+#[test]
 fn request_ids_come_with_the_content_to_the_next_primary() {
     let mut bench = member();
     bench.recorded.insert(RequestId { client: ClientId::from_raw(1), sequence: 1 }, 0);

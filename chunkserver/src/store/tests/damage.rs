@@ -150,6 +150,18 @@ fn a_full_disk_refuses_and_loses_nothing() {
 }
 
 #[test]
+fn a_log_that_can_not_be_shortened_on_a_full_disk_says_that_the_disk_is_full() {
+    let (memory, store, bytes) = alive(70_000);
+    let used: u64 = memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum();
+    memory.resize(used);
+    // Overwrites take no room but in the log.
+    let overwrite = |serial| store.apply(handle(1), &write(serial, 0, bytes.slice(..60_000)));
+    let refused = (2..100).find_map(|serial| overwrite(serial).and_then(Ticket::wait).err());
+    assert_eq!(refused, Some(Error::DiskFull { disk: "/disk".into() }));
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+}
+
+#[test]
 fn a_failed_sync_stops_the_disk_for_good() {
     let (memory, store, _) = alive(1000);
     memory.fail_syncs(true);
