@@ -85,6 +85,8 @@ impl Chunkserver {
                 if let Some(replica) = &mut state.replica {
                     replica.exclude(version, self.now())?;
                     state.changed();
+                    // Nor does anybody have to hear any more who failed: the grant is on its way.
+                    self.failures.lock().remove(&handle);
                 }
                 Ok::<_, Error>(())
             })?;
@@ -186,6 +188,7 @@ impl Chunkserver {
             if deleted {
                 state.end();
                 self.note(handle, Change::Removed);
+                self.failures.lock().remove(&handle);
             }
             Ok(deleted)
         })?;

@@ -56,6 +56,7 @@ pub(crate) struct Chunkserver {
     /// Locked after a chunk, never before.
     pub(crate) journal: Mutex<Journal>,
     pub(crate) uses: Mutex<BTreeMap<ChunkHandle, Use>>,
+    /// Who failed under the present version of a chunk, until that ends here. Locked after a chunk, never before.
     pub(crate) failures: Mutex<BTreeMap<ChunkHandle, Failure>>,
     /// Chunks of which nobody could say what is committed, and when a reader last asked.
     pub(crate) doubts: Mutex<BTreeMap<ChunkHandle, (Failure, Moment)>>,

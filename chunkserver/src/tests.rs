@@ -5,6 +5,7 @@ mod decision;
 mod exactly_once;
 mod refusals;
 mod stories;
+mod upkeep;
 
 use std::path::PathBuf;
 use std::sync::Arc;

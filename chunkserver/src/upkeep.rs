@@ -14,7 +14,7 @@ use crate::server::{Chunkserver, Failure, Use};
 const USE_PERIOD: Duration = Duration::from_secs(2);
 /// How long the leader is told that nobody could say what is committed.
 const DOUBT_AGE: Duration = Duration::from_secs(2);
-/// Most entries of one kind in a heartbeat; the rest follows in the next ones.
+/// Most entries of one kind in a heartbeat; the rest follows in the next ones (`some_of`).
 const ENTRIES_MAX: usize = 1024;
 
 impl Chunkserver {
@@ -100,21 +100,20 @@ impl Chunkserver {
         let in_use = |used: &Use| now.since(used.at) < USE_PERIOD;
         let extend = {
             let uses = self.uses.lock();
-            let used = uses.iter().filter(|(_, used)| in_use(used)).take(ENTRIES_MAX);
-            used.map(|(handle, used)| pb::LeaseUse { handle: handle.raw(), version: used.version.raw() })
-                .collect()
+            let used = uses.iter().filter(|(_, used)| in_use(used));
+            let used =
+                used.map(|(handle, used)| pb::LeaseUse { handle: handle.raw(), version: used.version.raw() });
+            some_of(used.collect(), sequence)
         };
         let failures = {
             let (failures, doubts) = (self.failures.lock(), self.doubts.lock());
             let doubted = doubts.iter().map(|(handle, (doubt, _))| (handle, doubt));
-            let failed = failures.iter().chain(doubted).take(ENTRIES_MAX);
-            failed
-                .map(|(handle, failure)| pb::MemberFailure {
-                    handle: handle.raw(),
-                    version: failure.version.raw(),
-                    server: failure.server.raw(),
-                })
-                .collect()
+            let failed = failures.iter().chain(doubted).map(|(handle, failure)| pb::MemberFailure {
+                handle: handle.raw(),
+                version: failure.version.raw(),
+                server: failure.server.raw(),
+            });
+            some_of(failed.collect(), sequence)
         };
         Ok(pb::HeartbeatRequest {
             cluster: cluster.to_string(),
@@ -156,16 +155,36 @@ impl Chunkserver {
         (replicas, removed)
     }
 
-    /// Forgets uses that no heartbeat needs any more, and chunks of a disk that failed.
+    /// Forgets uses and failures that no heartbeat needs any more, and chunks of a disk that failed.
     pub(crate) fn tidy(&self) {
         let now = self.now();
         self.uses.lock().retain(|_, used| now.since(used.at) < 2 * USE_PERIOD);
         // A reader that still can't be answered asks again.
         self.doubts.lock().retain(|_, (_, asked_at)| now.since(*asked_at) < DOUBT_AGE);
+        self.drop_settled();
         let disks = blocking(|| self.store.disks());
         let failed = disks.iter().filter(|disk| disk.failure.is_some()).count();
         if self.failed_disks.swap(failed, Ordering::Relaxed) < failed {
             self.drop_lost();
+        }
+    }
+
+    /// Forgets failures under versions that have ended here: others go on without this server, and nobody waits for the
+    /// news. What was kept would be told for ever.
+    fn drop_settled(&self) {
+        // A chunk is locked before the failures, never after.
+        let told: Vec<_> = self.failures.lock().iter().map(|(handle, failure)| (*handle, *failure)).collect();
+        for (handle, failure) in told {
+            let stands = self.chunk(handle).is_ok_and(|chunk| {
+                chunk.quick(|state| {
+                    let replica = state.replica.as_ref().filter(|replica| replica.primary().is_some());
+                    replica.is_some_and(|replica| replica.held().version == failure.version)
+                })
+            });
+            let mut failures = self.failures.lock();
+            if !stands && failures.get(&handle) == Some(&failure) {
+                failures.remove(&handle);
+            }
         }
     }
 
@@ -186,4 +205,14 @@ impl Chunkserver {
         tracing::warn!(lost, "chunks lost with a disk");
         self.hurry();
     }
+}
+
+/// Of many entries those whose turn it is in the heartbeat with this number, so that each is in one of the next.
+fn some_of<T>(mut entries: Vec<T>, sequence: u64) -> Vec<T> {
+    if entries.len() > ENTRIES_MAX {
+        let start = sequence.wrapping_mul(ENTRIES_MAX as u64) % entries.len() as u64;
+        entries.rotate_left(usize::try_from(start).unwrap_or_default());
+        entries.truncate(ENTRIES_MAX);
+    }
+    entries
 }

@@ -1,0 +1,94 @@
+//! What a server notes down for its heartbeats, and when it forgets that.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use gfs_proto::random::SystemRandom;
+use gfs_proto::{Environment, pb};
+
+use super::{CHUNK_BYTES, CLUSTER, Cluster};
+use crate::server::Chunkserver;
+use crate::store::files::memory::MemoryFiles;
+use crate::store::{Options, Store};
+
+const US: ServerId = ServerId::from_raw(1);
+const OTHER: ServerId = ServerId::from_raw(2);
+
+/// A server that has registered, on disks with these directories.
+fn server_on(directories: &[&str]) -> (MemoryFiles, Arc<Chunkserver>) {
+    let files = MemoryFiles::new(1 << 30);
+    let options = Options { segment_bytes: 1 << 20, headroom_bytes: 1 << 20, ..Options::default() };
+    let directories: Vec<PathBuf> = directories.iter().map(PathBuf::from).collect();
+    let store = Store::open(&directories, options, Arc::new(files.clone()), &SystemRandom).unwrap();
+    let server = Chunkserver::new(store, Environment::real());
+    server.registered(CLUSTER, US).unwrap();
+    (files, server)
+}
+
+/// Makes the server the primary of a fresh chunk.
+fn lead(server: &Chunkserver, handle: u64) {
+    let member = |id: ServerId| pb::Replica { server: id.raw(), address: "s:1".into(), rack: String::new() };
+    let request = pb::StoreVersionRequest {
+        head: Cluster::head(1),
+        handle,
+        version: 1,
+        members: vec![member(US), member(OTHER)],
+        base: Vec::new(),
+        primary: 1,
+        writer: true,
+        fresh: true,
+        accepted: false,
+        chunk_bytes: CHUNK_BYTES,
+    };
+    server.store_version(request).unwrap();
+    server.activate(&pb::ActivateRequest { head: Cluster::head(1), handle, version: 1 }).unwrap();
+}
+
+/// The other member fails.
+fn fail(server: &Chunkserver, handle: u64) {
+    server.member_failed(ChunkHandle::from_raw(handle), ChunkVersion::from_raw(1), OTHER);
+}
+
+/// The chunks whose failures a heartbeat names.
+fn told(server: &Chunkserver, sequence: u64) -> BTreeSet<u64> {
+    let epoch = server.fence.lock().epoch();
+    let heartbeat = server.heartbeat(epoch, sequence, 0).unwrap();
+    heartbeat.failures.iter().map(|failure| failure.handle).collect()
+}
+
+#[test]
+fn failures_of_chunks_that_go_on_without_this_server_do_not_stand_before_those_of_others() {
+    let (_files, server) = server_on(&["/data"]);
+    for handle in 1..=1024 {
+        lead(&server, handle);
+        fail(&server, handle);
+        let (head, version) = (Cluster::head(1), 2);
+        if handle % 2 == 0 {
+            server.exclude(&pb::ExcludeRequest { head, handle, version }).unwrap();
+        } else {
+            let delete = pb::DeleteReplicaRequest { head, handle, version_max: version };
+            assert!(server.delete_replica(&delete).unwrap());
+        }
+    }
+    lead(&server, 2000);
+    fail(&server, 2000);
+    assert_eq!(told(&server, 1), BTreeSet::from([2000]));
+    // One that got lost in another way, as with its disk.
+    fail(&server, 3);
+    server.tidy();
+    assert_eq!(told(&server, 2), BTreeSet::from([2000]));
+}
+
+#[test]
+fn more_failures_than_a_heartbeat_takes_are_all_told_in_the_next_ones() {
+    let (_files, server) = server_on(&["/data"]);
+    let all: BTreeSet<u64> = (1..=1500).collect();
+    all.iter().for_each(|handle| fail(&server, *handle));
+    for sequence in 1..=5 {
+        let (one, next) = (told(&server, sequence), told(&server, sequence + 1));
+        assert!(one.len() == 1024 && next.len() == 1024);
+        assert_eq!(&one | &next, all, "heartbeats {sequence} and the next");
+    }
+}
