@@ -162,8 +162,8 @@ impl Chunkserver {
         // A reader that still can't be answered asks again.
         self.doubts.lock().retain(|_, (_, asked_at)| now.since(*asked_at) < DOUBT_AGE);
         self.drop_settled();
-        let disks = blocking(|| self.store.disks());
-        let failed = disks.iter().filter(|disk| disk.failure.is_some()).count();
+        // Only of these the chunks are gone: a disk that can't say how much room it has may fail in earnest later.
+        let failed = self.store.failed_disks();
         if self.failed_disks.swap(failed, Ordering::Relaxed) < failed {
             self.drop_lost();
         }

@@ -53,9 +53,7 @@ pub use ticket::Ticket;
 
 use chunk::Chunk;
 use disk::Disk;
-use format::Record;
 use identity::IdentityFile;
-use log::Then;
 use replica::Empty;
 use scrub::Cursor;
 use worker::Threads;
@@ -215,11 +213,16 @@ impl Store {
         disks.chain(self.inner.lost.iter().cloned()).collect()
     }
 
+    /// How many disks have stopped since the start. One that only can't say how much room it has is none of them: what is
+    /// on it is still served.
+    pub fn failed_disks(&self) -> usize {
+        self.inner.disks.len() - self.healthy().count()
+    }
+
     /// All replicas, in the order of their handles. Those on a failed disk are gone.
     pub fn list(&self) -> Vec<ReplicaState> {
-        let healthy = self.inner.disks.iter().filter(|disk| disk.check().is_ok());
         let chunks: BTreeMap<ChunkHandle, Arc<Chunk>> =
-            healthy.flat_map(|disk| disk.chunks.read().clone()).collect();
+            self.healthy().flat_map(|disk| disk.chunks.read().clone()).collect();
         chunks.values().map(|chunk| chunk.summary()).collect()
     }
     /// One replica.
@@ -372,7 +375,7 @@ impl Store {
     /// Up to `limit` clients of which requests are kept, the lowest ids after `after`.
     pub fn clients(&self, after: ClientId, limit: usize) -> BTreeSet<ClientId> {
         let mut clients = BTreeSet::new();
-        for disk in &self.inner.disks {
+        for disk in self.healthy() {
             let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
             for chunk in chunks {
                 chunk.clients(after, limit, &mut clients);
@@ -380,27 +383,18 @@ impl Store {
         }
         clients
     }
-    /// Forgets the requests of sessions that have expired everywhere; the chunks that had any.
+    /// Forgets the requests of sessions that have expired everywhere; the chunks that had any. Failed disks have none.
     ///
     /// # Errors
-    /// The disks'.
+    /// The first disk's that could not; the others have all the same.
     pub fn forget_requests(&self, clients: &[ClientId]) -> Result<BTreeSet<ChunkHandle>> {
         let mut changed = BTreeSet::new();
-        for some in clients.chunks(FORGET_CLIENTS_MAX) {
-            for disk in &self.inner.disks {
-                let mut permit = disk.log.reserve(8 * some.len() + disk::SMALL_RECORD_BYTES)?;
-                let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
-                // The memory first: a table that is written meanwhile has either forgotten or is older than the record.
-                chunks.iter().filter(|chunk| chunk.forget(some)).for_each(|chunk| {
-                    disk.dirty.lock().insert(chunk.handle, chunk.clone());
-                    changed.insert(chunk.handle);
-                });
-                let record = Record::Forget { clients: some.to_vec() }.encode();
-                let then = Then::lazily();
-                disk.log.append(&mut permit, record, then);
-            }
+        let mut result = Ok(());
+        for disk in self.healthy() {
+            // One that is full, or fails at this moment, does not keep the others from it.
+            result = result.and(requests::forget(disk, clients, &mut changed));
         }
-        Ok(changed)
+        result.map(|()| changed)
     }
     /// Reads a whole replica and returns the blocks that do not match; marks it if there are any.
     ///
@@ -434,6 +428,10 @@ impl Store {
         Ok(scrubbed)
     }
 
+    fn healthy(&self) -> impl Iterator<Item = &Arc<Disk>> {
+        self.inner.disks.iter().filter(|disk| disk.check().is_ok())
+    }
+
     fn find(&self, handle: ChunkHandle) -> Result<(&Arc<Disk>, Arc<Chunk>)> {
         let found = self.inner.disks.iter().filter_map(|disk| Some((disk, disk.chunk(handle)?)));
         // It may have been made anew since its first disk failed.
@@ -443,10 +441,11 @@ impl Store {
     /// The chunk after this one, or the first one.
     fn next_chunk(&self, handle: ChunkHandle) -> Option<ChunkHandle> {
         let after = (std::ops::Bound::Excluded(handle), std::ops::Bound::Unbounded);
-        let healthy = || self.inner.disks.iter().filter(|disk| disk.check().is_ok());
-        let next =
-            healthy().filter_map(|disk| disk.chunks.read().range(after).next().map(|(next, _)| *next)).min();
-        next.or_else(|| healthy().filter_map(|disk| disk.chunks.read().keys().next().copied()).min())
+        let next = self
+            .healthy()
+            .filter_map(|disk| disk.chunks.read().range(after).next().map(|(next, _)| *next))
+            .min();
+        next.or_else(|| self.healthy().filter_map(|disk| disk.chunks.read().keys().next().copied()).min())
     }
 
     /// Makes an empty replica on the disk with most room, or does `again` to the one that is there.
@@ -467,8 +466,7 @@ impl Store {
                     other => return other,
                 }
             }
-            let healthy = self.inner.disks.iter().filter(|disk| disk.check().is_ok());
-            let disk = healthy.max_by_key(|disk| disk.state().free_bytes).ok_or(Error::Closed)?;
+            let disk = self.healthy().max_by_key(|disk| disk.state().free_bytes).ok_or(Error::Closed)?;
             if let Some(made) = replica::make(disk, handle, version, empty)? {
                 return Ok(made);
             }
@@ -477,8 +475,6 @@ impl Store {
     }
 }
 
-/// Sessions in one record.
-const FORGET_CLIENTS_MAX: usize = 1024;
 /// How often a chunk that comes and goes is tried to be made.
 const MAKE_TRIES: usize = 16;
 

@@ -2,11 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use gfs_proto::fault;
-use gfs_proto::id::{ClientId, RequestId};
+use gfs_proto::id::{ChunkHandle, ClientId, RequestId};
 
+use super::chunk::Chunk;
 use super::content::Outcome;
+use super::disk::{Disk, SMALL_RECORD_BYTES};
+use super::error::Result;
+use super::format::Record;
+use super::log::Then;
+
+/// Sessions in one record.
+const FORGET_CLIENTS_MAX: usize = 1024;
 
 /// What a chunk knows of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,6 +126,22 @@ impl Requests {
         }
         before != self.len()
     }
+}
+
+/// Forgets the requests of these clients on one disk; notes the chunks that had any.
+pub(super) fn forget(disk: &Disk, clients: &[ClientId], changed: &mut BTreeSet<ChunkHandle>) -> Result<()> {
+    for some in clients.chunks(FORGET_CLIENTS_MAX) {
+        let mut permit = disk.log.reserve(8 * some.len() + SMALL_RECORD_BYTES)?;
+        let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
+        // The memory first: a table that is written meanwhile has either forgotten or is older than the record.
+        chunks.iter().filter(|chunk| chunk.forget(some)).for_each(|chunk| {
+            disk.dirty.lock().insert(chunk.handle, chunk.clone());
+            changed.insert(chunk.handle);
+        });
+        let record = Record::Forget { clients: some.to_vec() }.encode();
+        disk.log.append(&mut permit, record, Then::lazily());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

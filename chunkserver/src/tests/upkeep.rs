@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
+use bytes::Bytes;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, Serial, ServerId};
 use gfs_proto::random::SystemRandom;
 use gfs_proto::{Environment, pb};
 
 use super::{CHUNK_BYTES, CLUSTER, Cluster};
+use crate::report::Change;
 use crate::server::Chunkserver;
 use crate::store::files::memory::MemoryFiles;
-use crate::store::{Options, Store};
+use crate::store::{Durability, Mutation, MutationKind, Options, Store};
 
 const US: ServerId = ServerId::from_raw(1);
 const OTHER: ServerId = ServerId::from_raw(2);
@@ -91,4 +93,31 @@ fn more_failures_than_a_heartbeat_takes_are_all_told_in_the_next_ones() {
         assert!(one.len() == 1024 && next.len() == 1024);
         assert_eq!(&one | &next, all, "heartbeats {sequence} and the next");
     }
+}
+
+#[test]
+fn a_disk_that_first_can_not_say_its_room_and_then_fails_costs_its_chunks() {
+    let (files, server) = server_on(&["/a", "/b"]);
+    lead(&server, 1);
+    let handle = ChunkHandle::from_raw(1);
+    files.fail_space(true);
+    server.tidy();
+    assert!(server.chunk(handle).is_ok(), "it is still served");
+    // An idle server finds out at its next sync.
+    files.fail_syncs(true);
+    let sync = Mutation {
+        version: ChunkVersion::from_raw(1),
+        serial: Serial::from_raw(1),
+        kind: MutationKind::Sync,
+        data: Bytes::new(),
+        request: None,
+        first_unacked: 0,
+        durability: Durability::Synced,
+    };
+    server.store.apply(handle, &sync).unwrap().wait().unwrap_err();
+    let before = server.journal.lock().last();
+    server.tidy();
+    assert!(server.chunk(handle).is_err());
+    let (changes, _) = server.journal.lock().since(before, 10).unwrap();
+    assert_eq!(changes, [(handle, Change::Removed)]);
 }

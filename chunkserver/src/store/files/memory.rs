@@ -39,6 +39,7 @@ struct Machine {
     /// Changes until the process dies.
     fuel: Option<u64>,
     syncs_fail: bool,
+    space_fails: bool,
 }
 
 #[derive(Clone, Default)]
@@ -70,6 +71,7 @@ impl MemoryFiles {
             capacity_bytes,
             fuel: None,
             syncs_fail: false,
+            space_fails: false,
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }
@@ -91,6 +93,10 @@ impl MemoryFiles {
     /// Makes every sync fail, or work again.
     pub fn fail_syncs(&self, fail: bool) {
         self.machine.lock().syncs_fail = fail;
+    }
+    /// Makes every question for room fail, or work again.
+    pub fn fail_space(&self, fail: bool) {
+        self.machine.lock().space_fails = fail;
     }
     /// Gives the machine another size.
     pub fn resize(&self, capacity_bytes: u64) {
@@ -331,6 +337,9 @@ impl Files for MemoryFiles {
     }
     fn space(&self, _directory: &Path) -> io::Result<Space> {
         let machine = self.machine.lock();
+        if machine.space_fails {
+            return Err(io::Error::other("injected"));
+        }
         Ok(Space { total_bytes: machine.capacity_bytes, free_bytes: machine.free_bytes() })
     }
     fn boot_id(&self) -> io::Result<String> {

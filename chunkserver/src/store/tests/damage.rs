@@ -199,6 +199,31 @@ fn a_failed_disk_costs_its_chunks_only() {
 }
 
 #[test]
+fn request_ids_are_forgotten_on_the_disks_that_are_left_when_one_has_failed() {
+    let (memory, files) = memory();
+    let directories = ["/a", "/b"].map(PathBuf::from);
+    let store = Store::open(&directories, options(), files, &SeededRandom::new(1)).unwrap();
+    // One chunk on each: the disk with the second fails, and takes no other one then.
+    let client = ClientId::from_raw;
+    let add = |chunk: u64| {
+        store.create(handle(chunk), version(1)).unwrap();
+        let id = RequestId { client: client(chunk), sequence: 1 };
+        let mutation = Mutation { request: Some(id), ..append(1, pattern(10, chunk)) };
+        store.apply(handle(chunk), &mutation).unwrap().wait().unwrap();
+    };
+    add(1);
+    memory.fail_syncs(true);
+    store.apply(handle(1), &append(2, pattern(10, 2))).unwrap().wait().unwrap_err();
+    memory.fail_syncs(false);
+    assert_eq!(store.failed_disks(), 1);
+    add(2);
+    assert_eq!(store.clients(ClientId::default(), 10), BTreeSet::from([client(2)]));
+    let changed = store.forget_requests(&[client(1), client(2)]).unwrap();
+    assert_eq!(changed, BTreeSet::from([handle(2)]));
+    assert!(store.clients(ClientId::default(), 10).is_empty());
+}
+
+#[test]
 fn a_first_start_that_is_cut_off_anywhere_can_be_repeated() {
     let directories = ["/a", "/b"].map(PathBuf::from);
     for changes in 0.. {
