@@ -85,6 +85,19 @@ impl IdentityFile {
         serde_json::from_str(body).map_err(|_| damaged())
     }
 
+    /// Remembers cluster and server id: durably first, so that a failed attempt is made again.
+    pub(crate) fn register(
+        &mut self,
+        registered: (ClusterId, ServerId),
+        files: &dyn Files,
+        directory: &Path,
+    ) -> Result<()> {
+        let known = self.clone().with(Some(registered));
+        known.save(files, directory)?;
+        *self = known;
+        Ok(())
+    }
+
     /// Writes the identity, durably.
     pub(crate) fn save(&self, files: &dyn Files, directory: &Path) -> Result<()> {
         self.try_save(files, directory)

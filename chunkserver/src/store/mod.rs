@@ -199,10 +199,7 @@ impl Store {
                     let reason = format!("belongs to server {server} of cluster {cluster}");
                     return Err(Error::WrongDirectory { disk: disk.name(), reason });
                 }
-                None => {
-                    (identity.cluster, identity.server) = (Some(cluster), Some(server));
-                    identity.save(&*disk.files, &disk.directory)?;
-                }
+                None => identity.register((cluster, server), &*disk.files, &disk.directory)?,
             }
         }
         Ok(())

@@ -148,7 +148,10 @@ fn agree(
 ) -> Result<Vec<IdentityFile>> {
     let known = directories.iter().find_map(|directory| directory.identity.clone());
     let uuid = known.as_ref().map_or_else(|| Uuid::from_bytes(random.bits128()), |known| known.uuid);
-    let registered = known.as_ref().and_then(IdentityFile::registered);
+    // From whichever has it: a registration that was cut off left it in some of them only.
+    let registered = directories
+        .iter()
+        .find_map(|directory| directory.identity.as_ref().and_then(IdentityFile::registered));
     let mut agreed: Vec<IdentityFile> = Vec::new();
     for directory in &*directories {
         let wrong = |reason: &str| {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use gfs_proto::random::Random;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::{File, Files, Lock, Open, Space};
 
@@ -40,6 +41,8 @@ struct Machine {
     fuel: Option<u64>,
     syncs_fail: bool,
     space_fails: bool,
+    /// Which file can't be opened the next time, by a part of its path, and why.
+    refused: Option<(String, Errno)>,
 }
 
 #[derive(Clone, Default)]
@@ -72,6 +75,7 @@ impl MemoryFiles {
             fuel: None,
             syncs_fail: false,
             space_fails: false,
+            refused: None,
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }
@@ -97,6 +101,10 @@ impl MemoryFiles {
     /// Makes every question for room fail, or work again.
     pub fn fail_space(&self, fail: bool) {
         self.machine.lock().space_fails = fail;
+    }
+    /// Refuses once to open a file with this in its path.
+    pub fn refuse_open(&self, part: &str, error: Errno) {
+        self.machine.lock().refused = Some((part.to_owned(), error));
     }
     /// Gives the machine another size.
     pub fn resize(&self, capacity_bytes: u64) {
@@ -268,6 +276,11 @@ impl Files for MemoryFiles {
         let mut machine = self.machine.lock();
         let process = machine.process;
         machine.check(process)?;
+        if let Some((_, error)) =
+            machine.refused.take_if(|(part, _)| path.to_string_lossy().contains(part.as_str()))
+        {
+            return Err(error.into());
+        }
         let node = match machine.names.get(path).copied() {
             Some(node) => node,
             None if how == Open::Create => {

@@ -1,5 +1,7 @@
 //! Damage, full and failing disks, directories that must not be used.
 
+use rustix::io::Errno;
+
 use super::files::Open;
 use super::format::{PartHead, put_part};
 use super::*;
@@ -291,6 +293,63 @@ fn directories_that_must_not_be_used_are_refused_with_the_reason() {
     let identity = files.open(&PathBuf::from("/disk/identity"), Open::Existing).unwrap();
     identity.write_at(b"gfs-chunkserver 9", 0).unwrap();
     assert!(matches!(open(&["/disk"], options()), Err(Error::NewerFormat { found: 9, .. })));
+}
+
+#[test]
+fn a_registration_that_was_cut_off_between_two_directories_is_completed() {
+    let directories = ["/a", "/b"].map(PathBuf::from);
+    let registered = (ClusterId::from_bytes([3; 16]), ServerId::from_raw(4));
+    let (first, second) = ("/a/identity.new", "/b/identity.new");
+    // Which save fails, which directory is away meanwhile: afterwards one of the two does not know of the registration.
+    for (refused, again) in [(first, true), (first, false), (second, false)] {
+        let (memory, files) = memory();
+        let open = || Store::open(&directories, options(), files.clone(), &SeededRandom::new(1));
+        let store = open().unwrap();
+        memory.refuse_open(refused, Errno::IO);
+        store.set_identity(registered.0, registered.1).unwrap_err();
+        if again {
+            store.set_identity(registered.0, registered.1).unwrap();
+        }
+        store.close().unwrap();
+        drop(store);
+        let store = open().unwrap();
+        let known = (refused != first || again).then_some(registered);
+        assert_eq!(store.identity().registered, known, "{refused}");
+        store.set_identity(registered.0, registered.1).unwrap();
+        store.close().unwrap();
+        drop(store);
+        for directory in &directories {
+            let identity = IdentityFile::load(&*files, directory).unwrap().unwrap();
+            assert_eq!(identity.registered(), Some(registered), "{}", directory.display());
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_missed_the_registration_learns_it_from_the_other_and_another_servers_does_not() {
+    let (_memory, files) = memory();
+    let open = |names: &[&str], seed| {
+        let directories: Vec<_> = names.iter().map(PathBuf::from).collect();
+        Store::open(&directories, options(), files.clone(), &SeededRandom::new(seed))
+    };
+    open(&["/a", "/b"], 1).unwrap().close().unwrap();
+    // The first disk can't be read when the server registers.
+    let registered = (ClusterId::from_bytes([3; 16]), ServerId::from_raw(4));
+    let second = open(&["/b"], 2).unwrap();
+    second.set_identity(registered.0, registered.1).unwrap();
+    second.close().unwrap();
+    let both = open(&["/a", "/b"], 3).unwrap();
+    assert_eq!(both.identity().registered, Some(registered));
+    both.close().unwrap();
+    let first = open(&["/a"], 4).unwrap();
+    assert_eq!(first.identity().registered, Some(registered));
+    first.close().unwrap();
+
+    open(&["/other"], 5).unwrap().close().unwrap();
+    for names in [["/a", "/other"], ["/other", "/a"]] {
+        let refused = open(&names, 6).map(drop).unwrap_err();
+        assert!(matches!(refused, Error::WrongDirectory { .. }), "{refused}");
+    }
 }
 
 #[test]
