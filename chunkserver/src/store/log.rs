@@ -3,7 +3,8 @@
 //! never has to write anything but the records.
 //!
 //! Room is promised before a record is made ([`Log::reserve`]), so a thread that holds a chunk's lock never waits for
-//! room, and a checkpoint (which frees segments) never waits for itself.
+//! room, and a checkpoint (which frees segments) never waits for itself. Nor does the keeper, who makes it, wait for room
+//! ([`Log::try_reserve`]).
 
 mod hand;
 mod then;
@@ -169,6 +170,18 @@ impl Log {
             })?;
         }
         Ok(Permit { shared: &self.shared, left: cost })
+    }
+
+    /// The same if there is room now: for the keeper, who would wait for the room that only it makes.
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Option<Permit<'_>>> {
+        let cost = cost_of(bytes, self.shared.segment_bytes);
+        let mut queue = self.shared.queue.lock();
+        self.shared.check(&queue)?;
+        if queue.promised_bytes + cost > queue.room(self.shared.segment_bytes).min(QUEUE_BYTES_MAX) {
+            return Ok(None);
+        }
+        queue.promised_bytes += cost;
+        Ok(Some(Permit { shared: &self.shared, left: cost }))
     }
 
     /// Promises room if there is some; asks for it if not.

@@ -297,10 +297,15 @@ fn make_room(disk: &Arc<Disk>) -> Result<()> {
     table::checkpoint(disk, table::Closing::No)
 }
 
+/// Writes the marks for which the log has room. The others wait for the next time, before which room is made.
 fn write_marks(disk: &Arc<Disk>) {
-    let lazy = std::mem::take(&mut *disk.lazy.lock());
-    for chunk in lazy.into_values() {
-        let Ok(mut permit) = disk.log.reserve(SMALL_RECORD_BYTES) else { return };
+    let mut lazy = std::mem::take(&mut *disk.lazy.lock());
+    while let Some((handle, chunk)) = lazy.pop_first() {
+        // Must not wait: others may have filled the log while a chunk's lock was waited for, and nobody else makes room.
+        let Ok(Some(mut permit)) = disk.log.try_reserve(SMALL_RECORD_BYTES) else {
+            lazy.insert(handle, chunk);
+            break;
+        };
         let mut state = chunk.state.lock();
         if state.removed {
             continue;
@@ -313,5 +318,9 @@ fn write_marks(disk: &Arc<Disk>) {
             corrupt: state.meta.corrupt,
         };
         disk.record((&chunk, &mut state), &mut permit, &record, Then::lazily());
+    }
+    let mut now = disk.lazy.lock();
+    for (handle, chunk) in lazy {
+        now.entry(handle).or_insert(chunk);
     }
 }

@@ -230,6 +230,53 @@ fn a_ticket_calls_back_and_can_be_awaited() {
 }
 
 #[test]
+fn the_keeper_never_waits_for_room_that_only_it_makes_and_forgets_no_mark() {
+    let (_memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    // More marks than the rest of a log that has no room for another record.
+    let chunks: Vec<_> = (1..=100).map(handle).collect();
+    for chunk in &chunks {
+        store.create(*chunk, version(1)).unwrap();
+    }
+    let found: Vec<_> = chunks.iter().map(|chunk| store.find(*chunk).unwrap().1).collect();
+    found.iter().for_each(|chunk| chunk.state.lock().meta.corrupt = true);
+    let disk = store.inner.disks[0].clone();
+    let held = found[0].state.lock();
+    disk.lazy.lock().extend(chunks.iter().copied().zip(found.iter().cloned()));
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let soon = || {
+        assert!(std::time::Instant::now() < patience, "the keeper does nothing");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    while !disk.lazy.lock().is_empty() {
+        soon();
+    }
+    // The keeper waits for the first chunk's lock. Meanwhile others fill the log.
+    while let Some(mut permit) = disk.log.try_reserve(disk::SMALL_RECORD_BYTES).unwrap() {
+        let nothing = Record::Forget { clients: Vec::new() }.encode();
+        let durably = Then { firmness: log::Firmness::Durable, ..Then::lazily() };
+        let sequence = disk.log.append(&mut permit, nothing, durably);
+        drop(permit);
+        disk.log.wait_durable(sequence).unwrap();
+    }
+    drop(held);
+    // On a thread of its own, which keeps the store: nobody waits for its threads should they hang.
+    let (done, ended) = std::sync::mpsc::channel();
+    let writer = store.clone();
+    let writing = std::thread::spawn(move || {
+        done.send(writer.apply(handle(2), &append(1, pattern(1000, 1))).and_then(Ticket::wait)).unwrap();
+    });
+    ended.recv_timeout(std::time::Duration::from_secs(20)).expect("a mutation that never ends").unwrap();
+    writing.join().unwrap();
+    while !disk.lazy.lock().is_empty() {
+        soon();
+    }
+    drop((store, disk));
+    let store = open_in(&files, 2).unwrap();
+    assert!(store.list().iter().all(|state| state.corrupt), "{:?}", store.list());
+}
+
+#[test]
 fn a_mutation_that_waits_for_room_in_the_log_leaves_its_thread_to_others() {
     let (_memory, store) = one();
     let disk = store.inner.disks[0].clone();
