@@ -7,6 +7,7 @@ mod config;
 mod exit;
 #[cfg(test)]
 mod fuzz;
+mod limits;
 mod parent;
 mod telemetry;
 mod units;
@@ -34,6 +35,7 @@ fn run(cli: Cli, verbosity: Verbosity) -> Result<()> {
     gfs_proto::fault::start()?;
     if verbosity == Verbosity::Server {
         parent::follow()?;
+        limits::raise_open_files();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(cmd::run(cli));

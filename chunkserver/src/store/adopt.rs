@@ -262,7 +262,7 @@ impl Adoption {
     /// the content.
     fn go_aside(&mut self, state: &mut State) -> Result<()> {
         let (disk, chunk) = (self.disk.clone(), self.chunk.clone());
-        let failed = |error: io::Error| disk.fail("making a chunk", &error);
+        let failed = |error: io::Error| disk.fail_unless_full("making a chunk", &error);
         disk.check_space(self.content.length.into())?;
         let generation = disk.next_generation();
         let path = disk.path_of(chunk.handle, generation);
@@ -272,7 +272,14 @@ impl Adoption {
         if !self.same {
             return Ok(());
         }
-        let old = disk.existing_file(&chunk, state).ok().flatten();
+        let old = match disk.existing_file(&chunk, state) {
+            Ok(old) => old,
+            // Damage, which is to be fetched; unless it can be looked at later.
+            Err(error) => match Error::too_many_files(&error) {
+                Some(busy) => return Err(busy),
+                None => None,
+            },
+        };
         let mut buffer = vec![0; BLOCK_BYTES as usize];
         for index in 0..self.blocks() {
             let bytes = &mut buffer[..block::block_length(index, self.content.length) as usize];
@@ -306,6 +313,7 @@ impl Drop for Adoption {
         let mut state = self.chunk.state.lock();
         let result = match &self.aside {
             Some(aside) => self.disk.remove_file(&self.disk.path_of(self.chunk.handle, aside.generation)),
+            // Should that not be possible now: nobody mutates the chunk before the next adoption, which does the same.
             None if self.check(&state).is_ok() => self.disk.cut_tail(&self.chunk, &mut state),
             None => Ok(()),
         };

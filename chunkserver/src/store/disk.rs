@@ -85,12 +85,18 @@ impl Disk {
         self.failure.get().cloned().unwrap_or(error)
     }
 
-    /// An error of a write: want of room stops nothing.
+    /// An error of what opens a file or a directory: that no more can be open now stops nothing.
+    pub(crate) fn fail_unless_busy(&self, doing: &str, cause: &io::Error) -> Error {
+        Error::too_many_files(cause).unwrap_or_else(|| self.fail(doing, cause))
+    }
+
+    /// An error of a write or of a new file: want of room stops nothing, neither on the disk nor in a quota. Not for syncs:
+    /// one that fails so has lost what was written.
     pub(crate) fn fail_unless_full(&self, doing: &str, cause: &io::Error) -> Error {
-        if cause.kind() == io::ErrorKind::StorageFull {
+        if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             return Error::DiskFull { disk: self.name() };
         }
-        self.fail(doing, cause)
+        self.fail_unless_busy(doing, cause)
     }
 
     pub(crate) fn state(&self) -> DiskState {
@@ -208,7 +214,8 @@ impl Disk {
             return Ok(state);
         }
         let (writes, generation, name_change) = (state.writes, state.meta.generation, state.name_change);
-        let file = self.file(chunk, &mut state).map_err(|error| self.fail("opening a chunk", &error))?;
+        let file =
+            self.file(chunk, &mut state).map_err(|error| self.fail_unless_busy("opening a chunk", &error))?;
         drop(state);
         fault::try_at("store::file::before_sync")
             // Mutant file_not_synced: the file is taken for synced when it is not.
@@ -233,7 +240,7 @@ impl Disk {
         let now = self.name_changes.load(Ordering::SeqCst);
         fault::try_at("store::names::before_sync")
             .and_then(|()| self.files.sync_directory(&chunk_directory(&self.directory)))
-            .map_err(|error| self.fail("syncing a directory", &error))?;
+            .map_err(|error| self.fail_unless_busy("syncing a directory", &error))?;
         *synced = now;
         Ok(())
     }
@@ -249,16 +256,16 @@ impl Disk {
         if data.is_empty() {
             return Ok(());
         }
+        let failed = |error: io::Error| self.fail_unless_full("writing a chunk", &error);
         let file = fault::try_at("store::file::before_write").and_then(|()| self.file(chunk, state));
+        let file = file.map_err(failed)?;
         state.writes += 1;
-        match file.and_then(|file| file.write_at(data, offset.into())) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                self.cut_tail(chunk, state)?;
-                Err(Error::DiskFull { disk: self.name() })
-            }
-            Err(error) => Err(self.fail("writing a chunk", &error)),
+        let written = file.write_at(data, offset.into()).map_err(failed);
+        if matches!(written, Err(Error::DiskFull { .. })) {
+            // The file that is open: perhaps no other can be opened now.
+            self.cut(&*file, state.length())?;
         }
+        written
     }
 
     /// Takes away what lies in the file behind the chunk's length, durably: a hole that is made there later has to read
@@ -268,16 +275,21 @@ impl Disk {
             return Ok(());
         }
         state.writes += 1;
-        let length = u64::from(state.length());
-        self.file(chunk, state)
-            .and_then(|file| {
-                if file.len()? > length {
-                    file.set_len(length)?;
-                    file.sync_all()?;
-                }
-                Ok(())
-            })
-            .map_err(|error| self.fail("cutting a chunk", &error))
+        let file =
+            self.file(chunk, state).map_err(|error| self.fail_unless_busy("opening a chunk", &error))?;
+        self.cut(&*file, state.length())
+    }
+
+    fn cut(&self, file: &dyn File, length: u32) -> Result<()> {
+        let length = u64::from(length);
+        let cut = || {
+            if file.len()? > length {
+                file.set_len(length)?;
+                file.sync_all()?;
+            }
+            Ok(())
+        };
+        cut().map_err(|error| self.fail("cutting a chunk", &error))
     }
 
     /// Brings overlays whose records are durable into the file of a locked chunk, in order.
@@ -294,13 +306,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Unlike a new write, this one is promised already: it must not fail for want of space.
+    /// Unlike a new write, this one is promised already: it must not fail for want of space. For want of an open file it can
+    /// be made later: until then the log has it.
     fn write_overlay(&self, chunk: &Chunk, state: &mut State, offset: u32, data: &Bytes) -> Result<()> {
         state.writes += 1;
         fault::try_at("store::settle::before_write")
             .and_then(|()| self.file(chunk, state))
             .and_then(|file| file.write_at(data, offset.into()))
-            .map_err(|error| self.fail("writing a logged change to its chunk", &error))
+            .map_err(|error| self.fail_unless_busy("writing a logged change to its chunk", &error))
     }
 
     /// Waits until all overlays of a locked chunk can be settled, and settles them.

@@ -4,6 +4,10 @@ use std::io;
 use std::path::Path;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, Serial, ServerId};
+use rustix::io::Errno;
+
+/// What [`Error::Busy`] names if this process, or the machine, can open no more files for now.
+pub(crate) const OPEN_FILES: &str = "the table of open files";
 
 /// Shorthand for results of the store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -176,6 +180,12 @@ impl Error {
     /// A disk failure with the text of its cause.
     pub(crate) fn failed(disk: &Path, doing: &str, cause: &io::Error) -> Self {
         Self::DiskFailed { disk: disk.display().to_string(), cause: format!("{doing}: {cause}") }
+    }
+
+    /// [`Error::Busy`] if that is the cause: it says nothing about the disk. Only an open fails so, and has done nothing.
+    pub(crate) fn too_many_files(cause: &io::Error) -> Option<Self> {
+        let too_many = matches!(Errno::from_io_error(cause), Some(Errno::MFILE | Errno::NFILE));
+        too_many.then_some(Self::Busy { what: OPEN_FILES })
     }
 
     /// The error of the wire; `server` is this one.

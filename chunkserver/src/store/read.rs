@@ -107,8 +107,11 @@ pub(crate) fn blocks_of(
 }
 
 fn snapshot(disk: &Arc<Disk>, chunk: &Arc<Chunk>, state: &State, blocks: Range<u32>) -> Result<Snapshot> {
-    let missing = |_| Error::Corrupt { handle: chunk.handle, block: blocks.start };
-    let file = disk.existing_file(chunk, state).map_err(missing)?;
+    let missing = || Error::Corrupt { handle: chunk.handle, block: blocks.start };
+    // That no more files can be open says nothing about the bytes.
+    let file = disk
+        .existing_file(chunk, state)
+        .map_err(|error| Error::too_many_files(&error).unwrap_or_else(missing))?;
     let start = block::start_of(blocks.start);
     let length = state.length().min(block::start_of(blocks.end - 1) + BLOCK_BYTES);
     let crcs = state.meta.content.block_crcs.get(blocks.start as usize..blocks.end as usize);
@@ -119,7 +122,7 @@ fn snapshot(disk: &Arc<Disk>, chunk: &Arc<Chunk>, state: &State, blocks: Range<u
         file,
         length: length - start,
         first_block: blocks.start,
-        crcs: crcs.ok_or_else(|| missing(std::io::Error::from(std::io::ErrorKind::InvalidData)))?.to_vec(),
+        crcs: crcs.ok_or_else(missing)?.to_vec(),
         overlays: state
             .overlays
             .iter()

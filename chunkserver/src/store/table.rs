@@ -13,7 +13,7 @@ use gfs_proto::id::ChunkHandle;
 
 use super::chunk::Chunk;
 use super::disk::Disk;
-use super::error::{Error, Result};
+use super::error::{Error, OPEN_FILES, Result};
 use super::files::{File, Files, Open};
 use super::format::{Meta, TABLE_HEADER_BYTES, TableEntry, TableHeader};
 
@@ -215,7 +215,7 @@ pub(crate) fn checkpoint(disk: &Arc<Disk>, closing: Closing) -> Result<()> {
                 now.entry(handle).or_insert(chunk);
             }
             drop(now);
-            if matches!(error, Error::DiskFull { .. }) {
+            if matches!(error, Error::DiskFull { .. } | Error::Busy { what: OPEN_FILES }) {
                 disk.log.no_space(error.clone());
             }
             Err(error)

@@ -36,7 +36,7 @@ impl Ticket {
     /// Blocks until the promise holds.
     ///
     /// # Errors
-    /// The disk failed: whether the mutation is durable is unknown.
+    /// The disk failed, or could not be synced for now: whether the mutation is durable is unknown.
     pub fn wait(self) -> Result<()> {
         self.completion.wait()
     }

@@ -37,6 +37,8 @@ struct Machine {
     /// Files that were opened by an earlier process don't work any more.
     process: u64,
     capacity_bytes: u64,
+    /// Most of it that may be used, which nobody is told.
+    quota_bytes: u64,
     /// Changes until the process dies.
     fuel: Option<u64>,
     syncs_fail: bool,
@@ -72,6 +74,7 @@ impl MemoryFiles {
             boot: 1,
             process: 1,
             capacity_bytes,
+            quota_bytes: u64::MAX,
             fuel: None,
             syncs_fail: false,
             space_fails: false,
@@ -179,6 +182,11 @@ impl MemoryFiles {
         machine.names_durable.retain(|path, _| keep(path));
     }
 
+    /// Lets no more than this much be used, as a quota does: there seems to be room.
+    pub fn limit(&self, quota_bytes: u64) {
+        self.machine.lock().quota_bytes = quota_bytes;
+    }
+
     fn file(&self, node: u64, process: u64) -> Arc<dyn File> {
         Arc::new(MemoryFile { machine: self.machine.clone(), node, process })
     }
@@ -223,9 +231,17 @@ impl Machine {
         self.rename(path, Some(node));
         node
     }
-    fn free_bytes(&self) -> u64 {
+    fn used_bytes(&self) -> u64 {
         let used = |node| self.nodes.get(node).map_or(0, |node: &Node| node.now.len() as u64);
-        self.capacity_bytes.saturating_sub(self.names.values().map(used).sum())
+        self.names.values().map(used).sum()
+    }
+    fn free_bytes(&self) -> u64 {
+        self.capacity_bytes.saturating_sub(self.used_bytes())
+    }
+    /// Bytes that may be added, and the error of adding more.
+    fn room(&self) -> (u64, io::ErrorKind) {
+        let (free, quota) = (self.free_bytes(), self.quota_bytes.saturating_sub(self.used_bytes()));
+        if quota < free { (quota, io::ErrorKind::QuotaExceeded) } else { (free, io::ErrorKind::StorageFull) }
     }
 }
 
@@ -391,7 +407,8 @@ impl MemoryFile {
     fn change(&self, length: usize, act: impl FnOnce(&mut Node, usize)) -> io::Result<()> {
         let mut machine = self.machine.lock();
         let alive = machine.burn(self.process)?;
-        let free = usize::try_from(machine.free_bytes()).unwrap_or(usize::MAX);
+        let (free, full) = machine.room();
+        let free = usize::try_from(free).unwrap_or(usize::MAX);
         let node = machine.nodes.get_mut(&self.node).ok_or(io::ErrorKind::NotFound)?;
         let end = if alive { length } else { length / 2 };
         let room = node.now.len().saturating_add(free);
@@ -399,7 +416,7 @@ impl MemoryFile {
         if !alive {
             return Err(io::Error::other("the process died"));
         }
-        if end > room { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if end > room { Err(full.into()) } else { Ok(()) }
     }
 }
 

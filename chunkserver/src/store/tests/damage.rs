@@ -164,6 +164,86 @@ fn a_log_that_can_not_be_shortened_on_a_full_disk_says_that_the_disk_is_full() {
 }
 
 #[test]
+fn a_used_up_quota_refuses_as_a_full_disk_does_and_stops_nothing() {
+    let (memory, store, bytes) = alive(1000);
+    let used: u64 = memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum();
+    memory.limit(used + 2_000);
+    let full = Error::DiskFull { disk: "/disk".into() };
+    assert_eq!(store.apply(handle(1), &append(2, pattern(6_000, 2))).unwrap_err(), full);
+    assert_eq!(memory.bytes(&chunk_path(&memory)).unwrap(), bytes, "what was written of it is cut off");
+    assert_eq!(store.disks()[0].failure, None);
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+    memory.limit(u64::MAX);
+    store.apply(handle(1), &append(2, pattern(6_000, 2))).unwrap().wait().unwrap();
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
+fn a_process_that_can_open_no_more_files_refuses_for_now_and_neither_stops_a_disk_nor_finds_damage() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    for chunk in (1..=4).map(handle) {
+        store.create(chunk, version(1)).unwrap();
+        store.apply(chunk, &append(1, pattern(1000, 1))).unwrap().wait().unwrap();
+    }
+    // The others take the place of its file among those that are kept open.
+    let chunk = handle(1);
+    let refuse = |error| {
+        (2..=4).for_each(|other| drop(whole(&store, handle(other)).unwrap()));
+        memory.refuse_open("/disk/chunks", error);
+    };
+    let busy = || Error::Busy { what: error::OPEN_FILES };
+    let sync = |serial| mutation(serial, MutationKind::Sync, Bytes::new());
+    let mut expected = pattern(1000, 1).to_vec();
+    for (serial, error) in [(2, Errno::MFILE), (6, Errno::NFILE)] {
+        refuse(error);
+        assert_eq!(whole(&store, chunk).unwrap_err(), busy());
+        assert_eq!(whole(&store, chunk).unwrap(), expected);
+        refuse(error);
+        assert_eq!(store.verify(chunk).unwrap_err(), busy());
+        refuse(error);
+        assert_eq!(store.apply(chunk, &write(serial, 10, pattern(10, 2))).unwrap_err(), busy());
+        refuse(error);
+        let next = append(serial, pattern(100, serial));
+        assert_eq!(store.apply(chunk, &next).unwrap_err(), busy());
+        store.apply(chunk, &next).unwrap().wait().unwrap();
+        let deferred = append(serial + 1, pattern(100, serial));
+        let deferred = Mutation { durability: Durability::Deferred, ..deferred };
+        store.apply(chunk, &deferred).unwrap().wait().unwrap();
+        refuse(error);
+        assert_eq!(store.apply(chunk, &sync(serial + 2)).unwrap().wait().unwrap_err(), busy());
+        store.apply(chunk, &sync(serial + 3)).unwrap().wait().unwrap();
+        expected.extend([pattern(100, serial), pattern(100, serial)].concat());
+        assert_eq!(whole(&store, chunk).unwrap(), expected);
+    }
+    refuse(Errno::MFILE);
+    assert_eq!(store.scrub(1 << 20).unwrap_err(), busy());
+    assert_eq!(store.scrub(1 << 20).unwrap().corrupt, []);
+    assert_eq!(store.disks()[0].failure, None);
+    assert!(store.list().iter().all(|state| !state.corrupt));
+}
+
+#[test]
+fn an_adoption_that_can_make_no_file_is_refused_for_now_and_stops_nothing() {
+    let (memory, store, bytes) = alive(100_000);
+    store.store_version(handle(1), version(2), Membership::Base).unwrap();
+    let content = store.content(handle(1)).unwrap();
+    let adopt = || store.adopt((handle(1), version(2)), (content.clone(), Origin::Unknown));
+    let full = || Error::DiskFull { disk: "/disk".into() };
+    let busy = Error::Busy { what: error::OPEN_FILES };
+    // No inode, no quota, no descriptor.
+    for (error, expected) in [(Errno::NOSPC, full()), (Errno::DQUOT, full()), (Errno::MFILE, busy)] {
+        memory.refuse_open("/disk/chunks", error);
+        assert_eq!(adopt().map(drop), Err(expected));
+    }
+    let mut adoption = adopt().unwrap();
+    adoption.write(0, &bytes).unwrap();
+    adoption.commit().unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+    assert_eq!(store.disks()[0].failure, None);
+}
+
+#[test]
 fn a_failed_sync_stops_the_disk_for_good() {
     let (memory, store, _) = alive(1000);
     memory.fail_syncs(true);
