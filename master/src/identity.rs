@@ -104,6 +104,14 @@ impl Home {
     pub fn has_started(&self) -> bool {
         self.identity.started
     }
+    /// The error of a member that has started and whose log is gone, though its directory is there.
+    pub fn log_is_lost(&self) -> Error {
+        unusable(
+            &self.dir,
+            "its log was emptied: put back what was there (is a volume not mounted?), or start with an empty \
+             directory to join as a new member",
+        )
+    }
     /// Where the operation log is.
     pub fn log_dir(&self) -> PathBuf {
         Self::log_of(&self.dir)

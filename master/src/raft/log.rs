@@ -39,6 +39,8 @@ const KEY_VOTE: &[u8] = b"vote";
 const KEY_PURGED: &[u8] = b"last_purged";
 const KEY_COMMITTED: &[u8] = b"committed";
 const KEY_OWNER: &[u8] = b"owner";
+/// The file without which RocksDB takes a directory for an empty one.
+const CURRENT: &str = "CURRENT";
 
 /// Memory of one write buffer; three exist at most. Most entries are purged soon after they leave it.
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
@@ -97,10 +99,23 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-fn options() -> Options {
+/// What it means that there is no log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Absent {
+    /// The first start is not over: it is made.
+    IsMade,
+    /// Votes and acknowledged entries are gone.
+    IsLost,
+}
+
+fn lost() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the log is lost")
+}
+
+fn options(absent: Absent) -> Options {
     let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
+    options.create_if_missing(absent == Absent::IsMade);
+    options.create_missing_column_families(absent == Absent::IsMade);
     // The default drops synced entries silently after a flipped bit; this one refuses to open.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
@@ -137,11 +152,27 @@ impl LogStore {
     /// # Errors
     /// What the disk says, or whose log it is.
     pub(crate) fn open(dir: &Path, owner: &str, workers: &Workers) -> io::Result<Self> {
+        Self::open_as(Absent::IsMade, dir, owner, workers)
+    }
+
+    /// Opens the log of a member that has started: it is there, or it is lost, and never made anew.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if it is lost; what the disk says, or whose log it is.
+    pub(crate) fn reopen(dir: &Path, owner: &str, workers: &Workers) -> io::Result<Self> {
+        // Looked for before RocksDB leaves files of its own in what may be the place of a volume that is not mounted.
+        if !dir.join(CURRENT).try_exists()? {
+            return Err(lost());
+        }
+        Self::open_as(Absent::IsLost, dir, owner, workers)
+    }
+
+    fn open_as(absent: Absent, dir: &Path, owner: &str, workers: &Workers) -> io::Result<Self> {
         let families = [ENTRIES, META].map(|name| ColumnFamilyDescriptor::new(name, table_options()));
-        let mut options = options();
+        let mut options = options(absent);
         set_nothing_aside(&mut options, workers);
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(io::Error::other)?;
-        check_owner(&db, owner)?;
+        check_owner(&db, owner, absent)?;
         let (vote, committed, tail) = load(&db)?;
         let shared = Arc::new(Shared {
             db,
@@ -194,7 +225,7 @@ impl Shared {
     }
 }
 
-fn check_owner(db: &DB, owner: &str) -> io::Result<()> {
+fn check_owner(db: &DB, owner: &str, absent: Absent) -> io::Result<()> {
     let meta = cf(db, META)?;
     match db.get_cf(meta, KEY_OWNER).map_err(io::Error::other)? {
         Some(found) if found == owner.as_bytes() => Ok(()),
@@ -202,6 +233,8 @@ fn check_owner(db: &DB, owner: &str) -> io::Result<()> {
             let found = String::from_utf8_lossy(&found).into_owned();
             Err(codec::invalid(&format!("the log belongs to {found}, not to {owner}")))
         }
+        // The owner was written before the first vote, so this is a new database in the place of the log.
+        None if absent == Absent::IsLost => Err(lost()),
         None => {
             let mut sync = rocksdb::WriteOptions::default();
             sync.set_sync(true);

@@ -1,6 +1,7 @@
 //! How a node comes to life: identity, stores, the check between them, openraft, bootstrap or join.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +78,16 @@ struct Stores {
 
 fn open(mut home: Home, member: Membership, cache_bytes: usize, workers: &Workers) -> Result<Stores> {
     let owner = format!("{} {} {}", member.cluster, member.id, home.uuid());
-    let log = LogStore::open(&home.log_dir(), &owner, workers).map_err(Error::unavailable)?;
+    // Guard emptied_log: without its log a member has forgotten its votes and what it acknowledged.
+    let log = if home.has_started() {
+        LogStore::reopen(&home.log_dir(), &owner, workers)
+    } else {
+        LogStore::open(&home.log_dir(), &owner, workers)
+    };
+    let log = log.map_err(|error| {
+        let lost = error.kind() == io::ErrorKind::NotFound;
+        if lost { home.log_is_lost() } else { Error::unavailable(error) }
+    })?;
     let state = StateStore::open(&home.state_dir(), cache_bytes, workers).map_err(Error::unavailable)?;
     let (applied, _) = state.applied();
     // The quorum had entries whose sync here never finished, and the state was flushed with them. openraft

@@ -153,6 +153,26 @@ async fn an_emptied_or_newer_directory_is_refused_and_says_why() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_whose_log_alone_was_emptied_is_refused_and_says_what_to_do() {
+    // As if a volume were not mounted: the directory is there, the identity and the state too.
+    let mut cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    cluster.kill("master-1").unwrap();
+    let (log, aside) = (cluster.data_of("master-1").join("log"), cluster.directory().join("aside"));
+    std::fs::rename(&log, &aside).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    // Also the second time: the first has put nothing there.
+    for _ in 0..2 {
+        let refused = refusal(&mut cluster, "master-1").await;
+        assert!(refused.contains("its log was emptied") && refused.contains("new member"), "{refused}");
+    }
+    assert_eq!(std::fs::read_dir(&log).unwrap().count(), 0);
+    std::fs::remove_dir(&log).unwrap();
+    std::fs::rename(&aside, &log).unwrap();
+    cluster.restart("master-1").unwrap();
+    cluster.wait_until_up().await.unwrap();
+}
+
 /// Starts a server that must not start, and returns what it says.
 async fn refusal(cluster: &mut Cluster, name: &str) -> String {
     cluster.restart(name).unwrap();

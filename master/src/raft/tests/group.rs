@@ -7,6 +7,7 @@ use std::time::Duration;
 use gfs_proto::id::{ClusterId, LogIndex, MasterId, Uuid};
 use gfs_proto::net::{Connection, Listener};
 use gfs_proto::path::FilePath;
+use gfs_proto::random::SeededRandom;
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::{Environment, Error, Result, pb};
 use pb::raft_server::Raft as _;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::identity::{Home, Membership};
 use crate::raft::members::CARE_PERIOD;
 use crate::raft::{BootstrapConfig, Node, NodeConfig, Origin};
 use crate::state::{Applied, Command, Proposal, Rejected, read};
@@ -464,4 +466,23 @@ async fn a_repeat_of_a_request_gets_the_first_answer_and_a_started_node_never_bo
     let mut group: Vec<Running> = group;
     let again = group.remove(0).kill().await.restart().await;
     assert_eq!((again.node.cluster(), exists(&again.node, "once")), (cluster, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_started_is_refused_without_its_log_and_one_that_has_not_makes_it() {
+    // Guard emptied_log. Its first start was cut off when it had an id, and no stores yet.
+    let (dir, random) = (tempfile::tempdir().unwrap(), SeededRandom::new(1));
+    let mut home = Home::open(dir.path(), &random).unwrap();
+    let member = Membership { cluster: ClusterId::from_bytes([7; 16]), id: MasterId::from_raw(1) };
+    home.become_member(member).unwrap();
+    drop(home);
+    let stopped = start_at(dir, "127.0.0.1:0", bootstrap()).await.kill().await;
+    until("nobody uses it", || Home::open(stopped.dir.path(), &random).is_ok()).await;
+    for file in std::fs::read_dir(stopped.dir.path().join("log")).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let config = config(&stopped.dir, &stopped.address);
+    let refused = Node::start(config, &stopped.origin, &Environment::real()).await.unwrap_err();
+    assert!(matches!(refused, Error::BadArgument { .. }), "{refused}");
+    assert!(refused.to_string().contains("new member"), "{refused}");
 }
