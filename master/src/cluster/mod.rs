@@ -87,7 +87,21 @@ impl Cluster {
             live: weakness.live,
             goal: weakness.goal,
             since: now.since(weakness.since),
+            failures: 0,
         })
+    }
+
+    /// Whether one of these live servers could take one more replica of a chunk that has `live` current ones, as far as is
+    /// known: it holds none yet that counts.
+    pub(crate) fn can_be_joined(&self, handle: ChunkHandle, live: u32, servers: &[ServerId]) -> bool {
+        let holds = |id: &ServerId| {
+            self.servers.get(id).is_some_and(|server| {
+                let held = server.replicas.get(&handle);
+                held.is_some_and(|held| !held.partial && !held.corrupt) && !server.denied.contains(&handle)
+            })
+        };
+        // Of more servers than replicas one has none; what the others hold need not be looked at for each weak chunk.
+        u32::try_from(servers.len()).unwrap_or(u32::MAX) > live || !servers.iter().all(holds)
     }
 
     /// Takes note of a registration: a new epoch, from which nothing was reported yet.

@@ -57,12 +57,18 @@ pub(crate) struct Duties {
     inbox: Arc<Mutex<Inbox>>,
     /// Where the sweep goes on; never held across an await.
     swept: Arc<Mutex<BTreeMap<ServerId, ChunkHandle>>>,
-    /// Chunks that repair has a grant under way for; never held across an await.
-    clones: Arc<Mutex<BTreeSet<ChunkHandle>>>,
+    /// What repair has under way, and what came to nothing; never held across an await.
+    repairs: Arc<Mutex<Repairs>>,
     /// Where the care for pending grants goes on; never held across an await.
     cared: Arc<Mutex<ChunkHandle>>,
     /// The snapshot that does not come forward; never held across an await.
     pub(super) stuck: Arc<Mutex<Stuck>>,
+}
+
+#[derive(Default)]
+struct Repairs {
+    under_way: BTreeSet<ChunkHandle>,
+    setbacks: repair::Setbacks,
 }
 
 #[derive(Default)]
@@ -74,9 +80,9 @@ struct Inbox {
 impl Duties {
     /// Nothing waits.
     pub(super) fn new(log: Arc<dyn Log>, orders: Arc<dyn Orders>, granter: Arc<Granter>) -> Self {
-        let (inbox, swept, clones) = (Arc::default(), Arc::default(), Arc::default());
+        let (inbox, swept, repairs) = (Arc::default(), Arc::default(), Arc::default());
         let (cared, stuck) = (Arc::default(), Arc::default());
-        Self { log, orders, granter, inbox, swept, clones, cared, stuck }
+        Self { log, orders, granter, inbox, swept, repairs, cared, stuck }
     }
 
     /// Asks for an extension of a lease that is used; one that does not fit is asked for again by the next
@@ -105,6 +111,7 @@ impl Duties {
     pub(super) async fn run(self, node: Node, reign: Reign) {
         let over = &reign.over;
         *self.inbox.lock() = Inbox::default();
+        self.repairs.lock().setbacks = repair::Setbacks::default();
         // Each tick owns what it needs: a future that borrows could not be spawned.
         let owned = || (self.clone(), reign.clone(), node.clone());
         macro_rules! ticking {
@@ -218,30 +225,60 @@ impl Duties {
 
     /// Clones chunks that are below their goal (GFS §4.3).
     pub(super) fn tick_repair(&self, reign: &Reign) -> Result<()> {
-        let slots = repair::CLONES_MAX.saturating_sub(self.clones.lock().len());
-        if slots == 0 || !self.granter.soft.is_settled() {
+        if !self.granter.soft.is_settled() {
             return Ok(());
         }
-        let due = self.granter.soft.with(|cluster, _, now| {
-            let alive = u32::try_from(cluster.alive(now)).unwrap_or(u32::MAX);
-            let busy = |handle: ChunkHandle| self.granter.is_in_flight(handle);
-            // A chunk that has a replica on every live server waits for a server, not for a slot.
-            let open = cluster.weak_for_repair(now).filter(|weak| weak.live < alive && !busy(weak.handle));
-            repair::choose(open, slots)
-        });
-        for handle in due {
-            self.clones.lock().insert(handle);
+        for handle in self.due_repairs()? {
             let (duties, reign) = (self.clone(), reign.clone());
             self.granter.spawn(async move {
-                if let Err(error) = duties.clone_one(&reign, handle).await {
+                let outcome = duties.clone_one(&reign, handle).await;
+                let mut repairs = duties.repairs.lock();
+                repairs.under_way.remove(&handle);
+                if let Err(error) = outcome {
                     tracing::debug!(%handle, %error, "not repaired yet");
-                    // The slot stays taken for a moment, so that a chunk that can't be repaired does not spin.
-                    tokio::time::sleep(CARE_PERIOD).await;
+                    // What ended with the reign says nothing about the chunk.
+                    if !reign.over.is_cancelled() {
+                        repairs.setbacks.note(handle, duties.granter.clock.moment());
+                    }
                 }
-                duties.clones.lock().remove(&handle);
             });
         }
         Ok(())
+    }
+
+    /// The chunks to clone now; they are under way from here on.
+    fn due_repairs(&self) -> Result<Vec<ChunkHandle>> {
+        let mut repairs = self.repairs.lock();
+        let Repairs { under_way, setbacks } = &mut *repairs;
+        let slots = repair::CLONES_MAX.saturating_sub(under_way.len());
+        if slots == 0 {
+            return Ok(Vec::new());
+        }
+        let due = self.granter.soft.with(|cluster, view, now| {
+            setbacks.keep(|handle| cluster.weak().contains_key(&handle));
+            let mut servers = Vec::new();
+            let mut places = 0;
+            let chunk_bytes = read::settings(view)?.chunk_bytes.raw();
+            for candidate in cluster.candidates(chunk_bytes, &BTreeSet::new(), now) {
+                let free = self.granter.clone_places(candidate.server);
+                if free > 0 {
+                    servers.push(candidate.server);
+                    places += free;
+                }
+            }
+            // Guard unrepairable_first: a chunk that no server could join now waits for a server, not for a slot; one whose
+            // repair came to nothing rests, so that the others have their turn.
+            let open = cluster.weak_for_repair(now).filter_map(|weak| {
+                let failures = setbacks.failures(weak.handle, now)?;
+                let is_open = !under_way.contains(&weak.handle)
+                    && !self.granter.is_in_flight(weak.handle)
+                    && cluster.can_be_joined(weak.handle, weak.live, &servers);
+                is_open.then_some(repair::Weak { failures, ..weak })
+            });
+            Ok::<_, Error>(repair::choose(open, slots.min(places)))
+        })?;
+        under_way.extend(&due);
+        Ok(due)
     }
 
     /// Guard clone_without_grant: a copy becomes a member in no other way than by a grant that it joins.
@@ -253,6 +290,11 @@ impl Duties {
         let writer = writer && self.granter.may_be_written(&chunk);
         let wish = Wish { writer, reach: Reach::Goal, avoid: BTreeSet::new() };
         self.granter.grant(reign, handle, wish).await?;
+        // A grant goes on without a joiner that failed: then it was settled, not repaired.
+        let chunk = read::chunk(&*self.log.view(), handle)?;
+        if chunk.members.len() < usize::try_from(chunk.goal).unwrap_or(usize::MAX) {
+            return Err(Error::Busy { what: "every server that could take a replica".into() });
+        }
         tracing::info!(%handle, "chunk repaired");
         Ok(())
     }

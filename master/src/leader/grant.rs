@@ -281,8 +281,7 @@ impl Granter {
             let current = cluster.current(chunk, avoid, now);
             let mut candidates = cluster.candidates(read::settings(view)?.chunk_bytes.raw(), avoid, now);
             if wish.reach == Reach::Goal {
-                candidates
-                    .retain(|candidate| self.clones_to(candidate.server) < repair::CLONES_PER_SERVER_MAX);
+                candidates.retain(|candidate| self.clone_places(candidate.server) > 0);
             }
             let primary = chunk.lease.as_ref().map(|lease| lease.primary);
             let choice = choose(&Situation {
@@ -327,9 +326,10 @@ impl Granter {
         }
     }
 
-    /// How many copies a server is getting now.
-    fn clones_to(&self, server: ServerId) -> usize {
-        self.joiners.lock().values().filter(|joiners| joiners.contains(&server)).count()
+    /// How many more copies a server may be getting now.
+    pub(super) fn clone_places(&self, server: ServerId) -> usize {
+        let taken = self.joiners.lock().values().filter(|joiners| joiners.contains(&server)).count();
+        repair::CLONES_PER_SERVER_MAX.saturating_sub(taken)
     }
 
     /// Steps 2 to 6 of the pending grant.

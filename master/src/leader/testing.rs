@@ -91,6 +91,8 @@ pub(super) enum Mood {
 #[derive(Default)]
 pub(super) struct Servers {
     moods: Mutex<BTreeMap<u64, Mood>>,
+    /// Servers that say in their heartbeats that they have no room.
+    full: Mutex<BTreeSet<u64>>,
     trace: Mutex<Vec<String>>,
     /// Versions stored in this life of the server: chunk, version, server.
     stored: Mutex<BTreeSet<(u64, u64, u64)>>,
@@ -106,6 +108,10 @@ pub(super) struct Servers {
 impl Servers {
     pub(super) fn set(&self, server: u64, mood: Mood) {
         self.moods.lock().insert(server, mood);
+    }
+    /// Leaves a server without room from its next heartbeat on.
+    pub(super) fn fill(&self, server: u64) {
+        self.full.lock().insert(server);
     }
     /// Lets a slow reconciliation go on.
     pub(super) fn wake(&self) {
@@ -390,7 +396,8 @@ impl Stage {
         if self.servers.mood(server) == Mood::Dead {
             return;
         }
-        let space = Space { total_bytes: 1 << 40, free_bytes: 1 << 39, used_bytes: 0 };
+        let free_bytes = if self.servers.full.lock().contains(&raw) { 0 } else { 1 << 39 };
+        let space = Space { total_bytes: 1 << 40, free_bytes, used_bytes: 0 };
         self.soft.with(|cluster, _, now| {
             cluster.heartbeat(server, epoch, space, now);
             cluster.answer(server, epoch, 1, (self.reign.term, now)).unwrap();
@@ -426,8 +433,13 @@ impl Stage {
 
     /// Adds a chunk on servers 1, 2 and 3, with 1 as the primary.
     pub(super) fn add_chunk(&self, index: u32) -> ChunkHandle {
-        let members: Vec<ServerId> = (1..=3).map(ServerId::from_raw).collect();
-        let primary = ServerId::from_raw(1);
+        self.add_chunk_on(index, [1, 2, 3])
+    }
+
+    /// Adds a chunk on these servers, with the first as the primary.
+    pub(super) fn add_chunk_on(&self, index: u32, servers: [u64; 3]) -> ChunkHandle {
+        let members: Vec<ServerId> = servers.into_iter().map(ServerId::from_raw).collect();
+        let primary = members[0];
         let command = Command::AddChunk { file: self.file, expected_count: index, members, primary };
         match self.log.apply(command) {
             Ok(Applied::ChunkAdded { handle, .. }) => handle,

@@ -103,3 +103,49 @@ async fn a_repair_that_no_server_has_room_to_join_changes_nothing() {
     assert!(matches!(error, Error::Busy { .. }), "{error}");
     assert_eq!(stage.chunk(handles[2]), before);
 }
+
+/// A chunk on each of these sets of servers, confirmed; then server 3 dies, and repair has a minute.
+async fn repaired_without_3(stage: &Stage, places: &[[u64; 3]]) -> Vec<ChunkHandle> {
+    let mut handles = Vec::new();
+    for (index, servers) in (0..).zip(places) {
+        let handle = stage.add_chunk_on(index, *servers);
+        stage.granter.find_lease(&stage.reign, handle, None).await.unwrap();
+        handles.push(handle);
+    }
+    stage.servers.set(3, Mood::Dead);
+    let duties = Duties::new(stage.log.clone(), stage.servers.clone(), stage.granter.clone());
+    for _ in 0..240 {
+        stage.pass(Duration::from_millis(250)).await;
+        stage.soft.with(|cluster, view, now| cluster.tick(view, now));
+        duties.tick_repair(&stage.reign).unwrap();
+    }
+    handles
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_that_no_server_with_room_could_join_do_not_keep_the_others_from_being_repaired() {
+    // Guard unrepairable_first. As many as there are slots could go to server 4 only, which is full.
+    let stage = Stage::new(4);
+    stage.servers.fill(4);
+    let places = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 3, 4]];
+    let handles = repaired_without_3(&stage, &places).await;
+    assert_eq!(stage.chunk(handles[4]).members, [server(1), server(2), server(4)]);
+    // And no version was spent on the others.
+    assert!(handles[..4].iter().all(|handle| stage.chunk(*handle).version.raw() == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_whose_repair_comes_to_nothing_do_not_keep_the_others_from_being_repaired() {
+    // Guard unrepairable_first. Server 4 has room and can't store anything; 5 is full.
+    let stage = Stage::new(5);
+    stage.servers.fill(5);
+    stage.servers.set(4, Mood::Behind);
+    let places = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 3, 5]];
+    let handles = repaired_without_3(&stage, &places).await;
+    assert_eq!(stage.chunk(handles[4]).members, [server(1), server(2), server(5)]);
+    for handle in &handles[..4] {
+        let chunk = stage.chunk(*handle);
+        assert_eq!(chunk.members, [server(1), server(2)]);
+        assert!(chunk.version.raw() < 30, "it spins: {}", chunk.version);
+    }
+}
