@@ -17,7 +17,7 @@ use crate::cluster::Reign;
 use crate::plan::grant::Reach;
 use crate::plan::{repair, sweep};
 use crate::raft::Node;
-use crate::state::{Command, Rejected, read};
+use crate::state::{Applied, Command, Rejected, read};
 
 /// How often leases are extended and failures looked into.
 const LEASES_PERIOD: Duration = Duration::from_millis(100);
@@ -39,6 +39,9 @@ const BUILD_PERIOD: Duration = Duration::from_millis(50);
 /// How often dates are looked at, and how much is removed by one command.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 1000;
+/// Most commands of one look that end sessions. The state takes few sessions by each, so that none holds up the log, while
+/// every client opens one: with a single command they would end more slowly than they begin.
+const EXPIRY_ROUNDS_MAX: usize = 32;
 
 /// A lease that is used is extended when less is left of it (GFS §3.1).
 pub(crate) fn extend_below() -> Duration {
@@ -385,12 +388,25 @@ impl Duties {
             (due(read::next_session_end(&*view)?), due(read::next_trash_date(&*view)?))
         };
         if sessions {
-            fault::try_reach("leader::before_expire").await?;
-            self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
+            self.expire_sessions().await?;
         }
         if trash {
             fault::try_reach("leader::before_collect").await?;
             self.log.propose(Command::CollectTrash { limit: EXPIRY_BATCH }).await??;
+        }
+        Ok(())
+    }
+
+    /// Ends sessions until none is due, or the next look is.
+    async fn expire_sessions(&self) -> Result<()> {
+        let begun = self.granter.clock.moment();
+        for _ in 0..EXPIRY_ROUNDS_MAX {
+            fault::try_reach("leader::before_expire").await?;
+            let expired = self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
+            let more = matches!(expired, Applied::SessionsExpired { more: true, .. });
+            if !more || self.granter.clock.moment().since(begun) >= EXPIRY_PERIOD {
+                break;
+            }
         }
         Ok(())
     }

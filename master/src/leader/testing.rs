@@ -27,6 +27,8 @@ pub(super) struct PlainLog {
     state: Mutex<(Memory, u64)>,
     /// How long a command takes until it is applied; never locked across an await.
     delay: Mutex<Duration>,
+    /// What the leader's commands are dated with.
+    now: Mutex<UnixMs>,
     touched: broadcast::Sender<Touched>,
 }
 
@@ -34,11 +36,14 @@ impl PlainLog {
     pub(super) fn set_delay(&self, delay: Duration) {
         *self.delay.lock() = delay;
     }
+    pub(super) fn set_now(&self, now: UnixMs) {
+        *self.now.lock() = now;
+    }
     fn apply(&self, command: Command) -> Result<Applied, Rejected> {
         let mut state = self.state.lock();
         state.1 += 1;
         let index = LogIndex::from_raw(state.1);
-        let outcome = state::apply(&state.0, index, &Proposal::internal(UnixMs::from_raw(1), command));
+        let outcome = state::apply(&state.0, index, &Proposal::internal(*self.now.lock(), command));
         state.0.write(outcome.writes.clone());
         state::invariant::check(&state.0).unwrap();
         // Nobody may be listening.
@@ -326,6 +331,7 @@ impl Stage {
         let log = Arc::new(PlainLog {
             state: Mutex::default(),
             delay: Mutex::default(),
+            now: Mutex::new(UnixMs::from_raw(1)),
             touched: broadcast::channel(1000).0,
         });
         let path = FilePath::parse("/f").unwrap();

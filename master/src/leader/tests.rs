@@ -5,6 +5,7 @@ mod build;
 mod counting;
 mod decision;
 mod exclusion;
+mod expiry;
 mod reign;
 mod snapshot;
 mod unlink;
