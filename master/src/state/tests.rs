@@ -13,8 +13,7 @@ mod snapshot;
 
 use expect_test::{Expect, expect};
 
-use script::World;
-pub(in crate::state) use script::config;
+pub(in crate::state) use script::{World, config};
 
 fn run(mut world: World, script: &str, expected: &Expect) {
     let mut told = String::new();

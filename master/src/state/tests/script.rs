@@ -32,8 +32,8 @@ pub(in crate::state) fn config(cases: u32) -> ProptestConfig {
 
 /// A state that commands are applied to one by one.
 #[derive(Clone)]
-pub(super) struct World {
-    pub(super) memory: Memory,
+pub(in crate::state) struct World {
+    pub(in crate::state) memory: Memory,
     pub(super) index: u64,
     pub(super) now: u64,
     /// The last build that was begun.
@@ -46,7 +46,7 @@ impl World {
         Self { memory: Memory::default(), index: 0, now: 0, last_build: None }
     }
     /// A cluster with chunkservers s1 to s4, at log index 5.
-    pub(super) fn with_servers() -> Self {
+    pub(in crate::state) fn with_servers() -> Self {
         let mut world = Self::empty();
         for line in ["bootstrap", "server 1", "server 2", "server 3", "server 4"] {
             world.line(line);
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// Runs one line, and tells the outcome.
-    pub(super) fn line(&mut self, line: &str) -> String {
+    pub(in crate::state) fn line(&mut self, line: &str) -> String {
         let (line, request) = match line.split_once('#') {
             Some((line, request)) => (line.trim(), Some(request)),
             None => (line, None),
