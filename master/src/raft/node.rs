@@ -12,7 +12,7 @@ use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, Lineari
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::gate::Gate;
+use super::gate::{Gate, at_leader};
 use super::log;
 use super::machine::Feeds;
 use super::members::{self, CARE_PERIOD, Looks, Members};
@@ -219,7 +219,7 @@ impl Node {
         let leadership = self.inner.leadership.borrow().clone();
         let confirmed = match leadership.leader {
             _ if leadership.leading => self.leader_read_index().await?,
-            Some((_, address)) => self.ask_leader(address).await?,
+            Some(_) => self.ask_leader().await?,
             None => return Err(Error::NotLeader { leader: None }),
         };
         self.until_applied(confirmed.index).await
@@ -273,13 +273,13 @@ impl Node {
         self.inner.read_here.pass(round).await
     }
 
-    async fn ask_leader(&self, address: String) -> Result<ReadIndex> {
+    async fn ask_leader(&self) -> Result<ReadIndex> {
         let network = self.inner.network.clone();
-        let round = move || {
-            let (network, address) = (network.clone(), address.clone());
+        let ask = move |address: String| {
+            let network = network.clone();
             async move { network.read_index(&address).await }
         };
-        self.inner.read_there.pass(round).await
+        self.inner.read_there.pass(at_leader(self.leadership(), ask)).await
     }
 
     /// The state as it is now here.
