@@ -80,6 +80,8 @@ impl Granter {
             let own = self.own_chunk(reign, (file, index), handle).await?;
             let hint = hint.filter(|_| own == handle);
             let leased = self.find_lease_slowly(reign, own, hint).await?;
+            // Noted first: whoever takes the file away after the check finds it.
+            self.copies.told.lock().note(own, self.now());
             self.check_writable(file, own)?;
             Ok(leased)
         };

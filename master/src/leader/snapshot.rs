@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::grant::{Granter, Outcome, Wish};
+use super::unlink::Told;
 use crate::cluster::Reign;
 use crate::state::snapshot::{covered, is_settled};
 use crate::state::{Applied, Chunk, Command, Rejected, build, read};
@@ -42,6 +43,8 @@ pub(crate) struct Copies {
     held: Mutex<BTreeMap<EntryId, usize>>,
     /// Files that are to be deleted and whose servers can't be reached, and since when.
     pub(super) waited: Mutex<BTreeMap<EntryId, Moment>>,
+    /// When clients were told of leases.
+    pub(super) told: Mutex<Told>,
 }
 
 impl Copies {

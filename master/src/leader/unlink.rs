@@ -1,10 +1,11 @@
 //! Before a file goes away: nobody writes it any more (GFS §3.1, §4.4; docs/decisions/0015; traps T14, T17).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId};
+use gfs_proto::time::Moment;
 use gfs_proto::{Error, Result};
 
 use super::grant::{Granter, LEASE};
@@ -16,8 +17,39 @@ use crate::state::{Chunk, Rejected, read};
 const LEASE_GRACE: Duration = Duration::from_secs(5);
 /// Most files whose servers are waited for; when there are more, the wait begins anew.
 const WAITED_MAX: usize = 10_000;
+/// Most chunks of which it is known when a lease on them was told.
+pub(super) const TOLD_MAX: usize = 100_000;
 /// Chunks of a file that are looked at together.
 const CHUNKS_PAGE: usize = 1000;
+
+/// When clients were last told of leases, by the monotonic clock: the wall clock may have jumped since, and a client counts
+/// what is left of a lease from when it hears of it.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    each: BTreeMap<ChunkHandle, Moment>,
+    /// Until then any lease may have been told.
+    any: Moment,
+}
+
+impl Told {
+    /// A lease on this chunk is about to be told.
+    pub(super) fn note(&mut self, handle: ChunkHandle, now: Moment) {
+        if self.each.len() >= TOLD_MAX {
+            self.each.retain(|_, told| now.since(*told) < LEASE + LEASE_GRACE);
+            // Not at every note.
+            if self.each.len() > TOLD_MAX / 2 {
+                self.each.clear();
+                self.any = now;
+            }
+        }
+        self.each.insert(handle, now);
+    }
+
+    /// When a lease on this chunk can have been told last.
+    pub(super) fn last(&self, handle: ChunkHandle) -> Moment {
+        self.each.get(&handle).copied().unwrap_or_default().max(self.any)
+    }
+}
 
 impl Granter {
     /// Ends every lease under which a file could be written, and gives out no other as long as the caller keeps what it
@@ -28,11 +60,13 @@ impl Granter {
     /// that can't be reached are waited for until every lease that was told has surely ended.
     pub(crate) async fn end_leases(self: &Arc<Self>, reign: &Reign, file: EntryId) -> Result<Hold> {
         let hold = self.hold(BTreeSet::from([file]));
-        let ending = self.revoke_all(reign, self.in_use(file)?);
+        let ending = self.revoke_all(reign, self.in_use(reign, file)?);
         let ended = match tokio::time::timeout(REVOKE_PATIENCE, ending).await {
             Ok(Ok(())) => None,
             // A chunk that was never confirmed has no lease that anybody was told.
-            Ok(Err(_)) | Err(_) => self.in_use(file)?.into_iter().find(|handle| self.was_confirmed(*handle)),
+            Ok(Err(_)) | Err(_) => {
+                self.in_use(reign, file)?.into_iter().find(|handle| self.was_confirmed(*handle))
+            }
         };
         let Some(handle) = ended else {
             self.copies.waited.lock().remove(&file);
@@ -57,16 +91,20 @@ impl Granter {
 
     /// The chunks of a file that somebody may be writing, or come to write. A grant that was prepared and not confirmed
     /// says nothing of the one before it, of which its primary may not have heard.
-    fn in_use(&self, file: EntryId) -> Result<BTreeSet<ChunkHandle>> {
+    fn in_use(&self, reign: &Reign, file: EntryId) -> Result<BTreeSet<ChunkHandle>> {
         self.chunks_that(file, |chunk| {
-            chunk.pending.is_some() || self.is_leased(chunk) || self.is_in_flight(chunk.handle)
+            chunk.pending.is_some() || self.is_leased(reign, chunk) || self.is_in_flight(chunk.handle)
         })
     }
 
     /// Whether the lease of a chunk may still be used.
-    fn is_leased(&self, chunk: &Chunk) -> bool {
-        let wall = self.clock.wall();
-        chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.plus(LEASE_GRACE).since(wall).is_zero())
+    fn is_leased(&self, reign: &Reign, chunk: &Chunk) -> bool {
+        let Some(lease) = &chunk.lease else { return false };
+        let has_ended = lease.expires_at.plus(LEASE_GRACE).since(self.clock.wall()).is_zero();
+        // Guard T17: by the wall clock alone a step forward would end it while its client goes on. What earlier leaders told
+        // is not known, up to the start of this reign.
+        let told = self.copies.told.lock().last(chunk.handle).max(reign.started);
+        !has_ended || self.now().since(told) < LEASE + LEASE_GRACE
     }
 
     fn chunks_that(&self, file: EntryId, is: impl Fn(&Chunk) -> bool) -> Result<BTreeSet<ChunkHandle>> {

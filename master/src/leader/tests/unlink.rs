@@ -2,8 +2,10 @@
 
 use gfs_proto::id::{ChunkIndex, EntryId};
 use gfs_proto::path::FilePath;
+use gfs_proto::time::Moment;
 
 use super::*;
+use crate::leader::unlink::{TOLD_MAX, Told};
 use crate::state::Rejected;
 
 const FIRST: ChunkIndex = ChunkIndex::from_raw(0);
@@ -41,10 +43,44 @@ async fn before_a_file_goes_its_leases_are_revoked_and_none_is_given_out() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_nobody_has_written_lately_costs_nothing_to_delete() {
     let stage = Stage::new(4);
-    stage.leased_chunk().await;
-    stage.clock.set_wall_ahead(Duration::from_secs(100));
+    let handle = stage.leased_chunk().await;
+    stage.granter.find_lease_of(&stage.reign, (stage.file, FIRST), handle, None).await.unwrap();
+    stage.pass(Duration::from_secs(66)).await;
     stage.granter.end_leases(&stage.reign, stage.file).await.unwrap();
     check(&stage, &expect![""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_the_wall_clock_ends_no_lease_that_was_told() {
+    let mut stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    // Long after the reign began, so that only what this leader has told counts.
+    stage.pass(Duration::from_secs(70)).await;
+    stage.granter.find_lease_of(&stage.reign, (stage.file, FIRST), handle, None).await.unwrap();
+    stage.clock.set_wall_ahead(Duration::from_secs(120));
+    stage.granter.end_leases(&stage.reign, stage.file).await.unwrap();
+    assert_eq!(stage.chunk(handle).lease, None, "it is revoked, whether the file is deleted or replaced");
+    // What another leader has told its successor does not know.
+    stage.granter.find_lease_of(&stage.reign, (stage.file, FIRST), handle, None).await.unwrap();
+    stage.fail_over(4);
+    stage.clock.set_wall_ahead(Duration::from_secs(240));
+    assert!(stage.chunk(handle).lease.is_some());
+    stage.granter.end_leases(&stage.reign, stage.file).await.unwrap();
+    assert_eq!(stage.chunk(handle).lease, None);
+}
+
+#[test]
+fn when_too_many_leases_were_told_any_other_may_have_been_too() {
+    let mut told = Told::default();
+    let at = |seconds| Moment::from_start(Duration::from_secs(seconds));
+    let chunk = ChunkHandle::from_raw;
+    (0..TOLD_MAX as u64).for_each(|raw| told.note(chunk(raw), at(10)));
+    assert_eq!((told.last(chunk(1)), told.last(chunk(u64::MAX))), (at(10), at(0)));
+    // What is over is forgotten, and room is made.
+    told.note(chunk(u64::MAX), at(100));
+    assert_eq!((told.last(chunk(1)), told.last(chunk(u64::MAX))), (at(0), at(100)));
+    (0..TOLD_MAX as u64).for_each(|raw| told.note(chunk(raw), at(110)));
+    assert_eq!(told.last(chunk(1 << 40)), at(110), "nothing is over");
 }
 
 #[tokio::test(start_paused = true)]
