@@ -1,5 +1,7 @@
 //! What happens to replicas in good times.
 
+use super::format::Record;
+use super::log::Then;
 use super::*;
 
 #[test]
