@@ -236,7 +236,8 @@ fn try_sync(disk: &Arc<Disk>, chunk: &Arc<Chunk>) -> Result<()> {
     let mut state = match disk.sync_file(chunk, state) {
         Ok(state) => state,
         Err(error) => {
-            finish(waiters, &Err(error.clone()));
+            // Told by the caller, when nothing is queued any more: who comes after that is another attempt.
+            chunk.state.lock().sync_waiters.extend(waiters);
             return Err(error);
         }
     };

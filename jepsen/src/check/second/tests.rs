@@ -246,7 +246,7 @@ fn trees_are_judged_apart_unless_something_moves_between_them() {
 
 #[test]
 fn a_doubt_of_the_replay_is_settled_by_the_search() {
-    // Two unknown outcomes of which the replay takes the wrong one.
+    // Two unknown outcomes of which the replay takes the wrong one: of what is in a copy the ids are not known.
     let op = |called, returned: Option<u64>, call, outcome| Op {
         process: 0,
         call,
@@ -258,14 +258,17 @@ fn a_doubt_of_the_replay_is_settled_by_the_search() {
     let mkdir = |path: &str| Call::Mkdir { path: path.into() };
     let entry = |name: &str, id| Entry { name: name.into(), id, directory: true };
     let ok = |rev, entries| Outcome::Ok { value: Reply { rev, entries } };
-    let rename = Call::Rename { source: "/t/x".into(), target: "/t/z".into(), replace: false };
+    let rename = Call::Rename { source: "/t/c/x".into(), target: "/t/c/z".into(), replace: false };
+    let copy = Call::Snapshot { source: "/t/s".into(), target: "/t/c".into() };
     let operations = [
         op(1, Some(2), mkdir("/t"), ok(1, vec![entry("t", 1)])),
-        op(3, Some(4), mkdir("/t/x"), ok(2, vec![entry("x", 2)])),
-        op(5, None, mkdir("/t/z"), info()),
-        op(6, None, rename, info()),
-        op(7, Some(8), Call::Stat { path: "/t/z".into(), stale: None }, ok(3, vec![entry("", 2)])),
-        op(9, Some(10), Call::List { path: "/t".into(), stale: None }, ok(3, vec![entry("z", 2)])),
+        op(3, Some(4), mkdir("/t/s"), ok(2, vec![entry("s", 2)])),
+        op(5, Some(6), mkdir("/t/s/x"), ok(3, vec![entry("x", 3)])),
+        op(7, Some(8), copy, ok(4, vec![entry("c", 4)])),
+        op(9, None, mkdir("/t/c/z"), info()),
+        op(10, None, rename, info()),
+        op(11, Some(12), Call::Stat { path: "/t/c/z".into(), stale: None }, ok(5, vec![entry("", 9)])),
+        op(13, Some(14), Call::List { path: "/t/c".into(), stale: None }, ok(5, vec![entry("z", 9)])),
     ];
     let mut verdict = Verdict::new();
     replay_all(&operations, &mut verdict);
@@ -274,7 +277,8 @@ fn a_doubt_of_the_replay_is_settled_by_the_search() {
     assert_eq!(verdict.validity, Validity::Good, "{verdict:?}");
     // What no choice explains is found, unknown outcomes or not.
     let mut worse = operations.to_vec();
-    worse.push(op(11, Some(12), Call::Stat { path: "/t/x".into(), stale: None }, ok(3, vec![entry("", 2)])));
+    let still_there = Call::Stat { path: "/t/c/x".into(), stale: None };
+    worse.push(op(15, Some(16), still_there, ok(5, vec![entry("", 9)])));
     let mut verdict = Verdict::new();
     replay_all(&worse, &mut verdict);
     opinion(&worse, &mut verdict);
