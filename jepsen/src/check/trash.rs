@@ -105,10 +105,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
         };
         match &operation.call {
             Call::Put { path, tag } => {
-                // Every file has a name of its own.
-                if let Outcome::Fail { reason } = &operation.outcome {
-                    verdict.finding(format!("refused: {path} can't be made: {reason}"));
-                }
+                check_put(path, &operation.outcome, &mut verdict);
                 let after = settle(Known::Holds(*tag), Known::Nothing);
                 known.insert(path, after);
             }
@@ -135,16 +132,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 refused += u64::from(happened == Some(false));
             }
             Call::Read { path } => check_read(path, &operation.outcome, (holds(path), listed), &mut verdict),
-            Call::Names => match &operation.outcome {
-                Outcome::Ok { value: Reply::Names(names) } => {
-                    listed = true;
-                    check_names(names, &known, &mut verdict);
-                }
-                Outcome::Fail { reason } => {
-                    verdict.finding(format!("lost: the directory of all files can't be listed: {reason}"));
-                }
-                Outcome::Ok { .. } | Outcome::Info { .. } => {}
-            },
+            Call::Names => listed |= check_names(&operation.outcome, &known, &mut verdict),
         }
     }
     if !listed {
@@ -156,6 +144,13 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     }
     verdict.note(format!("{live} files at the end, {restored} were restored, {refused} had gone before"));
     Ok(verdict)
+}
+
+/// Nothing is in the way of a file: it has a name of its own.
+fn check_put(path: &str, outcome: &Outcome<Reply>, verdict: &mut Verdict) {
+    if let Outcome::Fail { reason } = outcome {
+        verdict.finding(format!("refused: {path} can't be made: {reason}"));
+    }
 }
 
 /// What is known of a file after somebody deleted it.
@@ -222,8 +217,16 @@ fn undeleted(operation: &Operation<Call, Reply>, before: Known, dated: bool, ver
     }
 }
 
-/// The names at the end are those that there should be.
-fn check_names(names: &[String], known: &BTreeMap<&str, Known>, verdict: &mut Verdict) {
+/// The names at the end are those that there should be; whether they were told.
+fn check_names(outcome: &Outcome<Reply>, known: &BTreeMap<&str, Known>, verdict: &mut Verdict) -> bool {
+    let names = match outcome {
+        Outcome::Ok { value: Reply::Names(names) } => names,
+        Outcome::Fail { reason } => {
+            verdict.finding(format!("lost: the directory of all files can't be listed: {reason}"));
+            return false;
+        }
+        Outcome::Ok { .. } | Outcome::Info { .. } => return false,
+    };
     for (path, known) in known {
         match (known, names.iter().any(|name| name == path)) {
             (Known::Holds(tag), false) => {
@@ -233,6 +236,7 @@ fn check_names(names: &[String], known: &BTreeMap<&str, Known>, verdict: &mut Ve
             _ => {}
         }
     }
+    true
 }
 
 #[cfg(test)]
