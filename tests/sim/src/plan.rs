@@ -88,12 +88,21 @@ fn snapshots(seed: u64) -> Duration {
     if dice.random_bool(0.6) { SNAPSHOTS_PAUSE } else { millis(dice, 5_000..=60_000) }
 }
 
+/// Segments smaller than this come in threes at least.
+const SEGMENT_OF_TWO_BYTES_MIN: u32 = 128 << 10;
+const SEGMENTS_SMALL_MIN: u32 = 3;
+
 /// In a run so short, only a chunkserver's log that is much smaller than in earnest fills up and is written over. With dice
 /// of its own too.
 fn segment_bytes(seed: u64, drawn_mib: u64) -> u32 {
     let dice = &mut StdRng::seed_from_u64(seed ^ 0x5E69);
     let bytes = if dice.random_bool(0.5) { 64 << dice.random_range(10..=12) } else { drawn_mib << 20 };
     u32::try_from(bytes).unwrap_or(1 << 20)
+}
+
+/// A log of two of the smallest segments would take no append at all: what is in use is never room.
+fn segments(seed: u64, drawn: u32) -> u32 {
+    if segment_bytes(seed, 1) < SEGMENT_OF_TWO_BYTES_MIN { drawn.max(SEGMENTS_SMALL_MIN) } else { drawn }
 }
 
 /// The line that runs a seed.
@@ -135,7 +144,7 @@ impl Plan {
             checkpoint_every,
             log_keep: checkpoint_every * dice.random_range(0..=3),
             segment_bytes: segment_bytes(seed, pick(dice, &[1, 2, 4])),
-            segments: dice.random_range(2..=4),
+            segments: segments(seed, dice.random_range(2..=4)),
             buffer_bytes: pick(dice, &[4, 16, 128]) << 20,
             // Last: without them the same seed draws the same plan.
             points: (fault::BUILT && dice.random_bool(0.75)).then(|| millis(dice, 200..=2_000)),
