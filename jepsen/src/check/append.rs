@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::count;
+use super::{count, doubt_without};
 use crate::history::{Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
@@ -104,10 +104,8 @@ pub(super) fn check_log<C, R: Debug>(
 ) {
     let places = places(found, verdict);
     let mut moments = Vec::new();
-    let mut acknowledged = 0_u64;
     for (record, operation) in appends {
         let place = places.get(&(record.producer, record.sequence));
-        acknowledged += u64::from(matches!(operation.outcome, Outcome::Ok { .. }));
         match (&operation.outcome, place) {
             (Outcome::Ok { value }, Some((offset, there)))
                 if offset_of(value) == Some(*offset) && there == record => {}
@@ -131,9 +129,7 @@ pub(super) fn check_log<C, R: Debug>(
             moments.push((operation.called_at_ns, operation.returned_at_ns, *offset));
         }
     }
-    if acknowledged == 0 {
-        verdict.doubt("no append was acknowledged");
-    }
+    doubt_without(verdict, "append", appends.iter().map(|(_, operation)| *operation));
     let asked: BTreeSet<_> = appends.iter().map(|(record, _)| (record.producer, record.sequence)).collect();
     for (id, place) in places.iter().filter(|(id, _)| !asked.contains(*id)) {
         verdict.finding(format!("phantom: nobody appended {id:?}, it is at {place:?}"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::count;
+use super::{count, doubt_without};
 use crate::history::{Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
@@ -68,10 +68,8 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     let mut verdict = Verdict::new();
     let load = operations.iter().filter(|op| matches!(op.call, Call::Write { .. } | Call::Read { .. }));
     count(&mut verdict, load);
-    let acknowledged = |op: &Op| matches!((&op.call, &op.outcome), (Call::Write { .. }, Outcome::Ok { .. }));
-    if !operations.iter().any(acknowledged) {
-        verdict.doubt("no write was acknowledged");
-    }
+    let writes = operations.iter().filter(|op| matches!(op.call, Call::Write { .. }));
+    doubt_without(&mut verdict, "write", writes);
     // The file is there, and nobody deletes it.
     for operation in &operations {
         if let (Call::Write { .. } | Call::Read { .. }, Outcome::Fail { reason }) =

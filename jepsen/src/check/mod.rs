@@ -15,6 +15,17 @@ use crate::history::Operation;
 use crate::outcome::Outcome;
 use crate::verdict::Verdict;
 
+/// Reading alone proves nothing: one of these has to have been acknowledged.
+fn doubt_without<'a, C: 'a, R: 'a>(
+    verdict: &mut Verdict,
+    what: &str,
+    operations: impl IntoIterator<Item = &'a Operation<C, R>>,
+) {
+    if !operations.into_iter().any(|operation| matches!(operation.outcome, Outcome::Ok { .. })) {
+        verdict.doubt(format!("no {what} was acknowledged"));
+    }
+}
+
 /// Counts the outcomes of operations.
 fn count<'a, C: 'a, R: 'a>(verdict: &mut Verdict, operations: impl IntoIterator<Item = &'a Operation<C, R>>) {
     for operation in operations {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::tree::{Call, Reply, Tree};
-use super::{count, second};
+use super::{count, doubt_without, second};
 use crate::history::{Operation, pair_up};
 use crate::outcome::Outcome;
 use crate::recorder;
@@ -49,9 +49,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
 
 /// A namespace that nobody could change proves nothing, however often it was read.
 pub(super) fn check_load(operations: &[Op], verdict: &mut Verdict) {
-    if !operations.iter().any(|op| op.call.changes() && matches!(op.outcome, Outcome::Ok { .. })) {
-        verdict.doubt("no change was acknowledged");
-    }
+    doubt_without(verdict, "change", operations.iter().filter(|op| op.call.changes()));
 }
 
 /// Judges namespace operations.
