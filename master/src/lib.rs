@@ -68,6 +68,8 @@ pub async fn run_node(
     };
     started(&node);
     tracing::info!(id = %node.id(), cluster = %node.cluster(), "master started");
+    // From here on wall time is the group's.
+    let environment = Environment { clock: node.clock(), ..environment };
     let ended = serve(&node, &environment, listener, &stop).await;
     node.shutdown().await;
     ended

@@ -48,7 +48,7 @@ impl Leader {
     /// Does not lead yet, and knows nobody.
     pub(crate) fn new(node: Node, environment: &Environment) -> Arc<Self> {
         let clock = environment.clock.clone();
-        let log = Arc::new(seams::RaftLog { node: node.clone(), clock: clock.clone() });
+        let log = Arc::new(seams::RaftLog { node: node.clone() });
         let soft = Arc::new(Soft::new(log.clone(), clock.clone()));
         let orders = Arc::new(orders::GrpcOrders::new(environment.net.clone()));
         let granter = Granter::new(log.clone(), orders.clone(), soft.clone(), clock, node.cluster());
@@ -106,6 +106,10 @@ impl Leader {
         let tasks = TaskTracker::new();
         loop {
             let now = leadership.borrow_and_update().clone();
+            if now.leading {
+                // Only right after a start it has to be waited for: leases are dated by it.
+                self.node.date().await;
+            }
             self.change_reign(&now, stop, &tasks);
             tokio::select! {
                 () = stop.cancelled() => break,

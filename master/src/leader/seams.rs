@@ -27,18 +27,18 @@ pub(crate) trait Log: Send + Sync {
     fn touched(&self) -> broadcast::Receiver<Touched>;
 }
 
-/// Raft, with the clock that dates the leader's own commands.
+/// Raft, which dates the leader's own commands by the group's clock.
 pub(crate) struct RaftLog {
     /// This master's node.
     pub(crate) node: Node,
-    /// Its clock.
-    pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Log for RaftLog {
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<std::result::Result<Applied, Rejected>>> {
-        let proposal = Proposal::internal(self.clock.wall(), command);
-        Box::pin(async move { Ok(self.node.propose(proposal).await?.1) })
+        Box::pin(async move {
+            let proposal = Proposal::internal(self.node.date().await, command);
+            Ok(self.node.propose(proposal).await?.1)
+        })
     }
     fn view(&self) -> Box<dyn View + '_> {
         Box::new(self.node.view())

@@ -1,16 +1,18 @@
 //! Who belongs to the master group: joining, voting, leaving, and the leader's care for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::id::{MasterId, Uuid};
-use gfs_proto::{Environment, Error, Result};
+use gfs_proto::{Error, Result};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
 use tokio::sync::Mutex;
 
 use super::Member;
+use super::clock::GroupClock;
 use super::node::{forwarded, propose};
 use super::types::{MasterNode, Metrics, Raft, TypeConfig};
 use crate::state::{Applied, Command, Proposal};
@@ -29,7 +31,7 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Changes the group, one change at a time.
 pub(super) struct Members {
     raft: Raft,
-    environment: Environment,
+    clock: Arc<GroupClock>,
     address: String,
     /// Held across a change, because two at once may end in a group that nobody wanted.
     changing: Mutex<()>,
@@ -91,8 +93,8 @@ fn answering(metrics: &Metrics) -> BTreeSet<MasterId> {
 }
 
 impl Members {
-    pub(super) fn new(raft: Raft, environment: Environment, address: String) -> Self {
-        Self { raft, environment, address, changing: Mutex::new(()) }
+    pub(super) fn new(raft: Raft, clock: Arc<GroupClock>, address: String) -> Self {
+        Self { raft, clock, address, changing: Mutex::new(()) }
     }
 
     fn metrics(&self) -> Metrics {
@@ -114,7 +116,7 @@ impl Members {
 
     pub(super) async fn join(&self, uuid: Uuid, address: &str, shadow: bool) -> Result<MasterId> {
         let command = Command::RegisterMaster { uuid, address: address.to_owned(), shadow };
-        let proposal = Proposal::internal(self.environment.clock.wall(), command);
+        let proposal = Proposal::internal(self.clock.date().await, command);
         let (_, answer) = propose(&self.raft, &proposal).await?;
         let Applied::MasterRegistered { master } = answer? else {
             return Err(Error::internal("odd answer to the registration of a master"));

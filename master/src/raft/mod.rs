@@ -8,6 +8,7 @@
 //! Nothing of openraft is named outside this module, and no bytes on disk or wire are openraft's own: an
 //! upgrade of it can't change a format (docs/decisions/0001).
 
+mod clock;
 mod codec;
 mod fail;
 #[cfg(any(test, fuzzing))]

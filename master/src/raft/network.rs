@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ClusterId, LogIndex, MasterId, Term, Uuid};
 use gfs_proto::size::MESSAGE_BYTES_MAX;
+use gfs_proto::time::UnixMs;
 use gfs_proto::{Environment, Error, net, pb};
 use openraft::alias::SnapshotOf;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -84,19 +85,30 @@ impl Network {
         Ok(PeerClient::new(self.channel(address, Purpose::Peer)?))
     }
 
-    /// Asks the leader for its read index.
+    /// Asks the leader for its read index, and for the group's time if it knows it; tells what our own clock shows, and what
+    /// we know of the group's.
     ///
     /// # Errors
     /// What the leader or the connection says.
-    pub(crate) async fn read_index(&self, address: &str) -> gfs_proto::Result<ReadIndex> {
+    pub(crate) async fn read_index(
+        &self,
+        address: &str,
+        group: Option<UnixMs>,
+    ) -> gfs_proto::Result<(ReadIndex, Option<UnixMs>)> {
         let mut peer = self.peer(address)?;
-        let question = pb::ReadIndexRequest { cluster: self.cluster.to_string() };
+        let question = pb::ReadIndexRequest {
+            cluster: self.cluster.to_string(),
+            master: self.source,
+            clock_ms: Some(self.environment.clock.wall().raw()),
+            group_ms: group.map(UnixMs::raw),
+        };
         let reply = self.bounded(address, PEER_TIMEOUT, peer.read_index(question)).await?;
-        Ok(ReadIndex {
+        let confirmed = ReadIndex {
             term: Term::from_raw(reply.term),
             leader: MasterId::from_raw(reply.leader),
             index: LogIndex::from_raw(reply.index),
-        })
+        };
+        Ok((confirmed, reply.group_ms.map(UnixMs::from_raw)))
     }
 
     /// Asks a master for an id in its cluster.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ClusterId, LogIndex, MasterId, Term, Uuid};
 use gfs_proto::size::MESSAGE_BYTES_MAX;
+use gfs_proto::time::{Clock, UnixMs};
 use gfs_proto::{Environment, Error, Result, fault, pb};
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
@@ -12,6 +13,7 @@ use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, Lineari
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::GroupClock;
 use super::gate::{Gate, at_leader};
 use super::log;
 use super::machine::Feeds;
@@ -54,6 +56,7 @@ pub(super) struct Inner {
     pub(super) log_poison: Arc<Poison>,
     pub(super) feeds: Feeds,
     pub(super) network: Arc<Network>,
+    pub(super) clock: Arc<GroupClock>,
     pub(super) members: Arc<Members>,
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) stop: CancellationToken,
@@ -274,12 +277,42 @@ impl Node {
     }
 
     async fn ask_leader(&self) -> Result<ReadIndex> {
-        let network = self.inner.network.clone();
+        let (network, clock) = (self.inner.network.clone(), self.inner.clock.clone());
         let ask = move |address: String| {
-            let network = network.clone();
-            async move { network.read_index(&address).await }
+            let (network, clock) = (network.clone(), clock.clone());
+            async move {
+                let (confirmed, group) = network.read_index(&address, clock.time()).await?;
+                if let Some(time) = group {
+                    clock.told(time);
+                }
+                Ok(confirmed)
+            }
         };
         self.inner.read_there.pass(at_leader(self.leadership(), ask)).await
+    }
+
+    /// The group's wall clock (decision 0023), and this machine's monotonic one.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.inner.clock.clone()
+    }
+
+    /// The date for a command: the group's time, for which commands wait a second at most right after a start.
+    pub async fn date(&self) -> UnixMs {
+        self.inner.clock.date().await
+    }
+
+    /// The leader's side of a question for the read index: what the asking master's own clock shows, and what it was told
+    /// of the group's.
+    pub fn heard_clock(&self, request: &pb::ReadIndexRequest) {
+        if let Some(wall) = request.clock_ms.map(UnixMs::from_raw) {
+            let group = request.group_ms.map(UnixMs::from_raw);
+            self.inner.clock.heard(MasterId::from_raw(request.master), wall, group);
+        }
+    }
+
+    /// The group's time, if it is known.
+    pub fn group_time(&self) -> Option<UnixMs> {
+        self.inner.clock.time()
     }
 
     /// The state as it is now here.

@@ -14,6 +14,7 @@ use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::{GroupClock, voters_of};
 use super::gate::Gate;
 use super::log::LogStore;
 use super::machine::{Feeds, Machine};
@@ -150,7 +151,8 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
         .map_err(Error::unavailable)?;
     let stop = CancellationToken::new();
     let (sender, leadership) = watch::channel(Leadership::default());
-    let members = Arc::new(Members::new(raft.clone(), environment.clone(), config.address.clone()));
+    let clock = Arc::new(GroupClock::new(environment.clock.clone(), id, voters_of(raft.clone())));
+    let members = Arc::new(Members::new(raft.clone(), clock.clone(), config.address.clone()));
     tokio::spawn(node::follow(raft.clone(), sender, stop.clone()));
     tokio::spawn(node::care(members.clone(), stop.clone()));
     Ok(Inner {
@@ -162,6 +164,7 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
         log_poison,
         feeds,
         network,
+        clock,
         members,
         leadership,
         stop,

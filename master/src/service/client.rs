@@ -155,8 +155,9 @@ impl pb::master_server::Master for Service {
         let request = request.into_inner();
         let below = if request.path.is_empty() { FilePath::root() } else { convert::path(&request.path)? };
         let after = request.after.map(|at| (UnixMs::from_raw(at.collect_ms), EntryId::from_raw(at.id)));
-        let now = self.environment.clock.wall();
-        let page = |view: &ReadView| read::restorable(view, now, &below, after, page_limit(request.limit));
+        let clock = &self.environment.clock;
+        let page =
+            |view: &ReadView| read::restorable(view, clock.wall(), &below, after, page_limit(request.limit));
         let (page, rev) = self.look_up(request.freshness, page).await?;
         Ok(Response::new(convert::trash(&page, rev)))
     }

@@ -122,7 +122,7 @@ impl Service {
         first_unacked: u64,
         command: Command,
     ) -> Result<(u64, Applied)> {
-        let now = self.environment.clock.wall();
+        let now = self.node.date().await;
         let (rev, applied) = self.node.propose(Proposal { request, first_unacked, now, command }).await?;
         Ok((rev.raw(), applied?))
     }

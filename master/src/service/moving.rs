@@ -77,7 +77,7 @@ impl Service {
 
     /// Has a large snapshot built and waits until it is; what came of it the request itself is told.
     async fn build(&self, request: RequestId, begin: Command) -> Result<()> {
-        let proposal = Proposal::internal(self.environment.clock.wall(), begin);
+        let proposal = Proposal::internal(self.node.date().await, begin);
         // Why else nothing is begun the request itself says.
         if let Err(rejected @ Rejected::Held { .. }) = self.node.propose(proposal).await?.1 {
             return Err(rejected.into());

@@ -1,6 +1,7 @@
 //! What other masters ask.
 
 use gfs_proto::id::Uuid;
+use gfs_proto::time::UnixMs;
 use gfs_proto::{Error, pb};
 use tonic::{Request, Response, Status};
 
@@ -21,12 +22,15 @@ impl pb::peer_server::Peer for Service {
         &self,
         request: Request<pb::ReadIndexRequest>,
     ) -> Result<Response<pb::ReadIndexReply>, Status> {
-        self.check_cluster(&request.into_inner().cluster)?;
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster)?;
+        self.node.heard_clock(&request);
         let confirmed = self.node.leader_read_index().await?;
         Ok(Response::new(pb::ReadIndexReply {
             term: confirmed.term.raw(),
             leader: confirmed.leader.raw(),
             index: confirmed.index.raw(),
+            group_ms: self.node.group_time().map(UnixMs::raw),
         }))
     }
 

@@ -20,7 +20,7 @@ record! {
         /// The client has every answer below this sequence, so they need not be kept; with a request or a
         /// renewal of its session.
         first_unacked: u64,
-        /// The leader's wall clock when it proposed.
+        /// The group's wall clock when the leader proposed (decision 0023).
         now: UnixMs,
         /// What to do.
         command: Command,

@@ -21,7 +21,7 @@ use turmoil::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use turmoil::net::{TcpListener, TcpStream};
 
 /// Wall time at the start of every run: 2026.
-const EPOCH_MS: u64 = 1_767_225_600_000;
+pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
 
 /// How often the connections between two hosts, the lower address first, were reset.
 static RESETS: LazyLock<Mutex<BTreeMap<(IpAddr, IpAddr), u64>>> = LazyLock::new(Mutex::default);

@@ -14,7 +14,7 @@ use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
 use gfs_proto::random::SeededRandom;
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::{IndexedRandom, IteratorRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
@@ -420,10 +420,11 @@ impl Nemesis {
     }
 
     fn strike_clock(&mut self, sim: &mut Sim<'_>) -> bool {
-        let servers: Vec<_> = self.servers.all.values().cloned().collect();
+        let liar = self.plan.liar.as_ref().filter(|_| self.dice.random_bool(0.5));
+        let servers = self.servers.all.values().filter(|server| liar.is_none_or(|liar| server.name == *liar));
         let Some(server) = servers.choose(&mut self.dice) else { return false };
-        let most = self.plan.jump_ms_max();
-        let jump = self.dice.random_range(-most..=most);
+        let sizes = if liar.is_some() { self.plan.lie_ms() } else { 0..=self.plan.jump_ms_max() };
+        let jump = self.dice.random_range(sizes) * if self.dice.random_bool(0.5) { 1 } else { -1 };
         server.knobs.wall_ms.store(jump, Ordering::Relaxed);
         self.say(sim, &format!("wall clock of {} is {jump} ms off", server.name));
         true

@@ -17,6 +17,9 @@ const RATE_PPM_MAX: i64 = 40_000;
 /// Between two snapshots, in most runs.
 const SNAPSHOTS_PAUSE: Duration = Duration::from_millis(700);
 
+/// How far the wall clock of a liar is off at most.
+const YEAR_MS: i64 = 365 * 24 * 3_600_000;
+
 /// The parameters of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -24,6 +27,8 @@ pub(crate) struct Plan {
     /// How long clients work while faults happen.
     pub(crate) time: Duration,
     pub(crate) masters: usize,
+    /// The master whose wall clock may be off by up to a year: the others outvote it (decision 0023).
+    pub(crate) liar: Option<String>,
     pub(crate) shadows: usize,
     pub(crate) chunkservers: usize,
     /// Directories of each chunkserver.
@@ -88,6 +93,12 @@ fn snapshots(seed: u64) -> Duration {
     if dice.random_bool(0.6) { SNAPSHOTS_PAUSE } else { millis(dice, 5_000..=60_000) }
 }
 
+/// In half of the seeds with masters enough. With dice of its own too.
+fn liar(seed: u64, masters: usize) -> Option<String> {
+    let dice = &mut StdRng::seed_from_u64(seed ^ 0x11A6);
+    (masters >= 3 && dice.random_bool(0.5)).then(|| format!("master-{}", dice.random_range(1..=masters)))
+}
+
 /// Segments smaller than this come in threes at least.
 const SEGMENT_OF_TWO_BYTES_MIN: u32 = 128 << 10;
 const SEGMENTS_SMALL_MIN: u32 = 3;
@@ -120,10 +131,12 @@ impl Plan {
         let heartbeat = millis(dice, 50..=150);
         let election_min = heartbeat * dice.random_range(3..=5);
         let checkpoint_every = pick(dice, &[50, 100, 300, 2_000]);
+        let masters = usize::try_from(pick(dice, &[1, 3, 3, 3, 3, 5])).unwrap_or(3);
         Self {
             seed,
             time,
-            masters: usize::try_from(pick(dice, &[1, 3, 3, 3, 3, 5])).unwrap_or(3),
+            masters,
+            liar: liar(seed, masters),
             shadows: usize::from(dice.random_range(0..4) == 0),
             chunkservers: dice.random_range(4..=6),
             disks: dice.random_range(1..=2),
@@ -159,6 +172,11 @@ impl Plan {
     /// How far a wall clock jumps at most, in milliseconds: by half the life of a session clients would do nothing but begin anew.
     pub(crate) fn jump_ms_max(&self) -> i64 {
         i64::try_from((self.session * 2 / 5).as_millis()).unwrap_or(0)
+    }
+
+    /// How far the wall clock of a liar is off, in milliseconds: by more than all others, up to a year.
+    pub(crate) fn lie_ms(&self) -> std::ops::RangeInclusive<i64> {
+        self.jump_ms_max()..=YEAR_MS
     }
 
     /// How fast a host's clock runs, in parts per million beside real time.

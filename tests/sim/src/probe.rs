@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
 
 use gfs_chunkserver::store::ReplicaState;
 use gfs_master::state::format::END;
-use gfs_master::state::{Table, View, invariant};
+use gfs_master::state::{Table, View, invariant, read};
 use gfs_proto::id::ChunkVersion;
+use gfs_proto::time::UnixMs;
 
+use crate::doors::EPOCH_MS;
 use crate::hosts::{Role, Servers};
 
+/// How near a master's own clock has to be to the group's to count as it is, and a second.
+const CLOCKS_APART: Duration = Duration::from_secs(6);
 /// Findings after which a probe says no more.
 const FINDINGS_MAX: usize = 20;
 
@@ -52,13 +57,13 @@ impl Probe {
 
     /// The masters' states keep their invariants and are the same at the same index; replicas that applied the same
     /// mutations hold the same.
-    pub(crate) fn check_states(&mut self, servers: &Servers) {
+    pub(crate) fn check_states(&mut self, servers: &Servers, elapsed: Duration) {
         self.checks += 1;
-        self.check_masters(servers);
+        self.check_masters(servers, elapsed);
         self.check_replicas(servers);
     }
 
-    fn check_masters(&mut self, servers: &Servers) {
+    fn check_masters(&mut self, servers: &Servers, elapsed: Duration) {
         for server in servers.of(Role::Master).chain(servers.of(Role::Shadow)) {
             let view = match &*server.node.borrow() {
                 Some(node) => node.view(),
@@ -75,6 +80,14 @@ impl Probe {
                 None => {
                     self.states.insert(index, (hash, server.name.clone()));
                 }
+            }
+            // Promise P7: what ends at a date does not end because one clock is wrong (decision 0023).
+            let (dated, latest) = (read::clock(&view).unwrap_or_default(), latest(servers, elapsed));
+            if dated > latest {
+                self.find(format!(
+                    "the state of {} is at {dated}, no clock but the liar's beyond {latest}",
+                    server.name
+                ));
             }
             if let Err(broken) = invariant::check(&view) {
                 self.find(format!("the state of {} at index {index}: {broken}", server.name));
@@ -114,8 +127,8 @@ impl Probe {
     }
 
     /// At the end, all masters have applied the same.
-    pub(crate) fn check_end(&mut self, servers: &Servers) {
-        self.check_states(servers);
+    pub(crate) fn check_end(&mut self, servers: &Servers, elapsed: Duration) {
+        self.check_states(servers, elapsed);
         let mut ends = BTreeMap::new();
         for server in servers.of(Role::Master).chain(servers.of(Role::Shadow)) {
             match &*server.node.borrow() {
@@ -129,6 +142,13 @@ impl Probe {
             self.find(format!("the masters do not come together: {ends:?}"));
         }
     }
+}
+
+/// What no wall clock but the liar's shows yet: they are off by a jump and run too fast by less than a tenth. The liar's counts
+/// as long as it is as near as that.
+fn latest(servers: &Servers, elapsed: Duration) -> UnixMs {
+    let jump = Duration::from_millis(servers.plan.jump_ms_max().unsigned_abs());
+    UnixMs::from_raw(EPOCH_MS).plus(elapsed + elapsed / 10 + jump + CLOCKS_APART)
 }
 
 /// A hash of the whole replicated state.

@@ -184,14 +184,14 @@ impl Run<'_> {
             self.probe.check_leaders(&self.servers);
             if now >= next_probe {
                 next_probe = now + PROBE_PERIOD;
-                self.probe.check_states(&self.servers);
+                self.probe.check_states(&self.servers, now);
                 self.nemesis.look_at_disks(&self.sim);
             }
             if !panics().is_empty() || !self.probe.findings.is_empty() {
                 return Ok(());
             }
             if phase == Phase::Done && now >= *done_at.get_or_insert(now) + LAST_TIME {
-                self.probe.check_end(&self.servers);
+                self.probe.check_end(&self.servers, now);
                 return Ok(());
             }
         }

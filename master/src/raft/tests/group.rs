@@ -9,6 +9,7 @@ use gfs_proto::net::{Connection, Listener};
 use gfs_proto::path::FilePath;
 use gfs_proto::random::SeededRandom;
 use gfs_proto::size::ChunkBytes;
+use gfs_proto::time::UnixMs;
 use gfs_proto::{Environment, Error, Result, pb};
 use pb::raft_server::Raft as _;
 use tempfile::TempDir;
@@ -36,11 +37,13 @@ impl pb::peer_server::Peer for Peer {
     }
     async fn read_index(
         &self,
-        _request: Request<pb::ReadIndexRequest>,
+        request: Request<pb::ReadIndexRequest>,
     ) -> Result<Response<pb::ReadIndexReply>, Status> {
+        self.0.heard_clock(&request.into_inner());
         let found = self.0.leader_read_index().await?;
         let (term, leader, index) = (found.term.raw(), found.leader.raw(), found.index.raw());
-        Ok(Response::new(pb::ReadIndexReply { term, leader, index }))
+        let group_ms = self.0.group_time().map(UnixMs::raw);
+        Ok(Response::new(pb::ReadIndexReply { term, leader, index, group_ms }))
     }
 
     async fn state_hash(
@@ -52,8 +55,8 @@ impl pb::peer_server::Peer for Peer {
 }
 
 /// One running node with its server.
-struct Running {
-    node: Node,
+pub(super) struct Running {
+    pub(super) node: Node,
     dir: TempDir,
     address: String,
     origin: Origin,
@@ -68,7 +71,7 @@ struct Stopped {
     origin: Origin,
 }
 
-fn bootstrap() -> Origin {
+pub(super) fn bootstrap() -> Origin {
     Origin::Bootstrap(BootstrapConfig {
         chunk_bytes: ChunkBytes::DEFAULT,
         replication: 3,
@@ -101,12 +104,15 @@ async fn serve(node: Node, listener: Box<dyn Listener>, stop: CancellationToken)
 }
 
 async fn start_at(dir: TempDir, address: &str, origin: Origin) -> Running {
-    let environment = Environment::real();
+    start_in(&Environment::real(), dir, address, origin).await
+}
+
+async fn start_in(environment: &Environment, dir: TempDir, address: &str, origin: Origin) -> Running {
     let listener = environment.net.listen(address).await.unwrap();
     let address = listener.local_address().unwrap().to_string();
     let starting = async {
         loop {
-            match Node::start(config(&dir, &address), &origin, &environment).await {
+            match Node::start(config(&dir, &address), &origin, environment).await {
                 Ok(node) => return node,
                 // Connections of its last life may still hold it: a process would have taken them along.
                 Err(error) if error.to_string().contains("another process") => {
@@ -122,15 +128,19 @@ async fn start_at(dir: TempDir, address: &str, origin: Origin) -> Running {
     Running { node, dir, address, origin, stop, server }
 }
 
-async fn start(origin: Origin) -> Running {
+pub(super) async fn start(origin: Origin) -> Running {
+    start_with(&Environment::real(), origin).await
+}
+
+pub(super) async fn start_with(environment: &Environment, origin: Origin) -> Running {
     static NODES: AtomicU8 = AtomicU8::new(1);
     // A loopback address of its own: while a node is down nobody else gets its port.
     let (process, node) = (std::process::id() % 250 + 1, NODES.fetch_add(1, Ordering::Relaxed));
-    start_at(tempfile::tempdir().unwrap(), &format!("127.{process}.{node}.1:0"), origin).await
+    start_in(environment, tempfile::tempdir().unwrap(), &format!("127.{process}.{node}.1:0"), origin).await
 }
 
 impl Running {
-    fn joining(&self, shadow: bool) -> Origin {
+    pub(super) fn joining(&self, shadow: bool) -> Origin {
         Origin::Join { masters: vec![self.address.clone()], shadow }
     }
 
@@ -179,12 +189,12 @@ async fn group() -> Vec<Running> {
     group
 }
 
-fn voters(node: &Node) -> usize {
+pub(super) fn voters(node: &Node) -> usize {
     node.membership().iter().filter(|member| member.voter).count()
 }
 
 /// Waits for a condition.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -195,7 +205,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 fn mkdir(name: &str) -> Proposal {
     let path = FilePath::parse(&format!("/{name}")).unwrap();
-    let clock = gfs_proto::time::UnixMs::from_raw(1);
+    let clock = UnixMs::from_raw(1);
     Proposal::internal(clock, Command::Mkdir { path, parents: false })
 }
 
@@ -454,7 +464,7 @@ async fn messages_for_another_cluster_node_or_format_are_refused_and_so_is_a_sec
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeat_of_a_request_gets_the_first_answer_and_a_started_node_never_bootstraps_again() {
     let group = vec![start(bootstrap()).await];
-    let clock = gfs_proto::time::UnixMs::from_raw(1);
+    let clock = UnixMs::from_raw(1);
     let open = Proposal::internal(clock, Command::OpenSession { nonce: [3; 16] });
     let (_, opened) = group[0].node.propose(open).await.unwrap();
     let Ok(Applied::SessionOpened { client, .. }) = opened else { panic!("{opened:?}") };
