@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::cache::{Lease, Location};
 use crate::client::Core;
 use crate::entry::{Chunk, Server};
+use crate::session::in_turn;
 use crate::write::Unsynced;
 
 /// Chunks that are asked for at once: those that follow are likely to be wanted too (GFS §2.4).
@@ -95,7 +96,7 @@ impl Core {
         if let Some(lease) = self.cache.lease(file.id, index, self.now()) {
             return Ok(lease);
         }
-        let _one_at_a_time = file.leasing.lock().await;
+        let (_one_at_a_time, patience) = in_turn(&*self.environment.clock, &file.leasing, patience).await?;
         if let Some(lease) = self.cache.lease(file.id, index, self.now()) {
             return Ok(lease);
         }
@@ -122,7 +123,7 @@ impl Core {
         patience: Duration,
     ) -> Result<Arc<Lease>> {
         self.cache.drop_lease(file.id, failed);
-        let _one_at_a_time = file.leasing.lock().await;
+        let (_one_at_a_time, patience) = in_turn(&*self.environment.clock, &file.leasing, patience).await?;
         if let Some(lease) = self.cache.lease(file.id, failed.index, self.now()) {
             return Ok(lease);
         }
@@ -182,12 +183,26 @@ impl Core {
         Ok(Some(lease))
     }
 
-    /// The order in which data is pushed through the members of a lease.
+    /// The order in which data is pushed through the members of a lease: silent ones last, so that another enters first and
+    /// can say whether they are there for it.
     pub(crate) fn chain(&self, lease: &Lease) -> Vec<Peer> {
         let servers = spread(&lease.replicas, self.seed ^ lease.handle.raw());
         let host = self.options.host.as_deref().unwrap_or_default();
-        let chain = chain_by_distance(host, servers);
+        let mut chain = chain_by_distance(host, servers);
+        self.cache.avoided_last(&mut chain, self.now());
         chain.iter().map(Server::peer).collect()
+    }
+
+    /// What the failure of a push means: if the first of the chain did not answer, it is the one that failed. The primary was
+    /// not asked anything, and can't know of it.
+    pub(crate) fn blamed(&self, lease: &Lease, chain: &[Peer], error: Error) -> Error {
+        match (error, chain.first()) {
+            (Error::Unavailable { .. }, Some(first)) if first.server != lease.primary.server => {
+                self.cache.avoid(first.server, self.now());
+                Error::MemberFailed { handle: lease.handle, server: first.server }
+            }
+            (error, _) => error,
+        }
     }
 
     /// The order in which the replicas of a chunk are asked: the same host first, then at random, but for each chunk

@@ -269,8 +269,11 @@ pub(crate) async fn push(
 ) -> Result<Pushed> {
     let data = DataId::from_bytes(core.environment.random.bits128());
     fault::try_reach("client::before_push").await?;
-    core.links.push(&core.chain(lease), lease.handle, data, payload, patience).await?;
-    Ok(Pushed { handle: lease.handle, version: lease.version, data })
+    let chain = core.chain(lease);
+    match core.links.push(&chain, lease.handle, data, payload, patience).await {
+        Ok(()) => Ok(Pushed { handle: lease.handle, version: lease.version, data }),
+        Err(error) => Err(core.blamed(lease, &chain, error)),
+    }
 }
 
 /// Pushes data before it is its turn to be written; what goes wrong is dealt with when it is.

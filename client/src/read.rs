@@ -146,13 +146,16 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
     let mut round = 0;
     loop {
         let location = locate(core, file, piece.index, backoff.remaining()).await?;
-        if location.version == ChunkVersion::NONE {
+        let is_new = location.version == ChunkVersion::NONE;
+        if is_new && known == 0 {
             // No grant was ever confirmed: nothing in it was ever acknowledged.
             return Ok(Answer { bytes: Bytes::new(), committed_length: 0 });
         }
         let mut last = Error::NoReplica { handle: location.handle };
-        let mut hopeless = !location.replicas.is_empty();
-        for replica in core.nearest(location.handle, &location.replicas) {
+        let mut hopeless = !location.replicas.is_empty() && !is_new;
+        // If something is known to be acknowledged the answer is from before that.
+        let asked = if is_new { &[][..] } else { &location.replicas };
+        for replica in core.nearest(location.handle, asked) {
             let patience = timeout.min(backoff.remaining());
             match ask_replica(core, &replica, &location, (piece, known, patience)).await {
                 Ok(answer) => return Ok(answer),
@@ -246,6 +249,8 @@ async fn ask_replica(
 
 /// Streams a file in order, reading ahead within a bound.
 pub struct Reader {
+    core: Arc<Core>,
+    file: Arc<Opened>,
     units: BoxStream<'static, Result<Bytes>>,
     /// What [`AsyncRead`] has not taken yet.
     rest: Bytes,
@@ -262,20 +267,30 @@ impl fmt::Debug for Reader {
 impl Reader {
     pub(crate) fn new(core: &Arc<Core>, file: &Arc<Opened>, offset: u64, end: u64) -> Self {
         let position = offset.min(end);
-        Self { units: units(core, file, position..end), rest: Bytes::new(), position, end }
+        let units = units(core, file, position..end);
+        Self { core: core.clone(), file: file.clone(), units, rest: Bytes::new(), position, end }
+    }
+
+    /// Begins again where the caller is: behind an error there must be no gap.
+    fn restart(&mut self) {
+        self.units = units(&self.core, &self.file, self.position..self.end);
     }
 
     /// The next bytes, at most 1 MiB; `None` at the end.
     ///
     /// # Errors
-    /// What the master or the replicas say.
+    /// What the master or the replicas say. A later call goes on at the same place.
     ///
     /// # Cancel safety
     /// Cancel safe: no bytes are lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         let bytes = if self.rest.is_empty() {
-            match self.units.next().await.transpose()? {
-                Some(bytes) => bytes,
+            match self.units.next().await {
+                Some(Ok(bytes)) => bytes,
+                Some(Err(error)) => {
+                    self.restart();
+                    return Err(error);
+                }
                 None => return Ok(None),
             }
         } else {
@@ -304,7 +319,10 @@ impl AsyncRead for Reader {
         if self.rest.is_empty() {
             match ready!(self.units.poll_next_unpin(cx)) {
                 Some(Ok(bytes)) => self.rest = bytes,
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                Some(Err(error)) => {
+                    self.restart();
+                    return Poll::Ready(Err(io::Error::other(error)));
+                }
                 None => return Poll::Ready(Ok(())),
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gfs_proto::id::{ClientId, ClusterId, RequestId};
 use gfs_proto::leader::{Master, MasterChannel};
 use gfs_proto::size::ChunkBytes;
-use gfs_proto::time::Moment;
+use gfs_proto::time::{Clock, Moment};
 use gfs_proto::{Environment, Error, Result, pb};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -180,7 +180,7 @@ impl Sessions {
             opening: tokio::sync::Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
         };
-        let opened = sessions.open_new().await?;
+        let opened = sessions.open_new(sessions.patience).await?;
         Ok((Arc::new(sessions), opened))
     }
 
@@ -197,12 +197,12 @@ impl Sessions {
             if let Some(id) = begin() {
                 return Ok(self.named(id));
             }
-            let _one_at_a_time = self.opening.lock().await;
+            let (_one_at_a_time, patience) = self.turn_to_open().await?;
             // Another call may have opened one while this one waited.
             if let Some(id) = begin() {
                 return Ok(self.named(id));
             }
-            self.open_new().await?;
+            self.open_new(patience).await?;
         }
     }
 
@@ -226,12 +226,12 @@ impl Sessions {
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
             }
-            let _one_at_a_time = self.opening.lock().await;
+            let (_one_at_a_time, patience) = self.turn_to_open().await?;
             // Another call may have opened one while this one waited.
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
             }
-            self.open_new().await?;
+            self.open_new(patience).await?;
         }
     }
 
@@ -240,13 +240,17 @@ impl Sessions {
         Some(Ticket { sessions: self.clone(), request })
     }
 
-    async fn open_new(&self) -> Result<Opened> {
+    async fn turn_to_open(&self) -> Result<(tokio::sync::MutexGuard<'_, ()>, Duration)> {
+        in_turn(&*self.environment.clock, &self.opening, self.patience).await
+    }
+
+    async fn open_new(&self, patience: Duration) -> Result<Opened> {
         let asked_at = self.environment.clock.moment();
         // The same nonce on every repeat: a lost reply does not leave a session behind.
         let nonce = bytes::Bytes::copy_from_slice(&self.environment.random.bits128());
         let reply = self
             .masters
-            .call(self.patience, |mut master: Master| {
+            .call(patience, |mut master: Master| {
                 let request = pb::OpenSessionRequest { nonce: nonce.clone() };
                 async move { Ok(master.open_session(request).await?.into_inner()) }
             })
@@ -274,7 +278,7 @@ impl Sessions {
         T: Send,
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
     {
-        let mut reopened = 0;
+        let (mut reopened, began) = (0, self.environment.clock.moment());
         let _place = self.changes.acquire().await.map_err(Error::internal)?;
         loop {
             let ticket = self.begin().await?;
@@ -301,6 +305,11 @@ impl Sessions {
                     self.window.lock().expire(client);
                     reopened += 1;
                 }
+                // One that broke inside, or said what this client can't read, may have done it.
+                Err(error @ Error::Internal { .. }) => {
+                    let waited = self.environment.clock.moment().since(began);
+                    return Err(gave_up(waited, error.to_string()));
+                }
                 other => return other,
             }
         }
@@ -317,6 +326,12 @@ impl Sessions {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.renew_once() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                learnt = self.masters.refresh() => if let Err(error) = learnt {
+                    tracing::debug!(%error, "no master tells which there are");
+                }
             }
         }
     }
@@ -347,6 +362,27 @@ impl Sessions {
             Err(error) => tracing::debug!(%error, "session not renewed"),
         }
     }
+}
+
+fn gave_up(waited: Duration, last: String) -> Error {
+    Error::DeadlineExceeded { waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX), last }
+}
+
+/// Waits for a turn, not longer than its patience: the turn, and what is left of that. Whoever stands in line behind calls that
+/// nobody answers gives up with them.
+///
+/// # Errors
+/// [`Error::DeadlineExceeded`]: nothing was tried.
+pub(crate) async fn in_turn<'a>(
+    clock: &dyn Clock,
+    line: &'a tokio::sync::Mutex<()>,
+    patience: Duration,
+) -> Result<(tokio::sync::MutexGuard<'a, ()>, Duration)> {
+    let began = clock.moment();
+    let turn = tokio::time::timeout(patience, line.lock()).await;
+    let waited = clock.moment().since(began);
+    let turn = turn.map_err(|_| gave_up(waited, "others who want the same wait for an answer".to_owned()))?;
+    Ok((turn, patience.saturating_sub(waited)))
 }
 
 /// Whether this answer says that its attempt did nothing and never will.

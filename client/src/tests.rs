@@ -1,6 +1,7 @@
 //! The client against a cluster in memory: what it does when things go wrong. Time is virtual.
 
 mod check;
+mod losses;
 mod reading;
 mod records;
 mod trash;

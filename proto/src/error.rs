@@ -220,8 +220,8 @@ pub enum Error {
         /// The chunk.
         handle: ChunkHandle,
     },
-    /// A queue or buffer is full.
-    #[error("{what} is full, try again later")]
+    /// A queue or buffer is full, or a file or tree stands still for a while.
+    #[error("{what} is busy: try again later")]
     Busy {
         /// Which.
         what: String,

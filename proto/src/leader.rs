@@ -207,24 +207,45 @@ impl MasterChannel {
     pub async fn discover(&self) -> Result<pb::LeaderReply> {
         let mut last = Error::unavailable("no master answered");
         for address in self.addresses() {
-            let Some(mut master) = self.shared.lock().masters.get(&address).cloned() else { continue };
-            match tokio::time::timeout(REQUEST_TIMEOUT, master.leader(pb::LeaderRequest {})).await {
-                Ok(Ok(reply)) => {
-                    let reply = reply.into_inner();
-                    self.learn(
-                        &reply.members.iter().map(|member| member.address.clone()).collect::<Vec<_>>(),
-                    );
-                    if !reply.leader.is_empty() {
-                        self.shared.lock().leader = Some(reply.leader.clone());
-                        return Ok(reply);
-                    }
+            match self.learn_from(&address).await {
+                Ok(reply) if reply.leader.is_empty() => {
                     last = Error::unavailable(format!("{address} knows no leader"));
                 }
-                Ok(Err(status)) => last = Error::from(status),
-                Err(_) => last = Error::unavailable(format!("{address} did not answer")),
+                Ok(reply) => {
+                    self.shared.lock().leader = Some(reply.leader.clone());
+                    return Ok(reply);
+                }
+                Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    /// Asks the known masters in turn until one tells which there are: those that were told at first may be gone one day.
+    ///
+    /// # Errors
+    /// What the last one said, if none does.
+    pub async fn refresh(&self) -> Result<()> {
+        let mut last = Error::unavailable("no master answered");
+        for address in self.addresses() {
+            match self.learn_from(&address).await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// What one master knows of the others, which are learnt.
+    async fn learn_from(&self, address: &str) -> Result<pb::LeaderReply> {
+        let master = self.shared.lock().masters.get(address).cloned();
+        let mut master = master.ok_or_else(|| Error::NotFound { what: format!("master {address}") })?;
+        let reply = tokio::time::timeout(REQUEST_TIMEOUT, master.leader(pb::LeaderRequest {}))
+            .await
+            .map_err(|_| Error::unavailable(format!("{address} did not answer")))??
+            .into_inner();
+        self.learn(&reply.members.iter().map(|member| member.address.clone()).collect::<Vec<_>>());
+        Ok(reply)
     }
 }
 
@@ -322,6 +343,14 @@ mod tests {
         let new = masters.iter().find(|master| **master != asked && *master != lost).unwrap();
         assert!(channel.turn_from(&asked, &Error::NotLeader { leader: Some(new.clone()) }));
         assert_eq!(&channel.picked(), new);
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_says_wait_is_the_one_to_ask_again() {
+        let (channel, masters) = channel(3);
+        channel.shared.lock().leader = Some(masters[1].clone());
+        channel.turn_from(&masters[1], &Error::Busy { what: "the tree".into() });
+        assert_eq!(channel.picked(), masters[1]);
     }
 
     #[tokio::test]

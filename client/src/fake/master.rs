@@ -98,8 +98,14 @@ fn entry(cluster: &Cluster, id: u64, name: &str) -> Option<pb::Entry> {
 #[tonic::async_trait]
 impl Master for FakeMaster {
     async fn leader(&self, _: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderReply>, Status> {
-        let leader = self.fake.with(|cluster| format!("m{}:1", cluster.leader));
-        Ok(Response::new(pb::LeaderReply { leader, ..Default::default() }))
+        let verdict = self.fake.verdict(&format!("m{} leader", self.id));
+        if let Verdict::Refuse(error) = verdict {
+            return Err(error.into());
+        }
+        let (leader, members) = self.fake.with(|cluster| (cluster.leader, cluster.masters.clone()));
+        let member = |id: u64| pb::MasterMember { address: format!("m{id}:1"), ..Default::default() };
+        let members = members.into_iter().map(member).collect();
+        Ok(Response::new(pb::LeaderReply { leader: format!("m{leader}:1"), members, ..Default::default() }))
     }
     async fn open_session(
         &self,
@@ -270,7 +276,10 @@ impl Master for FakeMaster {
         self.call(&name, |cluster| {
             let file = cluster.files.get(&request.file).ok_or_else(|| not_found("file"))?;
             let handle = *file.get(request.index as usize).ok_or_else(|| not_found("chunk"))?;
-            if cluster.chunks[&handle].version == request.failed_version {
+            // Who is accused and there is well.
+            let accused = request.failed_server;
+            let is_well = accused != 0 && !cluster.dead.contains(&accused);
+            if cluster.chunks[&handle].version == request.failed_version && !is_well {
                 cluster.regrant(handle);
             }
             Ok(pb::FindLeaseReply { lease: Some(cluster.lease(handle)), rev: cluster.next_rev() })

@@ -57,6 +57,8 @@ pub(crate) struct FakeChunk {
 #[derive(Default)]
 pub(crate) struct Cluster {
     pub(crate) leader: u64,
+    /// Masters that are told as members.
+    pub(crate) masters: Vec<u64>,
     pub(crate) dead: BTreeSet<u64>,
     pub(crate) names: BTreeMap<String, u64>,
     pub(crate) files: BTreeMap<u64, Vec<u64>>,
@@ -131,7 +133,7 @@ fn replica(server: u64) -> pb::Replica {
     pb::Replica { server, address: format!("s{server}:1"), rack: String::new() }
 }
 
-/// Masters m1 and m2, chunkservers s1 to s4.
+/// Masters m1 and m2, which are told to clients, and m3; chunkservers s1 to s4.
 #[derive(Clone)]
 pub(crate) struct Fake {
     cluster: Arc<Mutex<Cluster>>,
@@ -145,7 +147,7 @@ impl Fake {
         let cluster = Arc::new(Mutex::new(Cluster { leader: 1, ..Cluster::default() }));
         let judge: Judge = Box::new(|_, _| Verdict::Go);
         let fake = Self { cluster, judge: Arc::new(Mutex::new(judge)), net };
-        for id in 1..=2 {
+        for id in 1..=3 {
             tokio::spawn(master::serve(fake.clone(), id));
         }
         for id in 1..=4 {

@@ -1,11 +1,16 @@
 //! Reads: replicas that are damaged, old, short, silent or gone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use gfs_proto::Error;
 use gfs_proto::id::{ChunkHandle, ServerId};
 
+use tokio::io::AsyncReadExt;
+
 use super::{UNIT, pattern, put, start};
-use crate::fake::{CHUNK_BYTES, FakeChunk, Verdict};
+use crate::fake::{CHUNK_BYTES, Fake, FakeChunk, Verdict};
+use crate::options::Options;
 
 #[tokio::test(start_paused = true)]
 async fn a_corrupt_answer_is_asked_for_again_verified_and_then_elsewhere() {
@@ -150,4 +155,64 @@ async fn one_replica_can_be_read_by_name() {
         }
     }
     assert!(matches!(file.read_from(ServerId::from_raw(99), 0, 1).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_goes_on_where_it_was_after_an_error() {
+    let fake = Fake::start();
+    let client = fake.client(Options { patience: Duration::from_secs(3), ..Options::default() }).await;
+    let bytes = pattern(3 * UNIT);
+    put(&client, "/a", &bytes).await.unwrap();
+    let refused = format!(" {UNIT}+{UNIT}");
+    let refuse = |fake: &Fake| {
+        let refused = refused.clone();
+        fake.judge(move |call, _| match call.contains(" read ") && call.contains(&refused) {
+            true => Verdict::Refuse(Error::unavailable("away")),
+            false => Verdict::Go,
+        });
+    };
+    let file = client.open("/a").await.unwrap();
+    refuse(&fake);
+    let mut reader = file.reader(0).await.unwrap();
+    assert!(reader.next().await.unwrap().unwrap() == bytes[..UNIT]);
+    for _ in 0..2 {
+        let told = reader.next().await.unwrap_err();
+        assert!(matches!(told, Error::DeadlineExceeded { .. }), "{told}");
+        assert_eq!(reader.position(), UNIT as u64);
+    }
+    fake.judge(|_, _| Verdict::Go);
+    let mut back = Vec::new();
+    while let Some(more) = reader.next().await.unwrap() {
+        back.extend_from_slice(&more);
+    }
+    assert!(back == bytes[UNIT..]);
+
+    refuse(&fake);
+    let (mut reader, mut back) = (file.reader(0).await.unwrap(), Vec::new());
+    reader.read_to_end(&mut back).await.unwrap_err();
+    fake.judge(|_, _| Verdict::Go);
+    reader.read_to_end(&mut back).await.unwrap();
+    assert!(back == bytes, "{} of {}", back.len(), bytes.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_from_before_a_chunk_was_ever_granted_does_not_make_zeros_of_what_was_acknowledged() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.append(Bytes::from_static(b"abc")).await.unwrap();
+    let mut refusals = 3;
+    let mut lookups = 0;
+    fake.judge(move |call, cluster| {
+        if call.contains(" read ") && refusals > 0 {
+            refusals -= 1;
+            return Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1) });
+        }
+        if call.contains("locate") {
+            lookups += 1;
+            // The first two are answered by a master that lags.
+            cluster.chunks.get_mut(&1).unwrap().version = u64::from(lookups > 3);
+        }
+        Verdict::Go
+    });
+    assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::grant::{Granter, Outcome, Wish};
 use super::unlink::Told;
 use crate::cluster::Reign;
+use crate::state::reply::GrantRule;
 use crate::state::snapshot::{covered, is_settled};
 use crate::state::{Applied, Chunk, Command, Rejected, build, read};
 
@@ -262,7 +263,7 @@ impl Granter {
         for ((server, _), outcome) in holders.iter().zip(copied) {
             match outcome {
                 Ok(()) => members.push(*server),
-                Err(error @ Error::StaleTerm { .. }) => return Err(error),
+                Err(Error::StaleTerm { .. }) => return Err(Error::NotLeader { leader: None }),
                 Err(error) => tracing::debug!(%server, %copy, %error, "not copied here"),
             }
         }
@@ -274,8 +275,14 @@ impl Granter {
         fault::try_reach("leader::copied").await?;
         let command = Command::CopyChunk { file, index, old, version, copy, members: members.clone() };
         match self.log.propose(command).await? {
-            // It was decided, so the handle need not be kept.
-            Err(Rejected::Held { .. }) => return Err(Error::GrantPending { handle: old }),
+            // It was decided, so the handle need not be kept. The chunk has changed under the copy: asked again, it is copied
+            // as it is now, or need not be any more.
+            Err(
+                Rejected::Held { .. }
+                | Rejected::VersionMismatch { .. }
+                | Rejected::NoSuchChunk { .. }
+                | Rejected::BadGrant { rule: GrantRule::Copy {} | GrantRule::BaseConfirmed {} },
+            ) => return Err(Error::GrantPending { handle: old }),
             decided => decided.map(drop)?,
         }
         self.soft.with(|cluster, view, now| {

@@ -84,7 +84,7 @@ pub(super) enum Mood {
     Emptied,
     /// Acknowledges exclusions of another epoch.
     Forgetful,
-    /// Never ends a reconciliation, unless woken.
+    /// Never ends a reconciliation or a copy, unless woken.
     Slow,
     /// Does not store the version that it is told, and answers with the one before.
     Behind,
@@ -246,7 +246,9 @@ impl Orders for Servers {
     }
     fn copy_replica(&self, target: Target, request: pb::CopyReplicaRequest) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.reach(&target).await?;
+            if self.reach(&target).await? == Mood::Slow {
+                self.woken.notified().await;
+            }
             let pb::CopyReplicaRequest { handle, version, copy, copy_version, .. } = request;
             self.told(format!("{}: copy c{handle} v{version} to c{copy} v{copy_version}", target.server));
             Ok(())

@@ -190,12 +190,13 @@ impl pb::master_server::Master for Service {
         let (members, primary) = self.place(goal)?;
         let expected_count = request.expected_count;
         let command = Command::AddChunk { file, expected_count, members, primary };
-        let (rev, applied) = self.mutate(request.request, command).await?;
+        let (_, applied) = self.mutate(request.request, command).await?;
         let Applied::ChunkAdded { index, handle, .. } = applied else {
             return Err(convert::unexpected(&applied).into());
         };
         let leased = self.leader.granter().find_lease_of(&reign, (file, index), handle, None).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
+        let rev = self.granted_by();
         Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev }))
     }
 
@@ -211,7 +212,7 @@ impl pb::master_server::Master for Service {
             let chunks = read::file_chunks(view, spot.0, spot.1, 1)?;
             Ok(chunks.first().map(|(_, chunk)| chunk.handle))
         };
-        let (handle, rev) = self.look_up(None, handle).await?;
+        let (handle, _) = self.look_up(None, handle).await?;
         let what = || format!("chunk {} of file {}", request.index, request.file);
         let handle = handle.ok_or_else(|| Error::NotFound { what: what() })?;
         let server = Some(ServerId::from_raw(request.failed_server)).filter(|server| server.raw() != 0);
@@ -221,7 +222,7 @@ impl pb::master_server::Master for Service {
         let granter = self.leader.granter();
         let leased = granter.find_lease_of(&reign, spot, handle, hint).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
-        Ok(Response::new(pb::FindLeaseReply { lease, rev }))
+        Ok(Response::new(pb::FindLeaseReply { lease, rev: self.granted_by() }))
     }
 
     async fn locate(&self, request: Request<pb::LocateRequest>) -> Answer<pb::LocateReply> {
@@ -305,6 +306,11 @@ impl Service {
         let command = Command::Rename { source, target: target.clone(), replace: false };
         self.propose(None, 0, command).await?;
         Ok(target)
+    }
+    /// A log index at which a lease that was just found is granted. Who writes by it must not be told by an older state that
+    /// the chunk has never had one (promise P8).
+    fn granted_by(&self) -> u64 {
+        self.node.view().applied().raw()
     }
     /// Milliseconds from now to a date.
     fn until(&self, date: UnixMs) -> u64 {

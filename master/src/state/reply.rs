@@ -458,7 +458,11 @@ impl From<Rejected> for Error {
             }
             Rejected::SessionExpired { client } => Self::SessionExpired { client },
             Rejected::WindowFull { .. } => Self::Busy { what: "the session's window of requests".to_owned() },
-            Rejected::NotBootstrapped {} | Rejected::Held { .. } => Self::unavailable(rejected),
+            Rejected::NotBootstrapped {} => Self::unavailable(rejected),
+            // This master is the right one to ask again.
+            Rejected::Held { entry } => {
+                Self::Busy { what: format!("{entry}, of which a snapshot is being made,") }
+            }
             Rejected::NotSettled { handle } => Self::NoReplica { handle },
             Rejected::BadChunkCount { .. }
             | Rejected::AlreadyAcknowledged { .. }

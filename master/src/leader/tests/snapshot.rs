@@ -174,3 +174,31 @@ async fn who_names_the_chunk_from_before_a_copy_gets_the_copy() {
     let (again, _) = stage.during(find()).await;
     assert_eq!(again, copy);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whose_copy_is_overtaken_by_that_of_the_other_side_is_to_ask_again() {
+    let stage = Stage::new(4);
+    let old = shared(&stage).await;
+    let other = read::stat(&*stage.view(), &path("/s")).unwrap().id;
+    let find = |file| stage.granter.find_lease_of(&stage.reign, (file, FIRST), old, None);
+    let patient = |file| async move {
+        loop {
+            match find(file).await {
+                Err(Error::GrantPending { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+                other => break other.unwrap().handle,
+            }
+        }
+    };
+    // The copy for the other side is under way when that for this one has raised the version of what both copy.
+    stage.servers.set(3, Mood::Slow);
+    let overtakes = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        stage.servers.set(3, Mood::Well);
+        let own = patient(stage.file).await;
+        assert_ne!(own, old);
+        stage.servers.wake();
+        own
+    };
+    let ((one, two), _) = stage.during(async { tokio::join!(overtakes, patient(other)) }).await;
+    assert_ne!(one, two);
+}

@@ -30,13 +30,18 @@ async fn written(stage: &Stage, yes: &Yes) -> (u64, u64, Vec<pb::Lease>) {
     });
     let mut master = MasterClient::new(stage.channel());
     let create = pb::CreateRequest { request: id(client, 1), path: "/f".into(), replication: 0 };
-    let file = master.create(create).await.unwrap().into_inner().entry.unwrap().id;
+    let created = master.create(create).await.unwrap().into_inner();
+    let (file, mut rev) = (created.entry.unwrap().id, created.rev);
     let mut leases = Vec::new();
     for index in 0..2 {
         let request = id(client, 2 + u64::from(index));
         let add = pb::AddChunkRequest { request, file, expected_count: index };
         let add = async |mut master: MasterClient<Channel>| master.add_chunk(add).await;
-        leases.push(stage.patiently(add).await.unwrap().lease.unwrap());
+        let added = stage.patiently(add).await.unwrap();
+        // Whoever has seen this answer is not told by an older state that the chunk was never granted.
+        assert!(added.rev >= rev + 2, "{} is the index of the chunk, not that of its grant", added.rev);
+        rev = added.rev;
+        leases.push(added.lease.unwrap());
     }
     (client, file, leases)
 }

@@ -528,7 +528,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         bad grant: Fresh; Never: internal error: bad grant: Fresh
         session k6 has expired: open a new one; Never: session k6 has expired: open a new one
         k6:300 was acknowledged by the client; Never: bad argument: k6:300 was acknowledged by the client
-        k6:300 is too far past 1, the first unacknowledged request; Later: the session's window of requests is full, try again later
+        k6:300 is too far past 1, the first unacknowledged request; Later: the session's window of requests is busy: try again later
         k6:300 was another request; Never: bad argument: k6:300 was another request
         there is no cluster yet; Later: unavailable: there is no cluster yet
         this is cluster aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa already; Never: bad argument: this is cluster aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa already
@@ -537,7 +537,7 @@ fn a_refusal_tells_the_client_what_to_do() {
         the state on this master can't be read; Never: internal error: the state on this master can't be read
         c1 is shared: it is copied before it is written; Later: c1: a new lease is being granted
         c1 may still be written; Later: c1: a new lease is being granted
-        a snapshot of e4 is being made; Later: unavailable: a snapshot of e4 is being made
+        a snapshot of e4 is being made; Later: e4, of which a snapshot is being made, is busy: try again later
         c1 can't be revoked, so there is no snapshot; Later: c1: no live replica
     "#]].assert_eq(&told);
 }
