@@ -42,6 +42,7 @@ Exit codes:
   4  exists already
   5  unavailable: no leader, no live replica, too few chunkservers, or the deadline passed
   6  corruption: bytes do not match their checksum on any replica; of fsck also: lost, or waits for a decision
+  130  put or get was interrupted: what was half done is removed
 
 Environment:
   GFS_MASTERS   addresses of masters, for every command that talks to a cluster
@@ -182,7 +183,8 @@ A group of three and a shadow:
   gfs master --data /srv/m2 --listen 10.0.0.2:7000 --join 10.0.0.1:7000
   gfs master --data /srv/m3 --listen 10.0.0.3:7000 --join 10.0.0.1:7000
   gfs master --data /srv/s1 --listen 10.0.0.4:7000 --join 10.0.0.1:7000 --shadow
-The same commands start them again later: a directory that holds a master already goes on as that one.";
+The same commands start them again later: a directory that holds a master already goes on as that one. Once the
+cluster is there start the first with --join, too: --bootstrap with an empty directory makes another cluster.";
 
 /// A master or shadow.
 #[derive(Args, Debug)]
@@ -215,8 +217,8 @@ pub(crate) struct Master {
     /// How long deleted files stay in the trash (with --bootstrap) [default: 3d]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) trash: Option<Duration>,
-    /// TOML file with the same settings
-    #[arg(long, value_name = "FILE", env = "GFS_CONFIG")]
+    /// TOML file with the same settings [env: GFS_CONFIG]
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -226,7 +228,7 @@ Example:
       --masters 10.0.0.1:7000,10.0.0.2:7000,10.0.0.3:7000 --rack r1";
 
 /// A chunkserver.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(after_help = CHUNKSERVER_HELP)]
 pub(crate) struct Chunkserver {
     /// Directories for chunks, one per disk
@@ -238,8 +240,8 @@ pub(crate) struct Chunkserver {
     /// Address that the others are told, if it is not the one to listen on
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
-    /// Addresses of masters; the others are learnt from them
-    #[arg(long, value_name = "ADDR,..", value_delimiter = ',', env = "GFS_MASTERS")]
+    /// Addresses of masters; the others are learnt from them [env: GFS_MASTERS]
+    #[arg(long, value_name = "ADDR,..", value_delimiter = ',')]
     pub(crate) masters: Vec<String>,
     /// Rack of this server: replicas are spread over racks
     #[arg(long, value_name = "NAME")]
@@ -247,8 +249,8 @@ pub(crate) struct Chunkserver {
     /// Memory for pushed data that waits for its mutation [default: 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) buffer: Option<u64>,
-    /// TOML file with the same settings
-    #[arg(long, value_name = "FILE", env = "GFS_CONFIG")]
+    /// TOML file with the same settings [env: GFS_CONFIG]
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -295,6 +297,8 @@ pub(crate) struct Mkdir {
 const PUT_HELP: &str = "\
 If REMOTE is a directory, LOCAL is stored in it under its own name; with several LOCALs it must be one.
 A file appears under its name when it is whole, never before.
+Links to files are followed. Links to directories, sockets and the like are left out and told; a name that is no UTF-8
+fails.
 
 Examples:
   gfs put report.pdf /docs/                  stored as /docs/report.pdf

@@ -70,10 +70,7 @@ impl Client {
     /// Usage: no masters, or a file that can't be read.
     pub(crate) fn settle(top: &args::TopSettings, own: &args::ClientSettings) -> Result<Self> {
         let file: ClientFile = read_file(own.config.as_deref().or(top.config.as_deref()))?;
-        // GFS_MASTERS= with nothing behind it is as good as unset.
-        let given = |list: &&Vec<String>| list.iter().any(|address| !address.is_empty());
-        let masters = [&own.masters, &top.masters, &file.masters].into_iter().find(given);
-        let masters = masters.cloned().ok_or_else(|| {
+        let masters = masters_of([&own.masters, &top.masters, &file.masters]).ok_or_else(|| {
             usage("which cluster? give --masters HOST:PORT,.. or set GFS_MASTERS (`gfs dev` prints the line to paste)")
         })?;
         check_addresses("--masters", &masters)?;
@@ -86,12 +83,17 @@ impl Client {
     }
 }
 
+/// The first list that says something: GFS_MASTERS= with nothing behind it is as good as unset.
+fn masters_of(lists: [&Vec<String>; 3]) -> Option<Vec<String>> {
+    lists.into_iter().find(|list| list.iter().any(|address| !address.is_empty())).cloned()
+}
+
 /// Settings of a master, and where it listens.
 ///
 /// # Errors
 /// Usage: a setting is missing or makes no sense.
-pub(crate) fn master(flags: args::Master) -> Result<(MasterConfig, String)> {
-    let file: MasterFile = read_file(flags.config.as_deref())?;
+pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(MasterConfig, String)> {
+    let file: MasterFile = read_file(flags.config.as_deref().or(top.config.as_deref()))?;
     let data = flags.data.or(file.data).ok_or_else(|| usage("--data DIR is missing"))?;
     let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
     let advertise = flags.advertise.or(file.advertise);
@@ -131,8 +133,11 @@ pub(crate) fn master(flags: args::Master) -> Result<(MasterConfig, String)> {
 ///
 /// # Errors
 /// Usage: a setting is missing or makes no sense.
-pub(crate) fn chunkserver(flags: args::Chunkserver) -> Result<(ChunkserverConfig, String)> {
-    let file: ChunkserverFile = read_file(flags.config.as_deref())?;
+pub(crate) fn chunkserver(
+    top: &args::TopSettings,
+    flags: args::Chunkserver,
+) -> Result<(ChunkserverConfig, String)> {
+    let file: ChunkserverFile = read_file(flags.config.as_deref().or(top.config.as_deref()))?;
     let data = if flags.data.is_empty() { file.data } else { flags.data };
     if data.is_empty() {
         return Err(usage("--data DIR[,DIR..] is missing"));
@@ -140,10 +145,8 @@ pub(crate) fn chunkserver(flags: args::Chunkserver) -> Result<(ChunkserverConfig
     let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
     let advertise = flags.advertise.or(file.advertise);
     check_listen(&listen, advertise.as_deref())?;
-    let masters = if flags.masters.is_empty() { file.masters } else { flags.masters };
-    if masters.is_empty() {
-        return Err(usage("--masters HOST:PORT,.. is missing"));
-    }
+    let masters = masters_of([&flags.masters, &top.masters, &file.masters])
+        .ok_or_else(|| usage("--masters HOST:PORT,.. is missing"))?;
     check_addresses("--masters", &masters)?;
     let mut config = ChunkserverConfig::new(data, masters);
     config.advertise = advertise;
@@ -225,6 +228,27 @@ mod tests {
         let error = Client::settle(&top(&[]), &own).unwrap_err();
         assert!(error.to_string().contains("masterz"), "{error}");
         assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+    }
+
+    #[test]
+    fn what_stands_before_a_servers_command_counts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gfs.toml");
+        std::fs::write(&path, "data = ['/d']\nlisten = '127.0.0.1:1'\nmasters = ['a:1']\nrack = 'r9'")
+            .unwrap();
+        let flags = |masters: &[&str]| args::Chunkserver {
+            masters: masters.iter().map(ToString::to_string).collect(),
+            ..args::Chunkserver::default()
+        };
+        let before = |masters| args::TopSettings { config: Some(path.clone()), ..top(masters) };
+        for (before, after, masters) in [
+            (before(&[]), flags(&[]), "a:1"),
+            (before(&["b:2"]), flags(&[]), "b:2"),
+            (before(&["b:2"]), flags(&["c:3"]), "c:3"),
+        ] {
+            let (config, _) = chunkserver(&before, after).unwrap();
+            assert_eq!((config.masters, config.rack), (vec![masters.to_owned()], "r9".to_owned()));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Exit codes, and the next step that an error names. The codes are listed in `gfs --help` and README.md.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use gfs_proto::{Error, Retry};
@@ -21,6 +22,9 @@ pub(crate) const UNAVAILABLE: u8 = 5;
 /// Corruption.
 pub(crate) const CORRUPTION: u8 = 6;
 
+/// Told to stop, by Ctrl-C or SIGTERM.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// A mistake in how the command was called.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -33,10 +37,12 @@ pub(crate) fn usage(text: impl std::fmt::Display) -> anyhow::Error {
 
 /// Several operations of one command failed; each was reported when it did.
 #[derive(Debug, thiserror::Error)]
-#[error("{failed} of {all} failed")]
+#[error("{failed} of {all} failed{}", if *given_up { ", the others were not tried: no master answers" } else { "" })]
 pub(crate) struct SomeFailed {
     pub(crate) failed: u64,
     pub(crate) all: u64,
+    /// Whether there were more, which were not tried.
+    pub(crate) given_up: bool,
     /// The exit code of the first failure.
     pub(crate) code: u8,
 }
@@ -50,11 +56,19 @@ pub(crate) struct Failed {
     pub(crate) code: u8,
 }
 
+/// The command was told to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
 /// The code for what a command ended with.
 pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if cause.is::<Usage>() {
             return USAGE;
+        }
+        if cause.is::<Interrupted>() {
+            return INTERRUPTED;
         }
         if let Some(some) = cause.downcast_ref::<SomeFailed>() {
             return some.code;
@@ -128,17 +142,22 @@ fn known_step(error: &anyhow::Error) -> Option<&'static str> {
     })
 }
 
+/// A line for people on the standard error. If nobody can take it, as on a full disk, what the command does matters more.
+pub(crate) fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").ok();
+}
+
 /// Says what went wrong on the standard error, and ends the process with its code.
 pub(crate) fn report(error: &anyhow::Error, verbosity: Verbosity) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::from(OTHER);
     }
-    eprintln!("gfs: {error:#}");
+    say(&format!("gfs: {error:#}"));
     // The steps are a user's; a server's reader has its log.
     if verbosity == Verbosity::Command
         && let Some(step) = next_step(error)
     {
-        eprintln!("     {step}");
+        say(&format!("     {step}"));
     }
     ExitCode::from(code_of(error))
 }
@@ -170,7 +189,7 @@ mod tests {
             (std::io::Error::other(corrupt).into(), CORRUPTION),
             (usage("no"), USAGE),
             (Error::internal("x").into(), OTHER),
-            (SomeFailed { failed: 1, all: 2, code: EXISTS }.into(), EXISTS),
+            (SomeFailed { failed: 1, all: 2, given_up: false, code: EXISTS }.into(), EXISTS),
         ] {
             assert_eq!(code_of(&error), code, "{error}");
         }

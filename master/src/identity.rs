@@ -86,7 +86,7 @@ impl Home {
         if identity.started && !(log.is_dir() && state.is_dir()) {
             return Err(unusable(
                 dir,
-                "it was emptied: start with an empty directory to join as a new member",
+                "it was emptied: start with an empty directory and --join (not --bootstrap) to join as a new member",
             ));
         }
         Ok(Self { dir: dir.to_owned(), identity, _lock: lock })
@@ -109,7 +109,7 @@ impl Home {
         unusable(
             &self.dir,
             "its log was emptied: put back what was there (is a volume not mounted?), or start with an empty \
-             directory to join as a new member",
+             directory and --join (not --bootstrap) to join as a new member",
         )
     }
     /// Where the operation log is.

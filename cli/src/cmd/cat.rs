@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Cat;
 use crate::cmd::{Session, print_json, transfer_error, trimmed};
+use crate::exit::say;
 
 /// Bytes of one replica that are read at a time.
 const PIECE_BYTES: u32 = 1 << 20;
@@ -80,7 +81,7 @@ async fn records(session: &Session, file: &File, from: u64) -> Result<()> {
     }
     let damaged = reader.damaged_bytes();
     if damaged > 0 {
-        eprintln!("gfs: {}: {damaged} bytes are no records and were passed over", file.path());
+        say(&format!("gfs: {}: {damaged} bytes are no records and were passed over", file.path()));
     }
     Ok(())
 }

@@ -37,8 +37,8 @@ async fn verify(session: &Session, path: &str) -> Result<()> {
     let all = chunks.len() as u64;
     match (corrupt, incomplete) {
         (0, 0) => Ok(()),
-        (0, failed) => Err(SomeFailed { failed, all, code: exit::UNAVAILABLE }.into()),
-        (failed, _) => Err(SomeFailed { failed, all, code: exit::CORRUPTION }.into()),
+        (0, failed) => Err(SomeFailed { failed, all, given_up: false, code: exit::UNAVAILABLE }.into()),
+        (failed, _) => Err(SomeFailed { failed, all, given_up: false, code: exit::CORRUPTION }.into()),
     }
 }
 

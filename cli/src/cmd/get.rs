@@ -1,17 +1,19 @@
 //! `gfs get`: files and trees of the cluster to this machine, or down a pipe.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use gfs_client::{Client, Entry, Error};
+use gfs_proto::random::{Random, SystemRandom};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::args::Get;
-use crate::cmd::transfer::{FOUND_MAX, Finds, Found, Progress, carry_all, tell};
+use crate::cmd::transfer::{Finds, Found, Progress, Search, carry_all, is_reachable, stop_on_signal, tell};
 use crate::cmd::{Session, join, last_name, transfer_error, trimmed};
-use crate::exit::usage;
+use crate::exit::{Interrupted, usage};
 
 /// What is to be fetched: a file or a directory, and where to.
 struct Job {
@@ -38,16 +40,15 @@ pub(crate) async fn run(session: &Session, args: &Get) -> Result<()> {
         local.push(last_name(&remote));
     }
     let progress = Progress::new(session, &args.transfer);
-    let (finds, found) = mpsc::channel(FOUND_MAX);
-    let search = search(session.client.clone(), Job { remote, local, entry }, finds);
-    let search = tokio::spawn(search);
+    let root = Job { remote, local, entry };
+    let stop = stop_on_signal()?;
+    let search = Search::start(&stop, |finds| search(session.client.clone(), root, finds));
+    let reachable = async || is_reachable(&session.client).await;
     let force = args.force;
-    let tally = carry_all(found, &args.transfer, &progress, single, |job: Job| {
-        carry(session.client.clone(), job, force, progress.clone())
+    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+        carry(session.client.clone(), job, force, (progress.clone(), stop.clone()))
     });
-    let tally = tally.await;
-    search.abort();
-    tell(session, &args.transfer, "fetched", &tally?)
+    tell(session, &args.transfer, "fetched", &tally.await?)
 }
 
 /// Finds all files from the root down; a local directory is made before what lies in it is told.
@@ -99,31 +100,81 @@ async fn list(
     Ok(())
 }
 
-async fn carry(client: Client, job: Job, force: bool, progress: Progress) -> Result<u64> {
-    let local = &job.local;
-    if !force && tokio::fs::try_exists(local).await.unwrap_or(false) {
-        return Err(Error::AlreadyExists { path: local.display().to_string() }.into());
-    }
-    let aside = aside(&job);
-    let fetched = fetch(&client, &job, &aside, &progress).await;
-    let outcome = match fetched {
-        Ok(bytes) => tokio::fs::rename(&aside, local).await.map(|()| bytes).map_err(anyhow::Error::from),
-        Err(error) => Err(error),
+async fn carry(
+    client: Client,
+    job: Job,
+    force: bool,
+    (progress, stop): (Progress, CancellationToken),
+) -> Result<u64> {
+    let fetched = tokio::select! {
+        fetched = fetch(&client, &job, force, &progress) => fetched,
+        () = stop.cancelled() => Err(Interrupted.into()),
     };
-    if outcome.is_err() {
-        // Nothing half fetched stays; that it can't be removed is less than what went wrong before.
-        tokio::fs::remove_file(&aside).await.ok();
+    fetched.with_context(|| job.local.display().to_string())
+}
+
+/// Fetches a file. What is there before is replaced only when all is here, and only by force; a pipe or device is
+/// written into, and a link stays one.
+async fn fetch(client: &Client, job: &Job, force: bool, progress: &Progress) -> Result<u64> {
+    let local = tokio::fs::canonicalize(&job.local).await.unwrap_or_else(|_| job.local.clone());
+    match tokio::fs::metadata(&local).await {
+        Ok(there) if !there.is_file() && !there.is_dir() => {
+            let sink = tokio::fs::File::options().write(true).open(&local).await?;
+            return copy_into(client, job, sink, progress).await;
+        }
+        Ok(_) if !force => return Err(exists(&local)),
+        Ok(_) | Err(_) => {}
     }
-    outcome.with_context(|| local.display().to_string())
+    let (aside, sink) = Aside::create(&local).await?;
+    let bytes = copy_into(client, job, sink, progress).await?;
+    aside.become_whole(&local, force).await?;
+    Ok(bytes)
 }
 
-/// Where a file is written until it is whole.
-fn aside(job: &Job) -> PathBuf {
-    job.local.with_file_name(format!(".gfs-get-{}-{}", std::process::id(), job.entry.id))
+fn exists(local: &Path) -> anyhow::Error {
+    Error::AlreadyExists { path: local.display().to_string() }.into()
 }
 
-async fn fetch(client: &Client, job: &Job, aside: &Path, progress: &Progress) -> Result<u64> {
-    let mut sink = tokio::fs::File::create(aside).await?;
+/// A file that is not whole yet, beside the place where it will be. Nothing half fetched stays: it is removed with this.
+struct Aside(PathBuf);
+
+impl Aside {
+    async fn create(local: &Path) -> Result<(Self, tokio::fs::File)> {
+        // Nobody else's name: others may fetch the same file to the same place.
+        let name = format!(".gfs-get-{:016x}", SystemRandom.bits64());
+        let path = local.with_file_name(name);
+        let sink = tokio::fs::File::options().write(true).create_new(true).open(&path).await?;
+        Ok((Self(path), sink))
+    }
+
+    /// Gives it its name, in one step; without force only if nothing has it meanwhile.
+    async fn become_whole(&self, local: &Path, force: bool) -> Result<()> {
+        if force {
+            return Ok(tokio::fs::rename(&self.0, local).await?);
+        }
+        match tokio::fs::hard_link(&self.0, local).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(local)),
+            // A file system without links.
+            Err(_) if tokio::fs::try_exists(local).await? => Err(exists(local)),
+            Err(_) => Ok(tokio::fs::rename(&self.0, local).await?),
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // After a rename it is not there any more.
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+async fn copy_into(
+    client: &Client,
+    job: &Job,
+    mut sink: tokio::fs::File,
+    progress: &Progress,
+) -> Result<u64> {
     let file = client.file(&job.entry)?;
     let mut reader = file.reader(0).await?;
     progress.found(reader.end());
@@ -136,4 +187,28 @@ async fn fetch(client: &Client, job: &Job, aside: &Path, progress: &Progress) ->
     }
     sink.flush().await?;
     Ok(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_come_to_stand_there_meanwhile_stays_and_nothing_half_fetched_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = dir.path().join("out");
+        let (first, _sink) = Aside::create(&local).await.unwrap();
+        let (second, mut sink) = Aside::create(&local).await.unwrap();
+        assert_ne!(first.0, second.0);
+        sink.write_all(b"fetched").await.unwrap();
+        sink.flush().await.unwrap();
+        std::fs::write(&local, "somebody's").unwrap();
+        let told = second.become_whole(&local, false).await.unwrap_err();
+        assert_eq!(crate::exit::code_of(&told), crate::exit::EXISTS);
+        assert_eq!(std::fs::read(&local).unwrap(), b"somebody's");
+        second.become_whole(&local, true).await.unwrap();
+        assert_eq!(std::fs::read(&local).unwrap(), b"fetched");
+        drop((first, second));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

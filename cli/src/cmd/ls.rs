@@ -8,6 +8,7 @@ use gfs_proto::Error;
 use crate::args::Ls;
 use crate::cmd::stat::Shown;
 use crate::cmd::{Session, join, print_line, trimmed};
+use crate::exit::{self, SomeFailed};
 
 /// Lengths asked for at a time.
 const LENGTHS_AT_A_TIME: usize = 16;
@@ -21,18 +22,40 @@ pub(crate) async fn run(session: &Session, args: &Ls) -> Result<()> {
     }
     // Directories still to be listed; depth first, so that a wide tree needs little memory.
     let mut waiting = vec![path.to_owned()];
+    let mut outcome = Outcome::default();
     while let Some(directory) = waiting.pop() {
-        list(session, args, path, &directory, &mut waiting).await?;
+        list(session, args, (path, &directory), &mut waiting, &mut outcome).await?;
     }
-    Ok(())
+    outcome.finish()
+}
+
+/// How many entries there were, and how many of them could not be shown.
+#[derive(Default)]
+struct Outcome {
+    all: u64,
+    failed: u64,
+    /// The exit code of the first that failed.
+    code: Option<u8>,
+}
+
+impl Outcome {
+    fn fails(&mut self, error: anyhow::Error) {
+        exit::say(&format!("gfs: {error:#}"));
+        self.failed += 1;
+        self.code.get_or_insert(exit::code_of(&error));
+    }
+    fn finish(self) -> Result<()> {
+        let Some(code) = self.code else { return Ok(()) };
+        Err(SomeFailed { failed: self.failed, all: self.all, given_up: false, code }.into())
+    }
 }
 
 async fn list(
     session: &Session,
     args: &Ls,
-    top: &str,
-    directory: &str,
+    (top, directory): (&str, &str),
     waiting: &mut Vec<String>,
+    outcome: &mut Outcome,
 ) -> Result<()> {
     let first_below = waiting.len();
     let entries = session.client.list(directory);
@@ -40,7 +63,7 @@ async fn list(
         .map(|entry| entry.map(|entry: Entry| (join(directory, &entry.name), entry)))
         .map_ok(|(path, entry)| async move {
             let shown = Shown::of(&session.client, &path, &entry, args.long).await;
-            shown.map(|shown| (path, entry.kind, shown))
+            Ok((path, entry.kind, shown))
         })
         .try_buffered(LENGTHS_AT_A_TIME);
     loop {
@@ -51,7 +74,14 @@ async fn list(
             Err(Error::NotFound { .. }) if directory != top => break,
             Err(error) => return Err(error.into()),
         };
-        show(session, args, &path, &entry)?;
+        outcome.all += 1;
+        match entry {
+            Ok(entry) => show(session, args, &path, &entry)?,
+            // It went away since its name was read.
+            Err(Error::NotFound { .. }) => outcome.all -= 1,
+            // The names after it are listed all the same.
+            Err(error) => outcome.fails(anyhow::Error::from(error).context(path.clone())),
+        }
         if args.recursive && kind == EntryKind::Directory {
             waiting.push(path);
         }

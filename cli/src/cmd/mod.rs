@@ -32,9 +32,9 @@ use crate::config;
 pub(crate) async fn run(cli: Cli) -> Result<()> {
     let top = cli.settings;
     match cli.command {
-        Command::Dev(args) => dev::run(args).await,
-        Command::Master(args) => server::master(args).await,
-        Command::Chunkserver(args) => server::chunkserver(args).await,
+        Command::Dev(args) => dev::run(args::Dev { json: args.json || top.json, ..args }).await,
+        Command::Master(args) => server::master(&top, args).await,
+        Command::Chunkserver(args) => server::chunkserver(&top, args).await,
         Command::Ls(args) => ls::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Mkdir(args) => mkdir::run(&Session::of(&top, &args.settings).await?, &args).await,
         Command::Put(args) => {

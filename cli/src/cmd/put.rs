@@ -1,15 +1,19 @@
 //! `gfs put`: files, trees and pipes of this machine into the cluster.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{self, Poll};
 
-use anyhow::{Context, Result, bail};
-use gfs_client::{Client, Error, PutOptions};
-use tokio::sync::mpsc;
+use anyhow::{Context, Result, anyhow};
+use gfs_client::{Client, Error, PutOptions, TransferError};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::args::Put;
-use crate::cmd::transfer::{FOUND_MAX, Finds, Found, Progress, carry_all, tell};
+use crate::cmd::transfer::{Finds, Found, Progress, Search, carry_all, is_reachable, stop_on_signal, tell};
 use crate::cmd::{Session, join, transfer_error, trimmed};
-use crate::exit::usage;
+use crate::exit::{Interrupted, say, usage};
 
 /// One file to be stored.
 struct Job {
@@ -35,15 +39,13 @@ pub(crate) async fn run(session: &Session, args: &Put) -> Result<()> {
     }
     let single = matches!(roots.as_slice(), [root] if !root.local.is_dir());
     let progress = Progress::new(session, &args.transfer);
-    let (finds, found) = mpsc::channel(FOUND_MAX);
-    let search = search(session.client.clone(), roots, finds, progress.clone());
-    let search = tokio::spawn(search);
-    let tally = carry_all(found, &args.transfer, &progress, single, |job: Job| {
-        carry(session.client.clone(), job, options, progress.clone())
+    let stop = stop_on_signal()?;
+    let search = Search::start(&stop, |finds| search(session.client.clone(), roots, finds, progress.clone()));
+    let reachable = async || is_reachable(&session.client).await;
+    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+        carry(session.client.clone(), job, options, (progress.clone(), stop.clone()))
     });
-    let tally = tally.await;
-    search.abort();
-    tell(session, &args.transfer, "stored", &tally?)
+    tell(session, &args.transfer, "stored", &tally.await?)
 }
 
 /// Whether the remote path is a directory into which things go under their own names.
@@ -72,12 +74,14 @@ async fn target_directory(client: &Client, remote: &str, locals: &[String]) -> R
 
 async fn put_stdin(session: &Session, args: &Put, remote: &str, options: PutOptions) -> Result<()> {
     let progress = Progress::new(session, &args.transfer);
-    let (finds, found) = mpsc::channel(1);
-    finds.try_send(Found::File(())).ok().context("the queue is empty")?;
-    drop(finds);
-    let tally = carry_all(found, &args.transfer, &progress, true, |()| {
+    let stop = stop_on_signal()?;
+    let search = Search::start(&stop, |finds| async move {
+        finds.send(Found::File(())).await.ok();
+    });
+    let tally = carry_all((search, async || true), &args.transfer, &progress, true, |()| {
         let (client, remote, moved) = (session.client.clone(), remote.to_owned(), progress.of_file(remote));
-        async move { client.put(tokio::io::stdin(), &remote, options, moved).await.map_err(transfer_error) }
+        let source = Stoppable::new(tokio::io::stdin(), &stop);
+        async move { client.put(source, &remote, options, moved).await.map_err(put_error) }
     });
     tell(session, &args.transfer, "stored", &tally.await?)
 }
@@ -106,12 +110,14 @@ fn root(args: &Put, local: &str, remote: &str, into: bool) -> Result<Job> {
 async fn search(client: Client, roots: Vec<Job>, finds: Finds<Job>, progress: Progress) {
     let mut waiting: Vec<Job> = roots.into_iter().rev().collect();
     while let Some(job) = waiting.pop() {
-        let what = match look_at(&client, job, &mut waiting, &progress).await {
+        let found = match look_at(&client, job, &mut waiting, &progress).await {
             Ok(found) => found,
-            Err(error) => Found::Failed(error),
+            Err(error) => vec![Found::Failed(error)],
         };
-        if finds.send(what).await.is_err() {
-            return;
+        for found in found {
+            if finds.send(found).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -121,28 +127,37 @@ async fn look_at(
     job: Job,
     waiting: &mut Vec<Job>,
     progress: &Progress,
-) -> Result<Found<Job>> {
+) -> Result<Vec<Found<Job>>> {
     let local = job.local.display().to_string();
     let metadata = tokio::fs::metadata(&job.local).await.with_context(|| local.clone())?;
     if metadata.is_file() || (job.named && !metadata.is_dir()) {
         progress.found(metadata.len());
-        return Ok(Found::File(job));
+        return Ok(vec![Found::File(job)]);
     }
     if !metadata.is_dir() {
-        eprintln!("gfs: {local}: neither file nor directory, left out");
-        return Ok(Found::Skipped);
+        say(&format!("gfs: {local}: neither file nor directory, left out"));
+        return Ok(vec![Found::Skipped]);
     }
     make_directory(client, &job.remote).await?;
     let first_below = waiting.len();
-    let (entries, left_out) = read_directory(job.local).await.with_context(|| local.clone())?;
-    for name in left_out {
-        eprintln!("gfs: {local}/{name}: a link to a directory, or a name that is no UTF-8: left out");
-    }
-    for (path, name) in entries {
-        waiting.push(Job { local: path, remote: join(&job.remote, &name), named: false });
+    let mut found = vec![Found::Directory];
+    for entry in read_directory(job.local).await.with_context(|| local.clone())? {
+        match entry {
+            Below::Entry(path, name) => {
+                waiting.push(Job { local: path, remote: join(&job.remote, &name), named: false });
+            }
+            Below::Link(path) => {
+                say(&format!("gfs: {}: a link to a directory, left out", path.display()));
+                found.push(Found::Skipped);
+            }
+            Below::Nameless(path) => found.push(Found::Failed(anyhow!(
+                "{}: the name is no UTF-8, so it can't be stored: rename it",
+                path.display()
+            ))),
+        }
     }
     waiting[first_below..].reverse();
-    Ok(Found::Directory)
+    Ok(found)
 }
 
 async fn make_directory(client: &Client, remote: &str) -> Result<()> {
@@ -153,23 +168,32 @@ async fn make_directory(client: &Client, remote: &str) -> Result<()> {
     }
 }
 
-type Entries = (Vec<(PathBuf, String)>, Vec<String>);
+/// What lies in a local directory.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Below {
+    /// A file, a directory or something else, and its name.
+    Entry(PathBuf, String),
+    /// A link to a directory: it may lead in a circle.
+    Link(PathBuf),
+    /// Its name is no UTF-8.
+    Nameless(PathBuf),
+}
 
-/// The entries of a local directory by name. A link to a directory may lead in a circle: it is left out.
-async fn read_directory(path: PathBuf) -> Result<Entries> {
+/// The entries of a local directory by name.
+async fn read_directory(path: PathBuf) -> Result<Vec<Below>> {
     tokio::task::spawn_blocking(move || {
-        let (mut entries, mut left_out) = (Vec::new(), Vec::new());
+        let mut entries = Vec::new();
         for entry in std::fs::read_dir(&path)? {
             let entry = entry?;
             let path = entry.path();
-            match entry.file_name().into_string() {
-                Ok(name) if !leads_away(&path) => entries.push((path, name)),
-                Ok(name) => left_out.push(name),
-                Err(name) => left_out.push(name.to_string_lossy().into_owned()),
-            }
+            entries.push(match entry.file_name().into_string() {
+                Ok(_) if leads_away(&path) => Below::Link(path),
+                Ok(name) => Below::Entry(path, name),
+                Err(_) => Below::Nameless(path),
+            });
         }
         entries.sort();
-        Ok((entries, left_out))
+        Ok(entries)
     })
     .await?
 }
@@ -178,11 +202,50 @@ fn leads_away(path: &Path) -> bool {
     path.is_symlink() && path.is_dir()
 }
 
-async fn carry(client: Client, job: Job, options: PutOptions, progress: Progress) -> Result<u64> {
-    let file = match tokio::fs::File::open(&job.local).await {
-        Ok(file) => file,
-        Err(error) => bail!(anyhow::Error::from(error).context(job.local.display().to_string())),
-    };
+async fn carry(
+    client: Client,
+    job: Job,
+    options: PutOptions,
+    (progress, stop): (Progress, CancellationToken),
+) -> Result<u64> {
+    let local = || job.local.display().to_string();
+    let file = tokio::fs::File::open(&job.local).await.with_context(local)?;
     let moved = progress.of_file(&job.remote);
-    client.put(file, &job.remote, options, moved).await.map_err(transfer_error)
+    let source = Stoppable::new(file, &stop);
+    client.put(source, &job.remote, options, moved).await.map_err(put_error).with_context(local)
+}
+
+/// A source that fails when the command is told to stop: then `put` removes what it has stored so far.
+struct Stoppable<R> {
+    source: R,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<R> Stoppable<R> {
+    fn new(source: R, stop: &CancellationToken) -> Self {
+        Self { source, stopped: Box::pin(stop.clone().cancelled_owned()) }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Stoppable<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::other(Interrupted)));
+        }
+        Pin::new(&mut self.source).poll_read(cx, buf)
+    }
+}
+
+/// What an interrupted source says is no error of this machine's files.
+fn put_error(error: TransferError) -> anyhow::Error {
+    match error {
+        TransferError::Local(error) if error.get_ref().is_some_and(|inner| inner.is::<Interrupted>()) => {
+            Interrupted.into()
+        }
+        error @ (TransferError::Local(_) | TransferError::Gfs(_)) => transfer_error(error),
+    }
 }

@@ -11,8 +11,8 @@ use crate::cmd::dev::StopSignal;
 use crate::{args, config};
 
 /// Runs a master or shadow.
-pub(crate) async fn master(flags: args::Master) -> Result<()> {
-    let (config, listen) = config::master(flags)?;
+pub(crate) async fn master(top: &args::TopSettings, flags: args::Master) -> Result<()> {
+    let (config, listen) = config::master(top, flags)?;
     make_dir(&config.data)?;
     let environment = Environment::real();
     let listener = bind(&environment, &listen).await?;
@@ -22,8 +22,8 @@ pub(crate) async fn master(flags: args::Master) -> Result<()> {
 }
 
 /// Runs a chunkserver.
-pub(crate) async fn chunkserver(flags: args::Chunkserver) -> Result<()> {
-    let (config, listen) = config::chunkserver(flags)?;
+pub(crate) async fn chunkserver(top: &args::TopSettings, flags: args::Chunkserver) -> Result<()> {
+    let (config, listen) = config::chunkserver(top, flags)?;
     for dir in &config.data {
         make_dir(dir)?;
     }

@@ -5,19 +5,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use gfs_client::Client;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::args::Transfer;
 use crate::cmd::Session;
-use crate::exit::{self, SomeFailed};
+use crate::cmd::dev::StopSignal;
+use crate::exit::{self, Interrupted, SomeFailed};
 use crate::units::show_bytes;
 
 /// Files found and not yet begun.
-pub(crate) const FOUND_MAX: usize = 1024;
+const FOUND_MAX: usize = 1024;
+/// How long a master has to answer, after a file failed as if nobody did, for the others to be tried.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a transfer came to.
 #[derive(Serialize, Default, Debug)]
@@ -47,6 +53,42 @@ pub(crate) enum Found<J> {
 
 /// Where the search puts what it finds.
 pub(crate) type Finds<J> = mpsc::Sender<Found<J>>;
+
+/// A search under way. Ends with whoever listens to it.
+pub(crate) struct Search<J> {
+    found: mpsc::Receiver<Found<J>>,
+    task: AbortOnDropHandle<()>,
+    /// Ends the transfer.
+    stop: CancellationToken,
+}
+
+impl<J: Send + 'static> Search<J> {
+    /// Begins to search.
+    pub(crate) fn start<F>(stop: &CancellationToken, search: impl FnOnce(Finds<J>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (finds, found) = mpsc::channel(FOUND_MAX);
+        Self { found, task: AbortOnDropHandle::new(tokio::spawn(search(finds))), stop: stop.clone() }
+    }
+}
+
+/// Ctrl-C or SIGTERM: the first cancels this, so that what is half done is removed; the second ends the process.
+///
+/// # Errors
+/// The signals can't be listened to.
+pub(crate) fn stop_on_signal() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut signal = StopSignal::listen()?;
+    let token = stop.clone();
+    tokio::spawn(async move {
+        signal.received().await;
+        token.cancel();
+        signal.received().await;
+        std::process::exit(exit::INTERRUPTED.into());
+    });
+    Ok(stop)
+}
 
 /// How far a transfer is; shown on a terminal, counted anyway.
 #[derive(Clone)]
@@ -102,7 +144,7 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| exit::say(text));
     }
 }
 
@@ -112,7 +154,7 @@ impl Progress {
 /// # Errors
 /// The failure of a single file, or that some of many failed.
 pub(crate) async fn carry_all<J, F>(
-    mut found: mpsc::Receiver<Found<J>>,
+    (mut search, is_reachable): (Search<J>, impl AsyncFn() -> bool),
     args: &Transfer,
     progress: &Progress,
     single: bool,
@@ -123,51 +165,78 @@ where
 {
     let started = Instant::now();
     let mut running = JoinSet::new();
-    let mut outcome = Outcome { tally: Tally::default(), first: None, single, progress: progress.clone() };
-    let mut more = true;
+    let mut outcome = Outcome::new(single, progress);
+    let (mut more, mut stopped) = (true, false);
     loop {
-        let room = running.len() < usize::from(args.jobs);
+        let room = running.len() < usize::from(args.jobs) && !stopped;
+        let mut unavailable = false;
         tokio::select! {
-            Some(done) = running.join_next() => outcome.note(done.unwrap_or_else(|error| Err(anyhow!(error)))),
-            next = found.recv(), if room && more => match next {
+            // Those under way end by themselves.
+            () = search.stop.cancelled(), if !stopped => stopped = true,
+            Some(done) = running.join_next() => {
+                unavailable = outcome.note(done.unwrap_or_else(|error| Err(anyhow!(error))));
+            }
+            next = search.found.recv(), if room && more => match next {
                 Some(Found::File(job)) => { running.spawn(carry(job)); }
                 Some(Found::Directory) => outcome.tally.directories += 1,
                 Some(Found::Skipped) => outcome.tally.skipped += 1,
-                Some(Found::Failed(error)) => outcome.note(Err(error)),
+                Some(Found::Failed(error)) => unavailable = outcome.note(Err(error)),
                 None => more = false,
             },
             else => break,
         }
-        // Every other file would wait for the whole deadline as well.
-        if outcome.first.as_ref().is_some_and(|error| exit::code_of(error) == exit::UNAVAILABLE) {
+        // Every other file would wait for the whole deadline as well; a file that has lost its replicas waits alone.
+        if unavailable && !stopped && !is_reachable().await {
+            outcome.given_up = more || !running.is_empty();
             break;
         }
     }
     progress.bar.finish_and_clear();
+    if stopped {
+        return Err(Interrupted.into());
+    }
+    // One that broke off has not found everything.
+    if !more && let Err(error) = (&mut search.task).await {
+        outcome.note(Err(anyhow!(error).context("the search for files")));
+    }
     outcome.finish(started.elapsed())
+}
+
+/// Whether the cluster answers at all.
+pub(crate) async fn is_reachable(client: &Client) -> bool {
+    tokio::time::timeout(PROBE_PATIENCE, client.stat("/")).await.is_ok_and(|answer| answer.is_ok())
 }
 
 struct Outcome {
     tally: Tally,
     first: Option<anyhow::Error>,
     single: bool,
+    given_up: bool,
     progress: Progress,
 }
 
 impl Outcome {
-    fn note(&mut self, done: Result<u64>) {
+    fn new(single: bool, progress: &Progress) -> Self {
+        Self { tally: Tally::default(), first: None, single, given_up: false, progress: progress.clone() }
+    }
+
+    /// Takes note of one file; whether it failed because somebody did not answer.
+    fn note(&mut self, done: Result<u64>) -> bool {
         self.progress.stall.lock().moved();
         match done {
             Ok(bytes) => {
                 self.tally.files += 1;
                 self.tally.bytes += bytes;
+                false
             }
             Err(error) => {
                 self.tally.failed += 1;
-                if !self.single {
+                if !self.single && exit::code_of(&error) != exit::INTERRUPTED {
                     self.progress.say(&format!("gfs: {error:#}"));
                 }
+                let unavailable = exit::code_of(&error) == exit::UNAVAILABLE;
                 self.first.get_or_insert(error);
+                unavailable
             }
         }
     }
@@ -181,7 +250,8 @@ impl Outcome {
             Some(error) if self.single => Err(error),
             Some(error) => {
                 let all = self.tally.files + self.tally.failed;
-                Err(SomeFailed { failed: self.tally.failed, all, code: exit::code_of(&error) }.into())
+                let (failed, given_up, code) = (self.tally.failed, self.given_up, exit::code_of(&error));
+                Err(SomeFailed { failed, all, given_up, code }.into())
             }
         }
     }
@@ -195,12 +265,69 @@ pub(crate) fn tell(session: &Session, args: &Transfer, verb: &str, tally: &Tally
     if !args.quiet && std::io::stderr().is_terminal() {
         #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
         let speed = tally.bytes as f64 / 1e6 / tally.seconds.max(1e-3);
-        eprintln!(
+        exit::say(&format!(
             "{verb} {} files, {} in {:.1} s ({speed:.0} MB/s)",
             tally.files,
             show_bytes(tally.bytes),
             tally.seconds
-        );
+        ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use gfs_client::Error;
+
+    use super::*;
+
+    fn progress() -> Progress {
+        let stall = Arc::new(Mutex::new(Stall { last: Instant::now(), longest: Duration::ZERO }));
+        Progress { bar: ProgressBar::hidden(), stall }
+    }
+
+    /// Carries a hundred files, of which the second and the tenth fail because nobody answers.
+    async fn carried(reachable: bool) -> (anyhow::Error, usize) {
+        let search = Search::start(&CancellationToken::new(), |finds| async move {
+            for number in 0..100 {
+                finds.send(Found::File(number)).await.ok();
+            }
+        });
+        let (done, args) = (Arc::new(AtomicUsize::new(0)), Transfer { jobs: 1, quiet: true });
+        let progress = progress();
+        let tally = carry_all((search, async || reachable), &args, &progress, false, |number: u64| {
+            let done = done.clone();
+            async move {
+                match number {
+                    0 => Err(Error::AlreadyExists { path: "/0".into() }.into()),
+                    2 | 10 => Err(Error::DeadlineExceeded { waited_ms: 1, last: String::new() }.into()),
+                    _ => Ok(done.fetch_add(1, Ordering::Relaxed) as u64),
+                }
+            }
+        });
+        (tally.await.unwrap_err(), done.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn one_file_that_nobody_answers_for_stops_the_others_only_if_no_master_does() {
+        let (told, done) = carried(true).await;
+        assert_eq!((told.to_string(), done), ("3 of 100 failed".to_owned(), 97));
+        assert_eq!(exit::code_of(&told), exit::EXISTS);
+        let (told, done) = carried(false).await;
+        assert_eq!(done, 1);
+        assert!(told.to_string().starts_with("2 of 3 failed, the others were not tried"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_search_that_breaks_off_is_a_failure() {
+        let search = Search::start(&CancellationToken::new(), |finds| async move {
+            finds.send(Found::File(())).await.ok();
+            panic!("nobody saw this");
+        });
+        let (args, progress) = (Transfer { jobs: 2, quiet: true }, progress());
+        let tally = carry_all((search, async || true), &args, &progress, false, |()| async { Ok(1) });
+        assert_eq!(tally.await.unwrap_err().to_string(), "1 of 2 failed");
+    }
 }

@@ -119,3 +119,126 @@ async fn records_of_several_appenders_land_whole_and_once() {
         assert_eq!(file.read_at(offset, 20_000).await.unwrap(), record, "at {offset}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let mut put = cluster.gfs(&["put", "-", "/slow"]).unwrap().stdin(Stdio::piped()).spawn().unwrap();
+    let mut pipe = put.stdin.take().unwrap();
+    pipe.write_all(&vec![7; 3 << 20]).unwrap();
+    eventually("the put is under way", Duration::from_secs(30), async || {
+        anyhow::ensure!(client.cluster_status().await?.chunks > 0, "no chunk yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let interrupt = |child: &std::process::Child| {
+        let process = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    };
+    interrupt(&put);
+    assert_eq!(put.wait().unwrap().code(), Some(130));
+    assert_eq!(printed(&cluster.run_gfs(&["ls", "/"]).unwrap()), "");
+
+    // A pipe that nobody empties keeps a get under way; what is being fetched beside it is not whole.
+    let (tree, copy) = (cluster.directory().join("tree"), cluster.directory().join("copy"));
+    Tree::make(&tree, 4, 1 << 20, 3).unwrap();
+    printed(&cluster.run_gfs(&["put", "-r", tree.to_str().unwrap(), "/tree"]).unwrap());
+    client.create("/tree/last", 0).await.unwrap().append(vec![1; 1 << 20].into()).await.unwrap();
+    let there = copy.join("tree");
+    std::fs::create_dir_all(&there).unwrap();
+    make_pipe(&there.join("last"));
+    let pipe = std::fs::File::options().read(true).write(true).open(there.join("last")).unwrap();
+    let arguments = ["get", "-r", "/tree", copy.to_str().unwrap()];
+    let mut get = cluster.gfs(&arguments).unwrap().spawn().unwrap();
+    eventually("something came", Duration::from_secs(30), async || {
+        anyhow::ensure!(rustix::io::ioctl_fionread(&pipe)? > 0, "nothing yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    interrupt(&get);
+    assert_eq!(get.wait().unwrap().code(), Some(130));
+    for entry in std::fs::read_dir(there).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        assert!(!name.starts_with(".gfs-get"), "{name}");
+    }
+}
+
+fn make_pipe(path: &std::path::Path) {
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+}
+
+/// A file that takes nothing, as the standard error on a full disk.
+fn full() -> std::fs::File {
+    std::fs::File::options().write(true).open("/dev/full").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_tree_all_that_can_be_stored_is_and_the_rest_is_told_and_counted() {
+    use std::os::unix::ffi::OsStrExt;
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let tree = cluster.directory().join("tree");
+    std::fs::create_dir_all(tree.join("below")).unwrap();
+    std::os::unix::net::UnixListener::bind(tree.join("a-socket")).unwrap();
+    std::os::unix::fs::symlink("below", tree.join("b-link")).unwrap();
+    std::fs::write(tree.join("c-file"), "c").unwrap();
+    std::fs::write(tree.join("below/file"), "below").unwrap();
+    let tree = tree.to_str().unwrap();
+    // That nobody can be told of the socket ends nothing.
+    let stored = cluster.gfs(&["--json", "put", "-r", tree, "/t"]).unwrap().stderr(full()).output().unwrap();
+    let tally = &json_lines(&stored)[0];
+    assert_eq!((tally["files"].as_u64(), tally["skipped"].as_u64()), (Some(2), Some(2)), "{tally}");
+    assert_eq!(printed(&cluster.run_gfs(&["cat", "/t/c-file", "/t/below/file"]).unwrap()), "cbelow");
+    // A name that can't be stored is a failure.
+    std::fs::write(std::path::Path::new(tree).join(std::ffi::OsStr::from_bytes(b"\xff")), "x").unwrap();
+    let partly = cluster.run_gfs(&["put", "-r", tree, "/u"]).unwrap();
+    assert_eq!(partly.status.code(), Some(1), "{}", crate::complaint(&partly));
+    assert!(crate::complaint(&partly).contains("no UTF-8"), "{}", crate::complaint(&partly));
+    assert_eq!(printed(&cluster.run_gfs(&["cat", "/u/c-file"]).unwrap()), "c");
+    // Nor does it change how a command ends.
+    let missing = cluster.gfs(&["ls", "/nothing"]).unwrap().stderr(full()).output().unwrap();
+    assert_eq!(missing.status.code(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_is_written_into_and_a_link_stays_one() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let local = cluster.directory().join("local");
+    std::fs::write(&local, "hello").unwrap();
+    printed(&cluster.run_gfs(&["put", local.to_str().unwrap(), "/f"]).unwrap());
+    let pipe = cluster.directory().join("pipe");
+    make_pipe(&pipe);
+    let reading = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap())
+    };
+    printed(&cluster.run_gfs(&["get", "/f", pipe.to_str().unwrap()]).unwrap());
+    assert_eq!(reading.join().unwrap(), "hello");
+    let (target, link) = (cluster.directory().join("target"), cluster.directory().join("link"));
+    std::fs::write(&target, "old").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    assert_eq!(cluster.run_gfs(&["get", "/f", link.to_str().unwrap()]).unwrap().status.code(), Some(4));
+    printed(&cluster.run_gfs(&["get", "-f", "/f", link.to_str().unwrap()]).unwrap());
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "hello");
+    let hidden = std::fs::read_dir(cluster.directory()).unwrap();
+    assert!(
+        hidden.into_iter().all(|entry| !entry.unwrap().file_name().to_string_lossy().contains("gfs-get"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_length_nobody_can_tell_does_not_end_a_listing() {
+    let mut cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    client.create("/a", 0).await.unwrap().append("x".into()).await.unwrap();
+    client.create("/b", 0).await.unwrap();
+    cluster.kill("chunkserver-1").unwrap();
+    let listed = cluster.run_gfs(&["ls", "-l", "/", "--timeout", "2s"]).unwrap();
+    assert_eq!(listed.status.code(), Some(5), "{}", crate::complaint(&listed));
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(text.contains(" b\n"), "{text}");
+    assert!(crate::complaint(&listed).contains("/a"), "{}", crate::complaint(&listed));
+}
