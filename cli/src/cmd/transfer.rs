@@ -168,6 +168,9 @@ where
     let mut outcome = Outcome::new(single, progress);
     let (mut more, mut stopped) = (true, false);
     loop {
+        if running.is_empty() && (!more || stopped) {
+            break;
+        }
         let room = running.len() < usize::from(args.jobs) && !stopped;
         let mut unavailable = false;
         tokio::select! {
@@ -183,7 +186,6 @@ where
                 Some(Found::Failed(error)) => unavailable = outcome.note(Err(error)),
                 None => more = false,
             },
-            else => break,
         }
         // Every other file would wait for the whole deadline as well; a file that has lost its replicas waits alone.
         if unavailable && !stopped && !is_reachable().await {

@@ -122,7 +122,7 @@ async fn records_of_several_appenders_land_whole_and_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
-    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
     let client = cluster.client().await.unwrap();
     let mut put = cluster.gfs(&["put", "-", "/slow"]).unwrap().stdin(Stdio::piped()).spawn().unwrap();
     let mut pipe = put.stdin.take().unwrap();
@@ -178,7 +178,7 @@ fn full() -> std::fs::File {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_tree_all_that_can_be_stored_is_and_the_rest_is_told_and_counted() {
     use std::os::unix::ffi::OsStrExt;
-    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
     let tree = cluster.directory().join("tree");
     std::fs::create_dir_all(tree.join("below")).unwrap();
     std::os::unix::net::UnixListener::bind(tree.join("a-socket")).unwrap();
@@ -204,7 +204,7 @@ async fn of_a_tree_all_that_can_be_stored_is_and_the_rest_is_told_and_counted() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipe_is_written_into_and_a_link_stays_one() {
-    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
     let local = cluster.directory().join("local");
     std::fs::write(&local, "hello").unwrap();
     printed(&cluster.run_gfs(&["put", local.to_str().unwrap(), "/f"]).unwrap());
@@ -233,8 +233,8 @@ async fn a_pipe_is_written_into_and_a_link_stays_one() {
 async fn a_file_whose_length_nobody_can_tell_does_not_end_a_listing() {
     let mut cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
     let client = cluster.client().await.unwrap();
-    client.create("/a", 0).await.unwrap().append("x".into()).await.unwrap();
-    client.create("/b", 0).await.unwrap();
+    client.create("/a", 1).await.unwrap().append("x".into()).await.unwrap();
+    client.create("/b", 1).await.unwrap();
     cluster.kill("chunkserver-1").unwrap();
     let listed = cluster.run_gfs(&["ls", "-l", "/", "--timeout", "2s"]).unwrap();
     assert_eq!(listed.status.code(), Some(5), "{}", crate::complaint(&listed));

@@ -292,7 +292,7 @@ fn a_member_applies_its_own_version_only_in_order_without_gaps() {
             apply v1 n1 0 10 -> Now
             apply v1 n1 0 10 -> Repeated
             apply v1 n2 10 10 -> Now
-            apply v1 n9999 0 10 -> REFUSED the queue for c7 is full, try again later
+            apply v1 n9999 0 10 -> REFUSED the queue for c7 is busy: try again later
             apply v2 n3 0 10 -> REFUSED c7: v2 was asked for, here is v1
             store v2 s1,s2 -> Base
             apply v1 n3 20 10 -> REFUSED c7: v1 was asked for, here is v2
