@@ -145,7 +145,7 @@ async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
     let (tree, copy) = (cluster.directory().join("tree"), cluster.directory().join("copy"));
     Tree::make(&tree, 4, 1 << 20, 3).unwrap();
     printed(&cluster.run_gfs(&["put", "-r", tree.to_str().unwrap(), "/tree"]).unwrap());
-    client.create("/tree/last", 0).await.unwrap().append(vec![1; 1 << 20].into()).await.unwrap();
+    client.create("/tree/last", 0).await.unwrap().write_at(0, vec![1; 1 << 20].into()).await.unwrap();
     let there = copy.join("tree");
     std::fs::create_dir_all(&there).unwrap();
     make_pipe(&there.join("last"));
