@@ -1,10 +1,10 @@
 //! Files in and out, as one user and as several.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
 
-use gfs_client::Error;
+use gfs_client::{Client, Error};
 use gfs_tests::{Cluster, Shape, Tree, digest_of, digest_of_file, eventually, write_noise};
 
 use crate::{json_lines, printed};
@@ -36,10 +36,8 @@ async fn pipes_in_and_out_carry_every_byte() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_appears_under_its_name_when_it_is_whole_and_not_before() {
-    let cluster = Cluster::start(Shape::default()).await.unwrap();
-    let client = cluster.client().await.unwrap();
+/// A put of "/slow" that has stored 3 MiB and waits for more from its pipe.
+async fn put_under_way(cluster: &Cluster, client: &Client) -> (Child, ChildStdin) {
     let mut put = cluster.gfs(&["put", "-", "/slow"]).unwrap().stdin(Stdio::piped()).spawn().unwrap();
     let mut pipe = put.stdin.take().unwrap();
     pipe.write_all(&vec![7; 3 << 20]).unwrap();
@@ -50,6 +48,14 @@ async fn a_file_appears_under_its_name_when_it_is_whole_and_not_before() {
     })
     .await
     .unwrap();
+    (put, pipe)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_appears_under_its_name_when_it_is_whole_and_not_before() {
+    let cluster = Cluster::start(Shape::default()).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let (mut put, pipe) = put_under_way(&cluster, &client).await;
     assert!(!client.exists("/slow").await.unwrap());
     drop(pipe);
     assert!(put.wait().unwrap().success());
@@ -124,16 +130,8 @@ async fn records_of_several_appenders_land_whole_and_once() {
 async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
     let cluster = Cluster::start(Shape::default()).await.unwrap();
     let client = cluster.client().await.unwrap();
-    let mut put = cluster.gfs(&["put", "-", "/slow"]).unwrap().stdin(Stdio::piped()).spawn().unwrap();
-    let mut pipe = put.stdin.take().unwrap();
-    pipe.write_all(&vec![7; 3 << 20]).unwrap();
-    eventually("the put is under way", Duration::from_secs(30), async || {
-        anyhow::ensure!(client.cluster_status().await?.chunks > 0, "no chunk yet");
-        Ok(())
-    })
-    .await
-    .unwrap();
-    let interrupt = |child: &std::process::Child| {
+    let (mut put, _pipe) = put_under_way(&cluster, &client).await;
+    let interrupt = |child: &Child| {
         let process = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
     };
