@@ -1,6 +1,7 @@
 //! The clock seam: the only place that reads a clock.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -60,9 +61,7 @@ impl Moment {
 /// Nanoseconds of this machine's monotonic clock, which all its processes share, as they do not share [`Moment`]s. Only
 /// for lines that are compared afterwards: nothing may be decided by it.
 pub fn machine_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let (seconds, rest) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
-    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+    nanoseconds(rustix::time::ClockId::Monotonic)
 }
 
 /// Tells the time. Sleeping is tokio's, whose time the simulation controls.
@@ -73,18 +72,44 @@ pub trait Clock: Send + Sync {
     fn moment(&self) -> Moment;
 }
 
-/// The clocks of this machine; monotonic time is tokio's.
+/// The clocks of this machine; monotonic time is tokio's, and what the machine was suspended for on top, in which that one
+/// stands still.
 #[derive(Debug)]
 pub struct SystemClock {
     start: tokio::time::Instant,
+    /// The longest that the machine is known to have been suspended, in nanoseconds, at the start and now.
+    suspended_before: u64,
+    suspended: AtomicU64,
 }
 
 impl SystemClock {
     /// A clock that starts now.
     #[expect(clippy::new_without_default, reason = "reads the clock, which a default should not")]
     pub fn new() -> Self {
-        Self { start: tokio::time::Instant::now() }
+        let suspended = suspended_ns();
+        let start = tokio::time::Instant::now();
+        Self { start, suspended_before: suspended, suspended: AtomicU64::new(suspended) }
     }
+
+    /// The moment now, if the machine is known to have been suspended for so long since it was started.
+    fn moment_after(&self, suspended_ns: u64) -> Moment {
+        // Never less than before: who was interrupted between its two looks at the clocks knows of too little.
+        let suspended = self.suspended.fetch_max(suspended_ns, Ordering::Relaxed).max(suspended_ns);
+        let suspended = Duration::from_nanos(suspended.saturating_sub(self.suspended_before));
+        Moment(self.start.elapsed().saturating_add(suspended))
+    }
+}
+
+/// For how long this machine has been suspended since it was started, at least, in nanoseconds.
+fn suspended_ns() -> u64 {
+    let with = nanoseconds(rustix::time::ClockId::Boottime);
+    with.saturating_sub(nanoseconds(rustix::time::ClockId::Monotonic))
+}
+
+fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
+    let (seconds, rest) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 impl Clock for SystemClock {
     fn wall(&self) -> UnixMs {
@@ -92,7 +117,7 @@ impl Clock for SystemClock {
         UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
     fn moment(&self) -> Moment {
-        Moment(self.start.elapsed())
+        self.moment_after(suspended_ns())
     }
 }
 
@@ -114,5 +139,24 @@ impl Clock for ManualClock {
     }
     fn moment(&self) -> Moment {
         Moment(*self.now.lock())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_machine_is_suspended_counts_and_never_goes_back() {
+        let clock = SystemClock::new();
+        let before = clock.moment();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(clock.moment().since(before), Duration::from_secs(1), "this machine was not suspended");
+        let hour = Duration::from_secs(3600);
+        let woken = clock.moment_after(clock.suspended_before + 3_600_000_000_000);
+        assert_eq!(woken.since(before), hour + Duration::from_secs(1));
+        // A look at the clocks that was interrupted tells less.
+        assert_eq!(clock.moment_after(clock.suspended_before + 5), woken);
+        assert_eq!(clock.moment(), woken);
     }
 }
