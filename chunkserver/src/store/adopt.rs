@@ -16,7 +16,7 @@ use gfs_proto::id::{ChunkHandle, ChunkVersion};
 use gfs_proto::size::BLOCK_BYTES;
 
 use super::block;
-use super::chunk::{Chunk, State};
+use super::chunk::{Chunk, Lending, State};
 use super::content::{Content, REQUESTS_MAX, ReplicaState};
 use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
@@ -211,6 +211,7 @@ impl Adoption {
             old = state.created.then(|| disk.path_of(handle, generation));
             generation = aside.generation;
             state.created = true;
+            state.lending = Lending::None;
             state.writes_synced = state.writes;
         } else {
             drop(state);

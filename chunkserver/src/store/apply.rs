@@ -258,6 +258,8 @@ fn overwrite(
     disk.check_space(u64::from(change.chunk_length - state.length()))?;
     change.first_block = block::block_of(change.offset);
     change.crcs = overwritten(disk, chunk, state, &change, &mutation.data)?;
+    state.lending.end(&state.meta.content.block_crcs);
+    let alike = state.lending.looks_like(change.first_block, &change.crcs);
     // All before is proven, and this is durable when its ticket is done: no promise is less than that.
     let completion = Completion::new();
     let ticket = Ticket::new(change.offset, change.chunk_length, completion.clone());
@@ -271,7 +273,7 @@ fn overwrite(
     });
     let then = Then { data: mutation.data.clone(), firmness: Firmness::Durable, done: Some(done) };
     let sequence = commit(disk, chunk, state, permit, (change, then));
-    state.overlays.push_back(Overlay { sequence, offset, data: mutation.data.clone() });
+    state.overlays.push_back(Overlay { sequence, offset, data: mutation.data.clone(), alike });
     fault::at("store::apply::overwritten");
     Ok(ticket)
 }

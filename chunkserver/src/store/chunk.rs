@@ -33,6 +33,21 @@ pub(crate) struct Overlay {
     pub(crate) sequence: u64,
     pub(crate) offset: u32,
     pub(crate) data: Bytes,
+    /// A block of it looks to its checksum like one that was lent.
+    pub(crate) alike: bool,
+}
+
+/// What was lent of a chunk's file: handed out to be sent without the chunk's lock, while its pages may still change. Who
+/// receives it knows it by the checksums of then (docs/decisions/0022).
+#[derive(Default, PartialEq, Eq, Debug)]
+pub(crate) enum Lending {
+    /// Nothing.
+    #[default]
+    None,
+    /// Whole blocks, which have not been changed since.
+    Lent,
+    /// Blocks with these checksums, and changes came after them: nothing more is lent of this file.
+    Over(Vec<u32>),
 }
 
 #[derive(Default)]
@@ -44,6 +59,7 @@ pub(crate) struct State {
     /// Which change of the directory made it (`Disk::sync_names`).
     pub(crate) name_change: u64,
     pub(crate) overlays: VecDeque<Overlay>,
+    pub(crate) lending: Lending,
     /// The log has changes whose bytes only the file has, and no sync of the file after them.
     pub(crate) unsynced: bool,
     /// Counts the writes to the file, and how many of them a sync has covered.
@@ -81,6 +97,23 @@ impl Chunk {
     /// Forgets requests of these clients; tells whether there were any.
     pub(crate) fn forget(&self, clients: &[ClientId]) -> bool {
         self.state.lock().meta.content.requests.forget(clients)
+    }
+}
+
+impl Lending {
+    /// Bytes that are there are about to change.
+    pub(crate) fn end(&mut self, block_crcs: &[u32]) {
+        match self {
+            Self::None => *self = Self::Over(Vec::new()),
+            Self::Lent => *self = Self::Over(block_crcs.to_vec()),
+            Self::Over(_) => {}
+        }
+    }
+
+    /// Whether blocks with these checksums, from `first` on, could be taken for what was lent.
+    pub(crate) fn looks_like(&self, first: u32, crcs: &[u32]) -> bool {
+        let Self::Over(lent) = self else { return false };
+        lent.iter().skip(first as usize).zip(crcs).any(|(lent, crc)| lent == crc)
     }
 }
 

@@ -12,7 +12,7 @@ use gfs_proto::id::ChunkHandle;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::Options;
-use super::chunk::{Chunk, State};
+use super::chunk::{Chunk, Lending, State};
 use super::content::DiskState;
 use super::error::{Error, Result};
 use super::files::{File, Files, Lock, Open};
@@ -25,6 +25,8 @@ use super::worker::Work;
 /// Bytes that a small record takes at most, head included.
 pub(crate) const SMALL_RECORD_BYTES: usize = 256;
 
+/// Bytes of a file that are copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 /// Most bytes that are taken without looking how much room is left; the headroom is far more than that.
 const SPACE_GRANT_BYTES_MAX: u64 = 1 << 20;
 
@@ -300,10 +302,51 @@ impl Disk {
                 break;
             }
             let (offset, data) = (overlay.offset, overlay.data.clone());
+            if overlay.alike {
+                self.renew_file(chunk, state)?;
+            }
             self.write_overlay(chunk, state, offset, &data)?;
             state.overlays.pop_front();
         }
         Ok(())
+    }
+
+    /// Gives a locked chunk another file with the same bytes, unless nothing was lent of the one that it has: what was lent
+    /// stays what it was, for as long as somebody reads it.
+    fn renew_file(&self, chunk: &Chunk, state: &mut State) -> Result<()> {
+        if state.lending == Lending::Over(Vec::new()) || !state.created {
+            return Ok(());
+        }
+        let path = self.path_of(chunk.handle, state.meta.generation);
+        let beside = self.path_of(chunk.handle, self.next_generation());
+        let renewed = self.copy_file(&path, &beside).and_then(|()| self.open_files.rename(&beside, &path));
+        if let Err(error) = renewed {
+            self.remove_file(&beside)?;
+            return Err(self.fail_unless_full("copying a chunk", &error));
+        }
+        // Before anything is written to it: else a power cut might bring back the old one, which never gets that.
+        state.name_change = self.name_changes.fetch_add(1, Ordering::SeqCst) + 1;
+        self.sync_names(state.name_change)?;
+        state.lending = Lending::Over(Vec::new());
+        tracing::debug!(handle = %chunk.handle, "a file that was being sent was copied");
+        Ok(())
+    }
+
+    /// Copies a file as it is, durably; damage stays what it is.
+    fn copy_file(&self, from: &std::path::Path, to: &std::path::Path) -> io::Result<()> {
+        let (from, to) =
+            (self.open_files.open(from, Open::Existing)?, self.open_files.open(to, Open::Create)?);
+        let (length, mut offset) = (from.len()?, 0);
+        let mut piece = vec![0; COPY_BYTES];
+        while offset < length {
+            let read = from.read_at(&mut piece, offset)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            to.write_at(&piece[..read], offset)?;
+            offset += read as u64;
+        }
+        to.sync_all()
     }
 
     /// Unlike a new write, this one is promised already: it must not fail for want of space. For want of an open file it can

@@ -56,11 +56,25 @@ impl OpenFiles {
 
     /// Takes a file's name away.
     pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut open = self.open.lock();
-        if let Some((_, used)) = open.by_path.remove(path) {
-            open.by_use.remove(&used);
-        }
-        drop(open);
+        self.open.lock().forget(path);
         self.files.remove(path)
+    }
+
+    /// Gives a file the name of another one. Who has that one open keeps it.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // Held, so that nobody opens a name before it has its new meaning.
+        let mut open = self.open.lock();
+        self.files.rename(from, to)?;
+        open.forget(from);
+        open.forget(to);
+        Ok(())
+    }
+}
+
+impl Opened {
+    fn forget(&mut self, path: &Path) {
+        if let Some((_, used)) = self.by_path.remove(path) {
+            self.by_use.remove(&used);
+        }
     }
 }

@@ -8,7 +8,7 @@ use gfs_proto::fault;
 use gfs_proto::size::{BLOCK_BYTES, block_pieces};
 
 use super::block;
-use super::chunk::{Chunk, Snapshot, State};
+use super::chunk::{Chunk, Lending, Snapshot, State};
 use super::disk::Disk;
 use super::error::{Error, Result};
 use super::{FileRange, Read};
@@ -52,7 +52,7 @@ fn read_locked(disk: &Arc<Disk>, chunk: &Arc<Chunk>, offset: u32, length: u32) -
     result
 }
 
-/// Whole blocks to be sent from the file.
+/// Whole blocks to be sent from the file; of one that is changed, and not only extended, none.
 pub(crate) fn file_range(
     disk: &Arc<Disk>,
     chunk: &Arc<Chunk>,
@@ -60,15 +60,20 @@ pub(crate) fn file_range(
     length: u32,
 ) -> Result<FileRange> {
     disk.check()?;
-    let state = chunk.state.lock();
+    let mut state = chunk.state.lock();
     check_range(chunk, &state, offset, length)?;
-    let blocks = blocks_in(offset, length);
-    let snapshot = snapshot(disk, chunk, &state, blocks)?;
     let whole = offset.is_multiple_of(BLOCK_BYTES) && length.is_multiple_of(BLOCK_BYTES) && length > 0;
-    match snapshot.file {
-        Some(file) if whole && snapshot.overlays.is_empty() => Ok(FileRange { file, crcs: snapshot.crcs }),
-        _ => Err(Error::NotFromFile { handle: chunk.handle }),
+    // Guard sent_and_overwritten: what is lent must not become something else that looks the same to its checksum.
+    let lends = !matches!(state.lending, Lending::Over(_));
+    let Snapshot { file: Some(file), crcs, .. } = snapshot(disk, chunk, &state, blocks_in(offset, length))?
+    else {
+        return Err(Error::NotFromFile { handle: chunk.handle });
+    };
+    if !whole || !lends {
+        return Err(Error::NotFromFile { handle: chunk.handle });
     }
+    state.lending = Lending::Lent;
+    Ok(FileRange { file, crcs })
 }
 
 /// Notes that a checksum did not match; the log hears of it lazily.

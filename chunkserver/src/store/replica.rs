@@ -7,7 +7,7 @@ use gfs_proto::fault;
 use gfs_proto::id::{ChunkHandle, ChunkVersion};
 use parking_lot::MutexGuard;
 
-use super::chunk::{Chunk, State};
+use super::chunk::{Chunk, Lending, State};
 use super::content::{Membership, ReplicaState};
 use super::disk::{Disk, SMALL_RECORD_BYTES};
 use super::error::{Error, Result};
@@ -87,6 +87,7 @@ fn empty_out(
     state.meta = meta.clone();
     state.created = false;
     state.overlays.clear();
+    state.lending = Lending::None;
     state.unsynced = false;
     state.adoption += 1;
     (state.writes, state.writes_synced) = (0, 0);

@@ -68,6 +68,8 @@ impl World {
 /// The model: what each replica may be; `None` is no replica.
 struct Run {
     seed: u64,
+    /// What was lent to be sent, and the bytes that it had.
+    lent: Vec<(FileRange, u32, Vec<u8>)>,
     random: SeededRandom,
     memory: MemoryFiles,
     files: Arc<dyn Files>,
@@ -81,7 +83,7 @@ impl Run {
         let (memory, files) = memory();
         let random = SeededRandom::new(seed);
         let worlds = (0..CHUNKS).map(|chunk| (chunk, vec![None])).collect();
-        Run { seed, random, memory, files, worlds, waiting: Vec::new(), sequence: 0 }
+        Run { seed, lent: Vec::new(), random, memory, files, worlds, waiting: Vec::new(), sequence: 0 }
     }
     fn below(&self, bound: u64) -> u64 {
         self.random.below(bound)
@@ -105,6 +107,7 @@ impl Run {
                     break;
                 }
             }
+            self.check_lent();
             if ends_well {
                 store.close().unwrap();
                 self.settle_tickets();
@@ -239,6 +242,7 @@ impl Run {
             4 => {
                 let read = whole(store, handle(chunk))?;
                 assert!(read == world.last().bytes, "seed {}: c{chunk} reads otherwise", self.seed);
+                self.lend(store, chunk, &read);
                 Ok(())
             }
             5 => store.set_commit_mark(
@@ -248,6 +252,30 @@ impl Run {
             ),
             _ if world.adopted != world.version || world.partial => self.adopt(store, chunk, world),
             _ => self.mutate(store, chunk, world),
+        }
+    }
+
+    /// Takes a block as a read does that is to be sent.
+    fn lend(&mut self, store: &Store, chunk: u64, bytes: &[u8]) {
+        let blocks = bytes.len() as u64 / u64::from(BLOCK_BYTES);
+        if blocks == 0 {
+            return;
+        }
+        let offset = self.below(blocks) as u32 * BLOCK_BYTES;
+        if let Ok(range) = store.file_range(handle(chunk), offset, BLOCK_BYTES) {
+            let bytes = bytes[offset as usize..][..BLOCK_BYTES as usize].to_vec();
+            self.lent.push((range, offset, bytes));
+        }
+    }
+
+    /// Who is still being sent it gets what it was, or sees that it is not.
+    fn check_lent(&mut self) {
+        for (range, offset, before) in std::mem::take(&mut self.lent) {
+            let mut now = vec![0; before.len()];
+            let read = range.file.read_at(&mut now, offset.into()).is_ok_and(|read| read == now.len());
+            if read && crc32fast::hash(&now) == range.crcs[0] {
+                assert!(now == before, "seed {}: other bytes are sent", self.seed);
+            }
         }
     }
 
@@ -325,6 +353,9 @@ impl Run {
             2 => self.below(70_000),
             _ => self.below(140_000),
         };
+        let blocks = length / u64::from(BLOCK_BYTES);
+        let alike = blocks > 0 && self.below(3) == 0;
+        let size = if alike { u64::from(BLOCK_BYTES) } else { size };
         let room = 512 * 1024;
         let durability =
             [Durability::Synced, Durability::Synced, Durability::Deferred, Durability::Replicated]
@@ -332,6 +363,7 @@ impl Run {
         let kind = match self.below(12) {
             0 => MutationKind::Sync,
             1 if !held.sealed && self.below(8) == 0 => MutationKind::Seal,
+            _ if alike => MutationKind::Write { offset: self.below(blocks) as u32 * BLOCK_BYTES },
             2..=5 => MutationKind::Write { offset: self.below(length + 1) as u32 },
             6 => MutationKind::Write { offset: (length + self.below(80_000)) as u32 },
             _ if held.sealed => MutationKind::Write { offset: length as u32 },
@@ -347,6 +379,7 @@ impl Run {
             return Ok(());
         }
         let data = pattern(size, self.random.bits64());
+        let data = if alike && size > 4 { ends_with_own_crc(&data) } else { data };
         self.sequence += 1;
         let id = (self.below(2) == 0).then(|| request(self.sequence)).flatten();
         let first_unacked = self.sequence.saturating_sub(self.below(20));

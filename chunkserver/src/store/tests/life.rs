@@ -301,3 +301,37 @@ fn a_mutation_that_waits_for_room_in_the_log_leaves_its_thread_to_others() {
     assert!(ran.is_ok(), "the only thread was held");
     assert!(!finished, "there was room after all: the test shows nothing");
 }
+
+#[test]
+fn what_is_being_sent_stays_what_it_was_when_it_is_overwritten_with_what_has_the_same_checksum() {
+    let (memory, store) = one();
+    let chunk = handle(1);
+    let records: Vec<_> = (0..4).map(|i| ends_with_own_crc(&pattern(BLOCK_BYTES as usize, i))).collect();
+    let other = pattern(BLOCK_BYTES as usize, 9);
+    for (serial, record) in [(1, &records[0]), (2, &records[1])] {
+        store.apply(chunk, &append(serial, record.clone())).unwrap().wait().unwrap();
+    }
+    let path = chunk_path(&memory);
+    let lend = || store.file_range(chunk, 0, 2 * BLOCK_BYTES);
+    let lent = lend().unwrap();
+    let sent = || {
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        lent.file.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    // Something else in between does not make it safe.
+    for (serial, record) in [(3, &other), (4, &records[2]), (5, &records[3])] {
+        store.apply(chunk, &write(serial, 0, record.clone())).unwrap().wait().unwrap();
+        assert_eq!(store.read(chunk, 0, BLOCK_BYTES).unwrap().data, *record);
+    }
+    assert!(matches!(lend(), Err(Error::NotFromFile { .. })), "it is lent again");
+    // All of it is in the file then.
+    store.close().unwrap();
+    let seen = sent();
+    assert!(crc32fast::hash(&seen) != lent.crcs[0] || seen == records[0], "other bytes are sent");
+    assert!(memory.paths().contains(&path), "the name stays");
+    let files: Arc<dyn Files> = Arc::new(memory.clone());
+    memory.cut_power(&SeededRandom::new(1));
+    let store = open_in(&files, 2).unwrap();
+    assert_eq!(whole(&store, chunk).unwrap(), [&records[3][..], &records[1][..]].concat());
+}
