@@ -44,8 +44,8 @@ pub(crate) struct State {
     tickets: VecDeque<(Serial, Shared<Ticket>)>,
     /// The last reconciliation that was begun here.
     pub(crate) reconciling: Option<(ChunkVersion, Reconciling)>,
-    /// Whether content is on its way in.
-    pub(crate) adopting: bool,
+    /// The newest version whose content is on its way in.
+    pub(crate) adopting: Option<ChunkVersion>,
     /// This value is no longer in the table of chunks.
     gone: bool,
 }

@@ -212,7 +212,11 @@ impl Bench {
         };
         match dice.below(4) {
             0 => drop(self.replica.acknowledged(asked, serial, server(dice))),
-            1 => drop(self.replica.failed(asked, server(dice))),
+            1 => {
+                let failed = crate::replica::Failed { server: server(dice), silent: dice.coin() };
+                self.replica.failed(asked, failed);
+                drop(self.replica.judge(asked));
+            }
             2 => self.replica.learn(asked, serial),
             _ => {
                 if let Ok(Turn::Now) = self.replica.turn(asked, serial) {

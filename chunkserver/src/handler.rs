@@ -26,7 +26,7 @@ impl Handler for Replicas {
         self.0.apply_ordered(request, payload).await
     }
 
-    async fn read(&self, request: ReadRequest) -> Result<ReadPlan> {
+    async fn read(&self, request: ReadRequest) -> Result<Option<ReadPlan>> {
         self.0.read_chunk(&request).await
     }
 

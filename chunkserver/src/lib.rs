@@ -128,7 +128,7 @@ pub async fn run_on(
     accept(listener, &server, &data, &stop).await;
     while tasks.join_next().await.is_some() {}
 
-    server.write_marks();
+    drop(server.write_marks());
     let store = server.store.clone();
     let closed = environment.workers.run(move || store.close()).await?;
     closed.map_err(|error| server.wire(&error))?;
@@ -173,10 +173,8 @@ async fn accept(
             continue;
         };
         let (data, grpc, stop) = (data.clone(), grpc.clone(), stop.clone());
-        connections.spawn(async move {
-            dispatch(connection, data, grpc, stop).await;
-            drop(permit);
-        });
+        let connection = connection.holding(permit);
+        connections.spawn(dispatch(connection, data, grpc, stop));
     }
     drop(grpc);
     let rest = async {
@@ -215,8 +213,11 @@ async fn dispatch(
 
 /// Brings the small notes to disk, or throws them away.
 async fn tidy(server: Arc<Chunkserver>, data: Arc<Data<Replicas>>, stop: CancellationToken) {
+    let mut round = 0;
     while tick(TIDY_PERIOD, &stop).await {
-        server.write_marks();
+        round += 1;
+        let unknown = server.write_marks();
+        server.ask_what_is_committed(unknown, round).await;
         server.tidy();
         data.buffer().drop_aged();
     }

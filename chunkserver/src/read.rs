@@ -22,14 +22,15 @@ const LOOKS_MAX: u32 = 400;
 
 /// What one look at a chunk gave.
 enum Looked {
-    Plan(ReadPlan),
+    /// `None` if there has to be room for it in memory.
+    Plan(Option<ReadPlan>),
     Ask(Peer, ChunkVersion),
     Wait,
 }
 
 impl Chunkserver {
-    /// A client's read.
-    pub(crate) async fn read_chunk(&self, request: &ReadRequest) -> Result<ReadPlan> {
+    /// A client's read; see [`crate::data::Handler::read`].
+    pub(crate) async fn read_chunk(&self, request: &ReadRequest) -> Result<Option<ReadPlan>> {
         fault::try_reach("replica::read_received").await?;
         let chunk = self.chunk(request.handle)?;
         let end = self.now().plus(request.patience);
@@ -51,12 +52,7 @@ impl Chunkserver {
                         }
                         Error::NotValidated { handle: chunk.handle }
                     })?;
-                    chunk.quick(|state| {
-                        if let Some(replica) = &mut state.replica {
-                            replica.learn(version, gfs_proto::id::Serial::from_raw(answer.serial));
-                            self.committed_more(chunk.handle);
-                        }
-                    });
+                    self.learn(chunk.handle, version, gfs_proto::id::Serial::from_raw(answer.serial));
                     asked = Some(version);
                 }
                 Looked::Wait => tokio::time::sleep(COMMIT_PAUSE).await,
@@ -105,7 +101,8 @@ impl Chunkserver {
         };
         let length = position.length.saturating_sub(request.offset).min(request.length);
         let parts = self.take(replica, chunk.handle, (request.offset, length, request.verify))?;
-        Ok(Looked::Plan(ReadPlan { committed_length: position.length, sealed: position.sealed, parts }))
+        let plan = |parts| ReadPlan { committed_length: position.length, sealed: position.sealed, parts };
+        Ok(Looked::Plan(parts.map(plan)))
     }
 
     /// Takes bytes from the store; damage ends the replica's service, and the masters hear of it.
@@ -114,7 +111,7 @@ impl Chunkserver {
         replica: &mut Replica,
         handle: ChunkHandle,
         (offset, length, verify): (u32, u32, bool),
-    ) -> Result<Vec<Part>> {
+    ) -> Result<Option<Vec<Part>>> {
         let result = parts(&(&self.store, handle), offset, length, verify);
         if let Err(Error::Corrupt { block, .. }) = &result {
             tracing::warn!(%handle, block, "checksum mismatch");
@@ -138,6 +135,7 @@ impl Chunkserver {
             }
             let length = held.end.length.saturating_sub(request.offset).min(request.length);
             let parts = self.take(replica, chunk.handle, (request.offset, length, true))?;
+            let parts = parts.ok_or_else(|| Error::internal("all of it was to be read"))?;
             Ok(ReadPlan { committed_length: held.end.length, sealed: held.end.sealed, parts })
         })
     }

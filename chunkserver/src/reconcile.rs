@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all, try_join_all};
 use futures::stream::{StreamExt, TryStreamExt};
@@ -144,18 +145,17 @@ impl Chunkserver {
     /// Collects what every member holds, and chooses.
     async fn agree(&self, chunk: &Chunk, grant: &Grant, us: ServerId) -> Result<Collected> {
         let collects = grant.members.iter().map(|member| async move {
-            if member.server == us {
-                return self.collect_own(chunk, grant.version).map(|(held, content)| Collected {
-                    member: member.clone(),
-                    held,
-                    content,
-                });
-            }
-            self.collect_from(chunk.handle, grant.version, member).await
+            let answer = if member.server == us {
+                let own = self.collect_own(chunk, grant.version);
+                own.map(|(held, content)| Collected { member: member.clone(), held, content })
+            } else {
+                self.collect_from(chunk.handle, grant.version, member).await
+            };
+            (member.server, answer)
         });
         // With all of them in hand, also those that join: each has then stored the version, so that nothing of an
         // older one can be added any more.
-        let mut collected = join_all(collects).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let mut collected = everybody(chunk.handle, us, join_all(collects).await)?;
         let candidates: Vec<_> =
             collected.iter().map(|one| Candidate { server: one.member.server, held: one.held }).collect();
         let chosen = longest(grant, &candidates).ok_or(Error::NoReplica { handle: chunk.handle })?;
@@ -210,14 +210,18 @@ impl Chunkserver {
         request: &pb::AdoptRequest,
     ) -> Result<()> {
         let request = pb::AdoptRequest { server: member.server.raw(), ..request.clone() };
-        self.ask(handle, member, ADOPT_TIMEOUT, move |mut peer| {
+        let answer = self.ask(handle, member, ADOPT_TIMEOUT, move |mut peer| {
             let request = request.clone();
             async move { peer.adopt(request).await.map(drop) }.boxed()
-        })
-        .await
+        });
+        answer.await.map_err(|error| failed(handle, member.server, error))
     }
 
     /// Asks a member, again if it is busy or out of reach for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it gives no answer, [`Error::VersionMismatch`] if a newer grant is on its way, else
+    /// [`Error::MemberFailed`].
     async fn ask<T>(
         &self,
         handle: ChunkHandle,
@@ -229,7 +233,8 @@ impl Chunkserver {
         loop {
             let result = match timeout(patience, call(self.peer(&member.address)?)).await {
                 Ok(result) => result.map_err(Error::from),
-                Err(_) => Err(Error::MemberFailed { handle, server: member.server }),
+                // Waited for long enough.
+                Err(_) => return Err(Error::unavailable(format!("{} does not answer", member.address))),
             };
             match result {
                 Err(error) if error.retry() == Retry::Later && repeats < REPEATS_MAX => {
@@ -237,10 +242,11 @@ impl Chunkserver {
                     repeats += 1;
                     tokio::time::sleep(REPEAT_PAUSE).await;
                 }
-                // A newer grant is on its way: nobody has failed.
-                Err(error @ Error::VersionMismatch { .. }) => return Err(error),
+                Err(error @ (Error::VersionMismatch { .. } | Error::Unavailable { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => {
-                    tracing::debug!(server = %member.server, %error, "member failed to answer");
+                    tracing::debug!(server = %member.server, %error, "member failed");
                     return Err(Error::MemberFailed { handle, server: member.server });
                 }
                 Ok(reply) => return Ok(reply),
@@ -296,19 +302,22 @@ impl Chunkserver {
             if state.replica(chunk.handle)?.adopt(version)? == Step::Done {
                 return Ok(None);
             }
-            if state.adopting {
+            // One of an older version is overtaken, however long it still waits for its source.
+            if state.adopting >= Some(version) {
                 return Err(Error::Busy { what: format!("the adoption of {}", chunk.handle) });
             }
             let adoption = self.store.adopt((chunk.handle, version), (content, origin));
             let adoption = adoption.map_err(|error| self.wire(&error))?;
-            state.adopting = true;
+            state.adopting = Some(version);
             Ok(Some(adoption))
         })?;
         let Some(mut adoption) = begun else { return Ok(()) };
         let fetched = self.fetch_missing(chunk.handle, version, &mut adoption, source).await;
         fault::reach("reconcile::fetched").await;
         chunk.with(|state| {
-            state.adopting = false;
+            if state.adopting == Some(version) {
+                state.adopting = None;
+            }
             fetched?;
             // A newer version may have come in the meantime: then the store refuses, too.
             if state.replica(chunk.handle)?.adopt(version)? == Step::Done {
@@ -342,8 +351,7 @@ impl Chunkserver {
         let fetches = futures::stream::iter(pieces).map(|range| async move {
             let source = source
                 .ok_or(Error::Corrupt { handle, block: range.offset / gfs_proto::size::BLOCK_BYTES })?;
-            let reply = self.links.fetch(source, &range, FETCH_TIMEOUT).await?;
-            Ok::<_, Error>((range.offset, reply.bytes))
+            Ok::<_, Error>((range.offset, self.fetch_piece(source, &range).await?))
         });
         fetches
             .buffered(FETCHES)
@@ -352,5 +360,69 @@ impl Chunkserver {
                 async move { written }
             })
             .await
+    }
+
+    /// One piece of the content, asked for again if the source is busy or out of reach for a moment.
+    async fn fetch_piece(&self, source: &Peer, range: &Range) -> Result<Bytes> {
+        let mut repeats = 0;
+        let attempts = async {
+            loop {
+                match self.links.fetch(source, range, FETCH_TIMEOUT).await {
+                    Err(error) if error.retry() == Retry::Later && repeats < REPEATS_MAX => {
+                        repeats += 1;
+                        tokio::time::sleep(REPEAT_PAUSE).await;
+                    }
+                    result => return result.map(|reply| reply.bytes),
+                }
+            }
+        };
+        let silent = || Err(Error::unavailable(format!("{} does not answer", source.address)));
+        let fetched = timeout(FETCH_TIMEOUT, attempts).await.unwrap_or_else(|_| silent());
+        fetched.map_err(|error| match error {
+            Error::Corrupt { .. } | Error::VersionMismatch { .. } => error,
+            // Said so, since else it would be taken for a failure of this server.
+            error => {
+                tracing::debug!(server = %source.server, %error, "not fetched");
+                Error::MemberFailed { handle: range.handle, server: source.server }
+            }
+        })
+    }
+}
+
+/// What all members answered.
+///
+/// # Errors
+/// [`Error::CutOff`] if none of several others gave an answer (guard `one_accused`), else the first one's error.
+fn everybody<T>(handle: ChunkHandle, us: ServerId, answers: Vec<(ServerId, Result<T>)>) -> Result<Vec<T>> {
+    let others = || answers.iter().filter(|(server, _)| *server != us);
+    if others().count() > 1 && others().all(|(_, answer)| matches!(answer, Err(Error::Unavailable { .. }))) {
+        return Err(Error::CutOff { handle });
+    }
+    let settled = answers.into_iter().map(|(server, answer)| match answer {
+        Err(error) if server != us => Err(failed(handle, server, error)),
+        own => own,
+    });
+    settled.collect()
+}
+
+/// What it means that a member could not be asked.
+fn failed(handle: ChunkHandle, server: ServerId, error: Error) -> Error {
+    if matches!(error, Error::Unavailable { .. }) { Error::MemberFailed { handle, server } } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::upkeep::server_on;
+
+    #[tokio::test]
+    async fn whoever_does_not_give_what_it_holds_is_the_one_that_failed_and_not_who_asks_for_it() {
+        let (_files, server) = server_on(&["/a"]);
+        // Nobody listens there.
+        let source = Peer { server: ServerId::from_raw(2), address: "127.0.0.1:1".into() };
+        let handle = ChunkHandle::from_raw(7);
+        let range = Range { handle, version: ChunkVersion::from_raw(2), offset: 0, length: 10 };
+        let failed = Error::MemberFailed { handle, server: source.server };
+        assert_eq!(server.fetch_piece(&source, &range).await, Err(failed));
     }
 }

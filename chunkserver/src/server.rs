@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, Epoch, ServerId};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClusterId, Epoch, Serial, ServerId};
 use gfs_proto::link::Links;
 use gfs_proto::net::{self, blocking};
 use gfs_proto::pb;
@@ -60,8 +60,8 @@ pub(crate) struct Chunkserver {
     pub(crate) failures: Mutex<BTreeMap<ChunkHandle, Failure>>,
     /// Chunks of which nobody could say what is committed, and when a reader last asked.
     pub(crate) doubts: Mutex<BTreeMap<ChunkHandle, (Failure, Moment)>>,
-    /// Chunks whose commit mark on the disk is behind.
-    pub(crate) marks: Mutex<BTreeSet<ChunkHandle>>,
+    /// Chunks whose commit mark on the disk is behind, and the last mutation here when that was last looked at.
+    pub(crate) marks: Mutex<BTreeMap<ChunkHandle, Option<Serial>>>,
     /// Copies of replicas that are being made here.
     pub(crate) copying: Mutex<BTreeSet<ChunkHandle>>,
     channels: Mutex<BTreeMap<String, Channel>>,

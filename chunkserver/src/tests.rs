@@ -5,7 +5,7 @@ mod decision;
 mod exactly_once;
 mod refusals;
 mod stories;
-mod upkeep;
+pub(crate) mod upkeep;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,10 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, ServerId};
+use futures::future::join_all;
+use gfs_proto::id::{ChunkHandle, ChunkVersion, Epoch, Serial, ServerId};
+use gfs_proto::link::Peer;
 use gfs_proto::net::blocking;
 use gfs_proto::{Result, pb};
 
+use crate::replica::Grant;
 use crate::report::Change;
 use crate::server::{Chunkserver, Failure, Use};
 
@@ -16,6 +19,17 @@ const USE_PERIOD: Duration = Duration::from_secs(2);
 const DOUBT_AGE: Duration = Duration::from_secs(2);
 /// Most entries of one kind in a heartbeat; the rest follows in the next ones (`some_of`).
 const ENTRIES_MAX: usize = 1024;
+/// Most quiet chunks whose primaries are asked at a time what is committed, and how long each may take.
+const ASKED_MAX: usize = 32;
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A chunk of which this server can't tell whether its last mutation is committed.
+#[derive(Clone, Debug)]
+pub(crate) struct Unknown {
+    handle: ChunkHandle,
+    version: ChunkVersion,
+    primary: Peer,
+}
 
 impl Chunkserver {
     /// Heartbeats go out at once.
@@ -50,30 +64,62 @@ impl Chunkserver {
 
     /// More of a chunk is known to be committed than its mark on the disk says.
     pub(crate) fn committed_more(&self, handle: ChunkHandle) {
-        self.marks.lock().insert(handle);
+        self.marks.lock().entry(handle).or_default();
     }
 
-    /// Writes the commit marks of chunks that are quiet, so that a restart need not ask for them.
-    pub(crate) fn write_marks(&self) {
+    /// Writes the commit marks of chunks that are quiet, so that a restart need not ask for them. Returns those where nothing
+    /// came since the last time, and the last mutation is not known to be committed: only the next one would have told.
+    pub(crate) fn write_marks(&self) -> Vec<Unknown> {
         let marks = std::mem::take(&mut *self.marks.lock());
-        for handle in marks {
+        let mut unknown = Vec::new();
+        for (handle, before) in marks {
             let Ok(chunk) = self.chunk(handle) else { continue };
-            let quiet = chunk.with(|state| {
-                let Some(replica) = &state.replica else { return true };
-                let Some(committed) = replica.progress().committed() else { return true };
-                if !replica.progress().clean() {
-                    return false;
-                }
+            let open = chunk.with(|state| {
+                let replica = state.replica.as_ref()?;
+                let committed = replica.progress().committed()?;
                 let version = replica.held().adopted;
+                if !replica.progress().clean() {
+                    let primary = replica.grant().and_then(Grant::primary);
+                    return Some((replica.progress().applied_position().serial, primary.cloned(), version));
+                }
                 if let Err(error) = self.store.set_commit_mark(handle, version, committed.serial) {
                     tracing::debug!(%handle, %error, "no commit mark");
                 }
-                true
+                None
             });
-            if !quiet {
-                self.committed_more(handle);
+            let Some((applied, primary, version)) = open else { continue };
+            self.marks.lock().insert(handle, Some(applied));
+            if before == Some(applied)
+                && let Some(primary) = primary.filter(|primary| primary.server != self.us())
+            {
+                unknown.push(Unknown { handle, version, primary });
             }
         }
+        unknown
+    }
+
+    /// Asks the primaries of some of these chunks how much is committed. Without that a chunk that nobody reads or writes any
+    /// more would keep its place among those to be looked at, and could not be read after a restart before a new grant.
+    pub(crate) async fn ask_what_is_committed(&self, unknown: Vec<Unknown>, round: u64) {
+        let asked = some_of(unknown, ASKED_MAX, round).into_iter().map(|chunk| async move {
+            let Unknown { handle, version, primary } = chunk;
+            match self.links.committed(&primary, handle, version, ASK_TIMEOUT).await {
+                Ok(answer) => self.learn(handle, version, Serial::from_raw(answer.serial)),
+                Err(error) => tracing::debug!(%handle, %error, "what is committed is not known"),
+            }
+        });
+        join_all(asked).await;
+    }
+
+    /// The primary of a version has said up to where everything is committed.
+    pub(crate) fn learn(&self, handle: ChunkHandle, version: ChunkVersion, committed: Serial) {
+        let Ok(chunk) = self.chunk(handle) else { return };
+        chunk.quick(|state| {
+            if let Some(replica) = &mut state.replica {
+                replica.learn(version, committed);
+                self.committed_more(handle);
+            }
+        });
     }
 
     /// Begins a new epoch if the last validation has run out.
@@ -103,7 +149,7 @@ impl Chunkserver {
             let used = uses.iter().filter(|(_, used)| in_use(used));
             let used =
                 used.map(|(handle, used)| pb::LeaseUse { handle: handle.raw(), version: used.version.raw() });
-            some_of(used.collect(), sequence)
+            some_of(used.collect(), ENTRIES_MAX, sequence)
         };
         let failures = {
             let (failures, doubts) = (self.failures.lock(), self.doubts.lock());
@@ -113,7 +159,7 @@ impl Chunkserver {
                 version: failure.version.raw(),
                 server: failure.server.raw(),
             });
-            some_of(failed.collect(), sequence)
+            some_of(failed.collect(), ENTRIES_MAX, sequence)
         };
         Ok(pb::HeartbeatRequest {
             cluster: cluster.to_string(),
@@ -207,12 +253,12 @@ impl Chunkserver {
     }
 }
 
-/// Of many entries those whose turn it is in the heartbeat with this number, so that each is in one of the next.
-fn some_of<T>(mut entries: Vec<T>, sequence: u64) -> Vec<T> {
-    if entries.len() > ENTRIES_MAX {
-        let start = sequence.wrapping_mul(ENTRIES_MAX as u64) % entries.len() as u64;
+/// Of many entries the `limit` whose turn it is in the heartbeat or round with this number, so that each is in one of the next.
+fn some_of<T>(mut entries: Vec<T>, limit: usize, sequence: u64) -> Vec<T> {
+    if entries.len() > limit {
+        let start = sequence.wrapping_mul(limit as u64) % entries.len() as u64;
         entries.rotate_left(usize::try_from(start).unwrap_or_default());
-        entries.truncate(ENTRIES_MAX);
+        entries.truncate(limit);
     }
     entries
 }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::chunk::{Chunk, State};
 use crate::data::{ApplyRequest, WriteRequest};
-use crate::replica::{Decision, Kind, Order, Outcome, Position, Recorded, Request, Turn, Wish};
+use crate::replica::{Decision, Failed, Kind, Order, Outcome, Position, Recorded, Request, Turn, Wish};
 use crate::server::Chunkserver;
 use crate::store::{Durability, Mutation, MutationKind, Recall, Ticket};
 use crate::trace;
@@ -159,32 +159,43 @@ impl Chunkserver {
             }
             self.note(chunk.handle, crate::report::Change::Changed);
         }
-        self.fail(chunk, state, version, self.us());
+        self.fail(chunk, state, version, Failed { server: self.us(), silent: false });
     }
 
     /// A member failed: no more acknowledgements at this version, and the leader is told.
-    fn fail(&self, chunk: &Chunk, state: &mut State, version: ChunkVersion, server: ServerId) {
+    fn fail(&self, chunk: &Chunk, state: &mut State, version: ChunkVersion, failed: Failed) {
         let Some(replica) = &mut state.replica else { return };
-        if replica.failed(version, server) {
-            state.changed();
-            self.member_failed(chunk.handle, version, server);
-        }
+        replica.failed(version, failed);
+        self.judge(chunk, state, version);
+    }
+
+    /// Tells who waits, and the leader, what comes of members that failed, once that can be said.
+    fn judge(&self, chunk: &Chunk, state: &mut State, version: ChunkVersion) {
+        let Some(verdict) = state.replica.as_mut().and_then(|replica| replica.judge(version)) else { return };
+        state.changed();
+        // Who accuses itself is asked why, and says whether it is cut off.
+        let accused = if let Error::MemberFailed { server, .. } = verdict { server } else { self.us() };
+        tracing::info!(%version, %verdict, "a new grant is wanted");
+        self.member_failed(chunk.handle, version, accused);
     }
 
     /// Brings an ordered mutation to all members, and returns when it is committed.
     async fn replicate(&self, chunk: &Chunk, request: &WriteRequest, sent: &Sent) -> Result<Position> {
         let own = async {
             let durable = timeout(DISK_TIMEOUT, sent.ticket.clone()).await;
-            self.answered(chunk, sent, self.us(), matches!(durable, Ok(Ok(()))));
+            let failed = Failed { server: self.us(), silent: false };
+            self.answered(chunk, sent, self.us(), matches!(durable, Ok(Ok(()))).then_some(()).ok_or(failed));
         };
         let forwards = sent.others.iter().map(|member| async {
             let result = self.forward(member, request, sent).await;
             if let Err(error) = &result {
                 tracing::debug!(handle = %chunk.handle, server = %member.server, %error, "forward failed");
             }
-            self.answered(chunk, sent, member.server, result.is_ok());
+            let failed =
+                |error| Failed { server: member.server, silent: matches!(error, Error::Unavailable { .. }) };
+            self.answered(chunk, sent, member.server, result.map_err(failed));
         });
-        // Ends early if another member fails: then no answer matters any more. Never because the client has
+        // Ends early if it is known who failed: then no answer matters any more. Never because the client has
         // no more patience: the others' mutations stand behind this one.
         let all = join(own, join_all(forwards));
         let committed = self.when_committed(chunk, sent.version, sent.order.serial);
@@ -197,10 +208,10 @@ impl Chunkserver {
     }
 
     /// Takes a member's answer to a mutation.
-    fn answered(&self, chunk: &Chunk, sent: &Sent, server: ServerId, good: bool) {
+    fn answered(&self, chunk: &Chunk, sent: &Sent, server: ServerId, answer: Result<(), Failed>) {
         chunk.quick(|state| {
-            if !good {
-                self.fail(chunk, state, sent.version, server);
+            if let Err(failed) = answer {
+                self.fail(chunk, state, sent.version, failed);
                 return;
             }
             let Some(replica) = &mut state.replica else { return };
@@ -208,6 +219,8 @@ impl Chunkserver {
                 state.commits.wake(committed);
                 self.committed_more(chunk.handle);
             }
+            // That it answers may be what was missing to say who failed.
+            self.judge(chunk, state, sent.version);
         });
     }
 
@@ -275,8 +288,8 @@ impl Chunkserver {
                 if serial <= primary.committed() {
                     return Ok(Ok(replica.progress().committed().unwrap_or_default()));
                 }
-                if let Some(server) = primary.failed() {
-                    return Err(Error::MemberFailed { handle, server });
+                if let Some(verdict) = primary.verdict(handle) {
+                    return Err(verdict);
                 }
                 Ok(Err(state.commits.wait(serial)))
             })?;

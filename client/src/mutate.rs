@@ -155,6 +155,7 @@ impl Tail {
                 error,
                 Error::Unavailable { .. }
                     | Error::MemberFailed { .. }
+                    | Error::CutOff { .. }
                     | Error::NotPrimary { .. }
                     | Error::NoSuchChunk { .. }
                     | Error::Internal { .. }

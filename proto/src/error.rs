@@ -214,6 +214,13 @@ pub enum Error {
         /// The member.
         server: ServerId,
     },
+    /// No other member answers the primary of a chunk's lease set, so it may be the primary that is cut off: a new grant
+    /// is on its way.
+    #[error("{handle}: its primary reaches no other replica")]
+    CutOff {
+        /// The chunk.
+        handle: ChunkHandle,
+    },
     /// A new lease of the chunk is on its way.
     #[error("{handle}: a new lease is being granted")]
     GrantPending {
@@ -299,7 +306,8 @@ impl Error {
             | Self::VersionMismatch { .. }
             | Self::StaleTerm { .. }
             | Self::NotPrimary { .. }
-            | Self::MemberFailed { .. } => Retry::Refresh,
+            | Self::MemberFailed { .. }
+            | Self::CutOff { .. } => Retry::Refresh,
             Self::NotValidated { .. } | Self::Corrupt { .. } => Retry::OtherReplica,
             Self::Sealed { .. } => Retry::NextChunk,
             Self::DataUnknown { .. } => Retry::PushAgain,

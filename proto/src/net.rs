@@ -96,11 +96,17 @@ impl WriteStream for OwnedWriteHalf {
 }
 impl<T: AsyncWrite + Send> WriteStream for tokio::io::WriteHalf<T> {}
 
+/// What is kept as long as a connection is open.
+type Held = Option<Box<dyn Send>>;
+
 /// The reading half of a [`Connection`]; begins with what was sniffed.
 pub type ReadHalf = tokio::io::Chain<io::Cursor<Vec<u8>>, Box<dyn AsyncRead + Send + Unpin>>;
 
 /// The writing half of a [`Connection`].
-pub struct WriteHalf(Box<dyn WriteStream>);
+pub struct WriteHalf {
+    writer: Box<dyn WriteStream>,
+    _held: Held,
+}
 
 impl WriteHalf {
     /// As [`Connection::send_file`].
@@ -108,21 +114,21 @@ impl WriteHalf {
     /// # Errors
     /// The same.
     pub async fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
-        match self.0.tcp() {
+        match self.writer.tcp() {
             Some(tcp) => send_file_tcp(tcp, file.as_fd(), offset, length).await,
-            None => send_file_copying(&mut self.0, file.as_fd(), offset, length).await,
+            None => send_file_copying(&mut self.writer, file.as_fd(), offset, length).await,
         }
     }
 }
 impl AsyncWrite for WriteHalf {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.writer).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.writer).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 }
 impl std::fmt::Debug for WriteHalf {
@@ -137,12 +143,18 @@ pub struct Connection {
     peer: Option<SocketAddr>,
     /// Bytes that were read to see what the peer speaks.
     sniffed: Vec<u8>,
+    held: Held,
 }
 
 impl Connection {
     /// Wraps a stream.
     pub fn new(stream: Box<dyn Stream>, peer: Option<SocketAddr>) -> Self {
-        Self { stream, peer, sniffed: Vec::new() }
+        Self { stream, peer, sniffed: Vec::new(), held: None }
+    }
+
+    /// Keeps this as long as the connection is open: its place among those that are counted.
+    pub fn holding(self, what: impl Send + 'static) -> Self {
+        Self { held: Some(Box::new(what)), ..self }
     }
 
     /// The other side's address, if it has one.
@@ -164,7 +176,7 @@ impl Connection {
     /// Both directions apart, so that one task can read while another writes.
     pub fn split(self) -> (ReadHalf, WriteHalf) {
         let (reader, writer) = self.stream.halves();
-        (io::Cursor::new(self.sniffed).chain(reader), WriteHalf(writer))
+        (io::Cursor::new(self.sniffed).chain(reader), WriteHalf { writer, _held: self.held })
     }
 
     /// Sends `length` bytes of `file` from `offset`, by `sendfile` where that is possible.
@@ -355,6 +367,23 @@ pub fn channel(
 mod tests {
     use super::*;
     use std::fs::File;
+
+    #[tokio::test]
+    async fn what_counts_a_connection_is_let_go_when_it_ends_also_after_it_was_split() {
+        let counted = std::sync::Arc::new(());
+        let open = |counted: &std::sync::Arc<()>| {
+            let (_, stream) = tokio::io::duplex(64);
+            Connection::new(Box::new(stream), None).holding(counted.clone())
+        };
+        let whole = open(&counted);
+        assert_eq!(std::sync::Arc::strong_count(&counted), 2);
+        drop(whole);
+        let (reader, writer) = open(&counted).split();
+        drop(reader);
+        assert_eq!(std::sync::Arc::strong_count(&counted), 2);
+        drop(writer);
+        assert_eq!(std::sync::Arc::strong_count(&counted), 1);
+    }
 
     #[tokio::test]
     async fn a_call_to_a_server_that_is_silent_fails_long_before_its_deadline_and_can_be_repeated() {

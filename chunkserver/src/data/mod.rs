@@ -57,7 +57,8 @@ pub trait Handler: Send + Sync + 'static {
 
     /// A client's read: decides whether and up to where this replica may serve it, and hands out the parts,
     /// made by [`read::parts`] under the same state of the chunk as the decision.
-    fn read(&self, request: ReadRequest) -> impl Future<Output = Result<ReadPlan>> + Send;
+    /// `None` if all of it has to be in memory, for which `request.verify` says that there is room.
+    fn read(&self, request: ReadRequest) -> impl Future<Output = Result<Option<ReadPlan>>> + Send;
 
     /// Like `read`, for a member that adopts the primary's plan at this version.
     fn fetch(&self, request: ReadRequest) -> impl Future<Output = Result<ReadPlan>> + Send;
@@ -146,7 +147,7 @@ pub struct ReadRequest {
     pub offset: u32,
     /// Number of bytes.
     pub length: u32,
-    /// Whether every byte is to be read and checked here.
+    /// Whether every byte is to be read and checked here, in memory.
     pub verify: bool,
     /// How long the reader waits.
     pub patience: Duration,

@@ -77,38 +77,33 @@ impl Source for (&Store, ChunkHandle) {
 }
 
 /// Splits `offset..offset + length`, which the chunk must hold, into ragged edges, read and verified at once,
-/// and whole blocks in between, to be sent from the file; with `verify` everything is read. Blocks on the disk.
+/// and whole blocks in between, to be sent from the file; with `verify` everything is read. `None` without `verify` if the
+/// file alone does not have the whole blocks: all of it has to be in memory then. Blocks on the disk.
 ///
 /// # Errors
 /// What the source says.
-pub fn parts(source: &impl Source, offset: u32, length: u32, verify: bool) -> Result<Vec<Part>> {
+pub fn parts(source: &impl Source, offset: u32, length: u32, verify: bool) -> Result<Option<Vec<Part>>> {
     let end = u64::from(offset) + u64::from(length);
     let block = u64::from(BLOCK_BYTES);
     let first = u64::from(offset).next_multiple_of(block);
     let last = end / block * block;
-    let whole = if verify || first >= last {
-        None
-    } else {
-        source.file_range(narrow(first), narrow(last - first))?.map(Part::File)
-    };
+    let ragged = verify || first >= last;
     let read = |from: u64, to: u64| {
         source.bytes(narrow(from), narrow(to - from)).map(|(bytes, crcs)| Part::Bytes(bytes, crcs))
     };
+    if ragged {
+        return if length > 0 { Ok(Some(vec![read(offset.into(), end)?])) } else { Ok(Some(Vec::new())) };
+    }
+    let Some(whole) = source.file_range(narrow(first), narrow(last - first))? else { return Ok(None) };
     let mut parts = Vec::with_capacity(3);
-    let Some(whole) = whole else {
-        if length > 0 {
-            parts.push(read(offset.into(), end)?);
-        }
-        return Ok(parts);
-    };
     if u64::from(offset) < first {
         parts.push(read(offset.into(), first)?);
     }
-    parts.push(whole);
+    parts.push(Part::File(whole));
     if last < end {
         parts.push(read(last, end)?);
     }
-    Ok(parts)
+    Ok(Some(parts))
 }
 
 /// Positions in a chunk fit 32 bits: it is at most 1 GiB.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::push::{self, Push};
 use super::send::{self, Answer};
-use super::{ApplyRequest, Buffer, Handler, ReadPlan, ReadRequest, WriteRequest};
+use super::{ApplyRequest, Buffer, Handler, ReadRequest, WriteRequest};
 
 /// Most connections; a client has up to five.
 const CONNECTIONS_MAX: usize = 2048;
@@ -239,23 +239,39 @@ impl<H: Handler> Data<H> {
         let patience = patience(&frame.head);
         // The most that will be in memory: everything, or the ragged edges. Taken before it is read.
         let bytes = if verify { length } else { length.min(2 * BLOCK_BYTES) };
-        let held = tokio::time::timeout(patience, self.room_for_answer(peer, bytes as usize))
-            .await
-            .map_err(|_| Error::Busy { what: "memory for answers".into() })??;
-        let request = ReadRequest { handle, version, offset, length, verify, patience };
-        let plan: ReadPlan = if kind == Kind::Fetch {
-            self.handler.fetch(request.clone()).await?
+        let mut held = self.room_for_answer(peer, bytes, patience).await?;
+        let mut request = ReadRequest { handle, version, offset, length, verify, patience };
+        let mut plan = if kind == Kind::Fetch {
+            Some(self.handler.fetch(request.clone()).await?)
         } else {
             self.handler.read(request.clone()).await?
         };
+        if plan.is_none() {
+            // Given back first: who waits for room holds none.
+            drop(held);
+            held = self.room_for_answer(peer, length, patience).await?;
+            request.verify = true;
+            plan = self.handler.read(request.clone()).await?;
+        }
+        let plan = plan.ok_or_else(|| Error::internal("a read that has room for all of it was not made"))?;
         fault::try_reach("data::before_read_answer").await?;
         Ok(Answer::data(frame.head.request, &request, plan).holding(held))
     }
 
-    async fn room_for_answer(&self, peer: &Peer, bytes: usize) -> Result<[OwnedSemaphorePermit; 2]> {
-        // First its own, so that who waits for itself holds nothing of what all share.
-        let own = room(&peer.answer_bytes, bytes).await?;
-        Ok([own, room(&self.answer_bytes, bytes).await?])
+    async fn room_for_answer(
+        &self,
+        peer: &Peer,
+        bytes: u32,
+        patience: Duration,
+    ) -> Result<[OwnedSemaphorePermit; 2]> {
+        let bytes = bytes as usize;
+        let room = async {
+            // First its own, so that who waits for itself holds nothing of what all share.
+            let own = room(&peer.answer_bytes, bytes).await?;
+            Ok([own, room(&self.answer_bytes, bytes).await?])
+        };
+        let in_time = tokio::time::timeout(patience, room).await;
+        in_time.unwrap_or_else(|_| Err(Error::Busy { what: "memory for answers".into() }))
     }
 
     /// Takes in the payload of a mutation, then lets the handler work on it.

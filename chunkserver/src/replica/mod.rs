@@ -18,7 +18,7 @@ use gfs_proto::time::Moment;
 use gfs_proto::{Error, fault};
 
 pub(crate) use grant::{Candidate, Grant, Held, Step, Store, longest};
-pub(crate) use primary::{Decision, Kind, Order, Outcome, Primary, Recorded, Request, Wish};
+pub(crate) use primary::{Decision, Failed, Kind, Order, Outcome, Primary, Recorded, Request, Wish};
 pub(crate) use progress::{Applied, Position, Progress};
 pub(crate) use validation::{Answer, Fence, Generation, Standing};
 
@@ -261,12 +261,9 @@ impl Replica {
         }
         match (&self.role, &self.grant) {
             // It is, and yet nothing is ordered at this version any more: a new one is needed, without whom it names.
-            (Role::Active(primary), _) => match primary.failed() {
-                Some(server) => Err(Error::MemberFailed { handle: self.handle, server }),
-                None => Ok(()),
-            },
+            (Role::Active(primary), _) => primary.verdict(self.handle).map_or(Ok(()), Err),
             (Role::Reconciled, Some(grant)) => {
-                self.role = Role::Active(Primary::new(grant, self.held().end.sealed));
+                self.role = Role::Active(Primary::new(self.us, grant, self.held().end.sealed));
                 self.progress.learn(self.progress.applied_position().serial);
                 Ok(())
             }
@@ -331,11 +328,19 @@ impl Replica {
         }
     }
 
-    /// A member, or this server itself, failed a mutation; true if that is news.
-    pub(crate) fn failed(&mut self, version: ChunkVersion, server: ServerId) -> bool {
+    /// A member, or this server itself, failed a mutation: nothing more is ordered or acknowledged at this version.
+    pub(crate) fn failed(&mut self, version: ChunkVersion, failed: Failed) {
         match &mut self.role {
-            Role::Active(primary) if self.held.version == version => primary.fail(server),
-            Role::None | Role::Collecting | Role::Reconciled | Role::Active(_) => false,
+            Role::Active(primary) if self.held.version == version => primary.fail(failed),
+            Role::None | Role::Collecting | Role::Reconciled | Role::Active(_) => {}
+        }
+    }
+
+    /// What comes of the failures at this version, as soon as it can be said, and once (see [`Primary::verdict`]).
+    pub(crate) fn judge(&mut self, version: ChunkVersion) -> Option<Error> {
+        match &mut self.role {
+            Role::Active(primary) if self.held.version == version => primary.judge(self.handle),
+            Role::None | Role::Collecting | Role::Reconciled | Role::Active(_) => None,
         }
     }
 

@@ -109,11 +109,24 @@ pub(crate) struct Primary {
     missing: BTreeMap<Serial, BTreeSet<ServerId>>,
     committed: Serial,
     sealed: Option<Serial>,
-    failed: Option<ServerId>,
+    us: ServerId,
+    /// Who failed, in the order in which it was noticed. At most the members.
+    failed: Vec<Failed>,
+    /// Whether the verdict was given out.
+    judged: bool,
+}
+
+/// A member that failed a mutation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Failed {
+    /// Which.
+    pub(crate) server: ServerId,
+    /// Whether it gave no answer: then it may be this primary that can't be reached.
+    pub(crate) silent: bool,
 }
 
 impl Primary {
-    pub(super) fn new(grant: &Grant, sealed: bool) -> Self {
+    pub(super) fn new(us: ServerId, grant: &Grant, sealed: bool) -> Self {
         Self {
             writer: grant.writer,
             chunk_bytes: grant.chunk_bytes,
@@ -122,7 +135,9 @@ impl Primary {
             missing: BTreeMap::new(),
             committed: Serial::default(),
             sealed: sealed.then(Serial::default),
-            failed: None,
+            us,
+            failed: Vec::new(),
+            judged: false,
         }
     }
 
@@ -131,9 +146,35 @@ impl Primary {
         self.committed
     }
 
-    /// The member that failed: nothing is ordered or acknowledged any more.
-    pub(crate) fn failed(&self) -> Option<ServerId> {
-        self.failed
+    /// Why nothing is ordered or acknowledged any more, once that can be said: which member failed, or that this primary
+    /// reaches none. `None` also while a member has failed and the others have yet to answer; that ends, since each
+    /// answers or fails.
+    pub(crate) fn verdict(&self, handle: ChunkHandle) -> Option<Error> {
+        let first = self.failed.first()?;
+        if self.failed.iter().any(|failed| failed.server == self.us) {
+            return Some(Error::MemberFailed { handle, server: self.us });
+        }
+        // Guard one_accused: who can't be reached by this server alone is not the one that failed. With a single other
+        // member nobody can tell.
+        let mut others = self.members.iter().filter(|member| **member != self.us);
+        let silent = |member: &ServerId| self.failed.iter().any(|it| it.server == *member && it.silent);
+        let oldest = self.missing.values().next();
+        let answered = |member: &ServerId| oldest.is_none_or(|missing| !missing.contains(member));
+        let spoke = self.failed.iter().any(|failed| !failed.silent) || others.clone().any(answered);
+        if self.members.len() <= 2 || spoke {
+            return Some(Error::MemberFailed { handle, server: first.server });
+        }
+        others.all(silent).then_some(Error::CutOff { handle })
+    }
+
+    /// The verdict, the first time that there is one.
+    pub(super) fn judge(&mut self, handle: ChunkHandle) -> Option<Error> {
+        if self.judged {
+            return None;
+        }
+        let verdict = self.verdict(handle);
+        self.judged = verdict.is_some();
+        verdict
     }
 
     /// Whether, and from which serial on, the chunk takes no more appends.
@@ -173,8 +214,10 @@ impl Primary {
         if !self.writer {
             return Err(Error::NotPrimary { handle: at.0, version: at.1 });
         }
-        if let Some(server) = self.failed {
-            return Err(Error::MemberFailed { handle: at.0, server });
+        if !self.failed.is_empty() {
+            let undecided =
+                || Error::Busy { what: format!("the primary of {}, with members that failed,", at.0) };
+            return Err(self.verdict(at.0).unwrap_or_else(undecided));
         }
         if self.missing.len() >= OPEN_MAX {
             return Err(Error::Busy { what: format!("the primary's queue for {}", at.0) });
@@ -224,7 +267,7 @@ impl Primary {
             missing.remove(&server);
         }
         // Committed is what *all* members have, in order; after a failure nothing more is.
-        if self.failed.is_some() {
+        if !self.failed.is_empty() {
             return None;
         }
         let before = self.committed;
@@ -242,10 +285,10 @@ impl Primary {
         (committed > before).then_some(committed)
     }
 
-    /// Stops all acknowledgements; true if this is the first failure.
-    pub(super) fn fail(&mut self, server: ServerId) -> bool {
-        let first = self.failed.is_none();
-        self.failed.get_or_insert(server);
-        first
+    /// Stops all acknowledgements.
+    pub(super) fn fail(&mut self, failed: Failed) {
+        if self.failed.iter().all(|known| known.server != failed.server) {
+            self.failed.push(failed);
+        }
     }
 }

@@ -214,7 +214,13 @@ impl Bench {
                 Some(committed) => format!("committed {committed}"),
                 None => "-".into(),
             }),
-            "fail" => Ok(format!("{}", replica.failed(here, server(of(0))))),
+            // fail sID [silent]: what comes of it, if that can be said now.
+            "fail" => {
+                let failed = Failed { server: server(of(0)), silent: words.get(1).is_some() };
+                replica.failed(here, failed);
+                Ok(replica.judge(here).map_or("-".into(), |verdict| verdict.to_string()))
+            }
+            "judge" => Ok(replica.judge(here).map_or("-".into(), |verdict| verdict.to_string())),
             // apply v2 n1 OFFSET LENGTH [committed]
             "apply" => {
                 let turn = replica.turn(version(of(0)), serial(of(1)))?;

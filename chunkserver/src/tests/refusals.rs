@@ -1,13 +1,18 @@
 //! What is refused, what fails half way, what comes late.
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use gfs_proto::frame::Payload;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, DataId, RequestId, ServerId};
 use gfs_proto::link::{Mutation, Source};
-use gfs_proto::{Error, pb};
+use gfs_proto::net::{Connection, Listener, Net, TcpNet};
+use gfs_proto::{Environment, Error, Result, pb};
+use parking_lot::Mutex;
 
 use super::stories::request_ids;
 use super::{CHUNK, CHUNK_BYTES, CLUSTER, Cluster, DEADLINE, PATIENCE, under, until};
@@ -87,14 +92,108 @@ async fn a_grant_is_reconciled_only_when_every_member_has_adopted() {
     assert_eq!(cluster.read(2, 2).await, data);
 }
 
+/// What server 1 says when it is asked whether it is the active primary of version 1.
+async fn is_active(cluster: &Cluster) -> Result<()> {
+    let request = pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1 };
+    cluster.control(1).await.activate(request).await.map(drop).map_err(Error::from)
+}
+
+/// The network of this machine, but for the addresses that nobody reaches, or where nobody answers.
+#[derive(Default)]
+struct Cut(Mutex<Vec<String>>, Mutex<Option<String>>);
+
+impl Net for Cut {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        if self.0.lock().iter().any(|cut| cut == address) {
+            return Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) });
+        }
+        if self.1.lock().as_deref() == Some(address) {
+            return Box::pin(std::future::pending());
+        }
+        TcpNet.connect(address)
+    }
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        TcpNet.listen(address)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_reaches_one_member_accuses_the_other_and_one_that_reaches_none_itself() {
+    let one = Err(Error::MemberFailed { handle: CHUNK, server: ServerId::from_raw(2) });
+    for (cut, expected) in [(1..=1, one), (1..=2, Err(Error::CutOff { handle: CHUNK }))] {
+        let net = Arc::new(Cut::default());
+        let environment = Environment { net: net.clone(), ..Environment::real() };
+        let mut cluster = Cluster::start_in(environment, 3).await;
+        cluster.grant(1, &[1, 2, 3], &[]).await.unwrap();
+        *net.0.lock() = cut.map(|i| cluster.servers[i].peer.address.clone()).collect();
+        let mutation = cluster.mutation(1);
+        assert_eq!(cluster.append(1, &mutation, b"kept").await.map(drop), expected);
+        assert_eq!(is_active(&cluster).await, expected);
+        let accused = if matches!(expected, Err(Error::CutOff { .. })) { 1 } else { 2 };
+        let master = cluster.master.clone();
+        until("it is told", || !master.0.lock().failures.is_empty()).await;
+        assert!(master.0.lock().failures.iter().all(|failure| failure.server == accused));
+        // The next grant finds the same, when nothing has been written in between, too.
+        assert_eq!(cluster.grant(2, &[1, 2, 3], &[1, 2, 3]).await.map(drop), expected);
+        net.0.lock().clear();
+        cluster.grant(3, &[2, 3], &[2, 3]).await.unwrap();
+        cluster.append(2, &under(3, &mutation), b"kept").await.unwrap();
+        assert_eq!(&cluster.read(3, 3).await[..], b"kept");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adoption_that_waits_for_its_source_keeps_nobody_from_adopting_a_newer_version() {
+    let net = Arc::new(Cut::default());
+    let environment = Environment { net: net.clone(), ..Environment::real() };
+    let mut cluster = Cluster::start_in(environment, 3).await;
+    cluster.grant(1, &[1, 2], &[]).await.unwrap();
+    let mutation = cluster.mutation(1);
+    cluster.append(1, &mutation, b"kept").await.unwrap();
+    // The one that joins waits for the bytes.
+    *net.1.lock() = Some(cluster.peer(1).address.clone());
+    let store = |server, version, primary| pb::StoreVersionRequest {
+        head: Cluster::head(server),
+        handle: CHUNK.raw(),
+        version,
+        members: vec![cluster.peer(1).into(), cluster.peer(2).into(), cluster.peer(3).into()],
+        base: vec![1, 2],
+        primary,
+        writer: true,
+        fresh: false,
+        accepted: false,
+        chunk_bytes: CHUNK_BYTES,
+    };
+    let mut joins = cluster.control(3).await;
+    joins.store_version(store(3, 2, 1)).await.unwrap();
+    let (cluster_id, handle) = (CLUSTER.to_string(), CHUNK.raw());
+    let collect = pb::CollectRequest { cluster: cluster_id, server: 2, handle, version: 1 };
+    let content = cluster.control(2).await.collect(collect).await.unwrap().into_inner().content;
+    let adopt = |version, primary: u64| pb::AdoptRequest {
+        cluster: CLUSTER.to_string(),
+        server: 3,
+        handle: CHUNK.raw(),
+        version,
+        content: content.clone(),
+        primary: Some(cluster.peer(primary).into()),
+        ..Default::default()
+    };
+    let (waits, first) = (joins.clone(), adopt(2, 1));
+    let waiting = tokio::spawn(async move { waits.clone().adopt(first).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    cluster.control(2).await.store_version(store(2, 3, 2)).await.unwrap();
+    joins.store_version(store(3, 3, 2)).await.unwrap();
+    joins.adopt(adopt(3, 2)).await.unwrap();
+    // The old one changes nothing when it ends.
+    *net.1.lock() = None;
+    assert!(waiting.await.unwrap().is_err());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_whose_disk_is_full_says_that_it_has_failed_when_it_is_asked_whether_it_is_active() {
     let mut cluster = Cluster::start(2).await;
     cluster.grant(1, &[1, 2], &[]).await.unwrap();
-    let is_active = async |cluster: &Cluster| {
-        let request = pb::ActivateRequest { head: Cluster::head(1), handle: CHUNK.raw(), version: 1 };
-        cluster.control(1).await.activate(request).await.map(drop).map_err(Error::from)
-    };
     assert_eq!(is_active(&cluster).await, Ok(()));
     let files = cluster.servers[0].files.clone();
     let space = files.space(&PathBuf::from("/data")).unwrap();

@@ -19,7 +19,7 @@ const US: ServerId = ServerId::from_raw(1);
 const OTHER: ServerId = ServerId::from_raw(2);
 
 /// A server that has registered, on disks with these directories.
-fn server_on(directories: &[&str]) -> (MemoryFiles, Arc<Chunkserver>) {
+pub(crate) fn server_on(directories: &[&str]) -> (MemoryFiles, Arc<Chunkserver>) {
     let files = MemoryFiles::new(1 << 30);
     let options = Options { segment_bytes: 1 << 20, headroom_bytes: 1 << 20, ..Options::default() };
     let directories: Vec<PathBuf> = directories.iter().map(PathBuf::from).collect();
@@ -120,4 +120,21 @@ fn a_disk_that_first_can_not_say_its_room_and_then_fails_costs_its_chunks() {
     assert!(server.chunk(handle).is_err());
     let (changes, _) = server.journal.lock().since(before, 10).unwrap();
     assert_eq!(changes, [(handle, Change::Removed)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_a_quiet_chunk_learns_what_is_committed_and_serves_it_after_a_restart_without_its_primary()
+ {
+    let mut cluster = Cluster::start(2).await;
+    cluster.grant(1, &[1, 2], &[]).await.unwrap();
+    let mutation = cluster.mutation(1);
+    cluster.append(1, &mutation, b"kept").await.unwrap();
+    // Nothing more comes that would tell it.
+    tokio::time::sleep(5 * crate::TIDY_PERIOD).await;
+    let member = &mut cluster.servers[1];
+    member.stop.cancel();
+    member.task.take().unwrap().await.unwrap().unwrap();
+    cluster.kill(0).await;
+    cluster.restart(1).await;
+    assert_eq!(&cluster.read(2, 1).await[..], b"kept");
 }

@@ -47,8 +47,13 @@ impl Granter {
     }
 
     /// What an error of a pending grant's primary means: the member that it names has failed, or it has itself.
-    pub(super) fn setback(&self, pending: &Pending, error: Error) -> Setback {
+    pub(super) async fn setback(&self, reign: &Reign, pending: &Pending, error: Error) -> Setback {
         let primary = pending.primary;
+        if matches!(error, Error::CutOff { .. }) {
+            let needed = pending.base.iter().all(|server| *server == primary);
+            let failed = self.cut_off(reign, &pending.members, (primary, needed)).await;
+            return Setback::Members(failed.into_iter().map(|server| (server, error.clone())).collect());
+        }
         if let Error::MemberFailed { server, .. } = error
             && pending.members.contains(&server)
         {

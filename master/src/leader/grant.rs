@@ -443,7 +443,7 @@ impl Granter {
             Ok(()) => Ok(()),
             // Guard late_activation: a restart ended its role, and this version gives it no other.
             Err(error @ Error::NotPrimary { .. }) => Err(Setback::Restarted(error)),
-            Err(error) => Err(self.setback(pending, error)),
+            Err(error) => Err(self.setback(reign, pending, error).await),
         }
     }
 
@@ -478,7 +478,7 @@ impl Granter {
             return Err(match error {
                 // It restarted meanwhile: as a member it is as good as before.
                 Error::NotPrimary { .. } => Setback::Overtaken(error),
-                _ => self.setback(pending, error),
+                _ => self.setback(reign, pending, error).await,
             });
         }
         fault::try_reach("grant::activated").await?;

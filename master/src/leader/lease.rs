@@ -143,8 +143,8 @@ impl Granter {
             .filter(|leased| leased.remaining < LEASE_LEFT_MIN && self.is_there(leased.primary));
         let Some(Leased { version, primary, .. }) = run_out else { return Ok(None) };
         if let Err(error) = self.order_activation(reign, (handle, version), primary).await {
-            if let Error::MemberFailed { server, .. } = error {
-                avoid.append(&mut self.dispensable(handle, server));
+            if matches!(error, Error::MemberFailed { .. } | Error::CutOff { .. }) {
+                avoid.append(&mut self.failed_by(reign, handle, primary, error).await);
             }
             return Ok(None);
         }
@@ -186,10 +186,49 @@ impl Granter {
         // To activate an active primary changes nothing; one that restarted, has ended its order, or is not there, says so.
         match self.order_activation(reign, which, server).await {
             Ok(()) => Ok(()),
-            Err(Error::Unavailable { .. } | Error::WrongServer { .. }) => Err(BTreeSet::from([server])),
-            Err(Error::MemberFailed { server: failed, .. }) => Err(self.dispensable(which.0, failed)),
-            Err(_) => Err(BTreeSet::new()),
+            Err(error) => Err(self.failed_by(reign, which.0, server, error).await),
         }
+    }
+
+    /// Whom to leave out after what a server said, or did not, when it was asked whether it is an active primary.
+    async fn failed_by(
+        &self,
+        reign: &Reign,
+        handle: ChunkHandle,
+        server: ServerId,
+        error: Error,
+    ) -> BTreeSet<ServerId> {
+        match error {
+            Error::Unavailable { .. } | Error::WrongServer { .. } => BTreeSet::from([server]),
+            Error::MemberFailed { server: failed, .. } => self.dispensable(handle, failed),
+            Error::CutOff { .. } => {
+                let chunk = read::chunk(&*self.log.view(), handle);
+                let members = chunk.map(|chunk| chunk.members).unwrap_or_default();
+                let needed = self.dispensable(handle, server).is_empty();
+                self.cut_off(reign, &members, (server, needed)).await
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Whom to leave out if a primary reaches no other member: those that do not answer here either. If all do, it is the
+    /// primary that is cut off, and what the others hold goes on without it, unless it is needed since they hold nothing.
+    pub(super) async fn cut_off(
+        &self,
+        reign: &Reign,
+        members: &[ServerId],
+        (primary, needed): (ServerId, bool),
+    ) -> BTreeSet<ServerId> {
+        let others: Vec<ServerId> = members.iter().copied().filter(|server| *server != primary).collect();
+        let answers = others.iter().map(|server| self.answers(reign, *server));
+        let answers = futures::future::join_all(answers).await;
+        let silent = others.iter().zip(answers).filter(|(_, answers)| !answers).map(|(server, _)| *server);
+        let silent: BTreeSet<ServerId> = silent.collect();
+        if !silent.is_empty() {
+            return silent;
+        }
+        // Guard one_accused: else the primary is left alone, out of reach for those that are to join it.
+        if needed { others.into_iter().collect() } else { BTreeSet::from([primary]) }
     }
 
     /// A member that its primary says has failed, to be left out; nobody if no other member has the content. Then a new
@@ -241,14 +280,10 @@ impl Granter {
             };
             return self.settle(reign, handle, failed).await;
         }
-        let mut avoid: BTreeSet<ServerId> =
+        let avoid: BTreeSet<ServerId> =
             accused.into_iter().filter(|server| chunk.members.contains(server)).collect();
         if avoid.is_empty() {
             return Ok(());
-        }
-        if avoid.len() > 1 && self.all_answer(reign, &avoid).await {
-            // Everybody is there but for the one who can't reach them.
-            avoid = BTreeSet::from([reporter]);
         }
         self.grant(reign, handle, Wish::write().without(avoid)).await
     }
@@ -269,11 +304,6 @@ impl Granter {
         let writer = chunk.lease.as_ref().is_some_and(|lease| !lease.expires_at.since(wall).is_zero());
         let writer = writer && self.may_be_written(&chunk);
         self.grant(reign, handle, Wish { writer, ..Wish::write() }.without(avoid)).await
-    }
-
-    async fn all_answer(&self, reign: &Reign, servers: &BTreeSet<ServerId>) -> bool {
-        let probes = servers.iter().map(|server| self.answers(reign, *server));
-        futures::future::join_all(probes).await.into_iter().all(|answers| answers)
     }
 
     /// What is left of the lease that `primary` uses, and whether it is time to extend it; `None` if it has none

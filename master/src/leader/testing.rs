@@ -90,6 +90,8 @@ pub(super) enum Mood {
     Behind,
     /// Refuses to lead the reconciliation under way, as after a restart; then does what it is told.
     Restarted,
+    /// Reaches no other chunkserver.
+    CutOff,
 }
 
 /// The chunkservers, and what they were told.
@@ -153,9 +155,15 @@ impl Servers {
             | Mood::Forgetful
             | Mood::Slow
             | Mood::Behind
-            | Mood::Restarted) => Ok(mood),
+            | Mood::Restarted
+            | Mood::CutOff) => Ok(mood),
         }
     }
+}
+
+fn not_primary(handle: u64, version: u64) -> Error {
+    let (handle, version) = (ChunkHandle::from_raw(handle), ChunkVersion::from_raw(version));
+    Error::NotPrimary { handle, version }
 }
 
 impl Orders for Servers {
@@ -189,9 +197,12 @@ impl Orders for Servers {
     }
     fn reconcile(&self, target: Target, request: pb::ReconcileRequest) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            if self.reach(&target).await? == Mood::Slow {
+            let mood = self.reach(&target).await?;
+            if mood == Mood::Slow {
                 self.told(format!("{}: reconcile v{}, for ever", target.server, request.version));
                 self.woken.notified().await;
+            } else if mood == Mood::CutOff {
+                return Err(Error::CutOff { handle: ChunkHandle::from_raw(request.handle) });
             }
             if self.mood(target.server) == Mood::Restarted {
                 self.lost_role.lock().insert((request.handle, request.version));
@@ -200,18 +211,13 @@ impl Orders for Servers {
             let which = (request.handle, request.version, target.server.raw());
             if self.mood(target.server) == Mood::Partial {
                 if !self.accepted.lock().contains(&which) {
-                    let handle = ChunkHandle::from_raw(request.handle);
-                    return Err(Error::NotPrimary {
-                        handle,
-                        version: ChunkVersion::from_raw(request.version),
-                    });
+                    return Err(not_primary(request.handle, request.version));
                 }
                 // It has adopted what it had.
                 self.set(target.server.raw(), Mood::Well);
             }
             if self.lost_role.lock().contains(&(request.handle, request.version)) {
-                let handle = ChunkHandle::from_raw(request.handle);
-                return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
+                return Err(not_primary(request.handle, request.version));
             }
             let verified = if request.verify { ", verified" } else { "" };
             self.told(format!("{}: reconcile v{}{verified}", target.server, request.version));
@@ -220,10 +226,11 @@ impl Orders for Servers {
     }
     fn activate(&self, target: Target, request: pb::ActivateRequest) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.reach(&target).await?;
+            if self.reach(&target).await? == Mood::CutOff {
+                return Err(Error::CutOff { handle: ChunkHandle::from_raw(request.handle) });
+            }
             if !self.stored.lock().contains(&(request.handle, request.version, target.server.raw())) {
-                let handle = ChunkHandle::from_raw(request.handle);
-                return Err(Error::NotPrimary { handle, version: ChunkVersion::from_raw(request.version) });
+                return Err(not_primary(request.handle, request.version));
             }
             if let Some(server) = self.failed.lock().get(&(request.handle, request.version)).copied() {
                 let handle = ChunkHandle::from_raw(request.handle);

@@ -317,12 +317,50 @@ async fn a_primary_that_has_failed_itself_and_is_the_only_one_left_begins_anew_a
 
 #[tokio::test(start_paused = true)]
 async fn a_primary_that_is_cut_off_from_all_others_is_the_one_left_out() {
+    let version = ChunkVersion::from_raw(1);
+    // It says so itself, a client comes whose write failed, or the lease has run out.
+    for reported in [Some(true), Some(false), None] {
+        let stage = Stage::new(4);
+        let handle = stage.leased_chunk().await;
+        stage.servers.set(1, Mood::CutOff);
+        if reported == Some(true) {
+            let itself = BTreeSet::from([server(1)]);
+            stage.granter.look_into(&stage.reign, server(1), (handle, version), itself).await.unwrap();
+        } else {
+            let hint = reported.map(|_| Hint { version, server: None });
+            stage.clock.set_wall_ahead(Duration::from_secs(if hint.is_some() { 0 } else { 100 }));
+            stage.granter.find_lease(&stage.reign, handle, hint).await.unwrap();
+        }
+        assert_eq!(stage.chunk(handle).members, [server(2), server(3)]);
+    }
+    // The cut comes when nobody writes: the next grant's primary finds it.
     let stage = Stage::new(4);
     let handle = stage.leased_chunk().await;
-    let which = (handle, ChunkVersion::from_raw(1));
-    let accused = BTreeSet::from([server(2), server(3)]);
-    stage.granter.look_into(&stage.reign, server(1), which, accused).await.unwrap();
+    stage.servers.set(1, Mood::CutOff);
+    stage.granter.grant(&stage.reign, handle, Wish::write()).await.unwrap();
     assert_eq!(stage.chunk(handle).members, [server(2), server(3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_that_reaches_nobody_stays_if_the_others_are_gone_or_have_nothing() {
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.servers.set(1, Mood::CutOff);
+    stage.servers.set(2, Mood::Dead);
+    let hint = Some(Hint { version: ChunkVersion::from_raw(1), server: None });
+    let found = stage.granter.find_lease(&stage.reign, handle, hint).await;
+    assert!(found.is_err() && stage.chunk(handle).pending.unwrap().members == [server(1), server(3)]);
+    // The only one with the content is not left out for those that were to join it.
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.granter.grant(&stage.reign, handle, without(&[2, 3])).await.unwrap();
+    assert_eq!(stage.chunk(handle).members, [server(1), server(4)]);
+    stage.servers.set(4, Mood::Dead);
+    stage.pass(Duration::from_secs(20)).await;
+    stage.servers.set(1, Mood::CutOff);
+    let wish = Wish { reach: Reach::Goal, ..Wish::write() };
+    assert!(stage.granter.grant(&stage.reign, handle, wish).await.is_err());
+    assert!(stage.chunk(handle).pending.unwrap().base == [server(1)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -152,13 +152,93 @@ fn after_a_member_failed_nothing_more_is_acknowledged() {
             ack s1 n1 -> -
             ack s2 n1 -> committed n1
             append r2 10 -> n2 at 10
-            fail s2 -> true
-            fail s2 -> false
+            fail s2 -> s2 failed as a replica of c7
+            fail s2 -> -
             ack s1 n2 -> -
             ack s2 n2 -> -
             append r2 10 -> at 10 not yet
             append r3 10 -> REFUSED s2 failed as a replica of c7
             append r1 10 -> at 0 acknowledged"#]],
+    );
+}
+
+#[test]
+fn whether_a_primary_is_cut_off_is_said_when_all_other_members_have_answered_or_not() {
+    let primary_of_three = || {
+        let mut bench = Bench::new(1);
+        for line in ["store v1 s1,s2,s3 fresh", "activate v1", "append r1 10", "append r2 10"] {
+            bench.run(line);
+        }
+        bench
+    };
+    // None answers.
+    check(
+        &mut primary_of_three(),
+        "fail s2 silent
+         append r3 10
+         activate v1
+         fail s3 silent
+         activate v1
+         append r3 10",
+        &expect![[r#"
+            fail s2 silent -> -
+            append r3 10 -> REFUSED the primary of c7, with members that failed, is busy: try again later
+            activate v1 -> ok
+            fail s3 silent -> c7: its primary reaches no other replica
+            activate v1 -> REFUSED c7: its primary reaches no other replica
+            append r3 10 -> REFUSED c7: its primary reaches no other replica"#]],
+    );
+    // The other one has the mutation that is open, or gets it later.
+    check(
+        &mut primary_of_three(),
+        "ack s3 n1
+         fail s2 silent
+         activate v1",
+        &expect![[r#"
+            ack s3 n1 -> -
+            fail s2 silent -> s2 failed as a replica of c7
+            activate v1 -> REFUSED s2 failed as a replica of c7"#]],
+    );
+    check(
+        &mut primary_of_three(),
+        "fail s2 silent
+         ack s3 n2
+         judge
+         ack s3 n1
+         judge
+         judge
+         fail s3 silent
+         activate v1",
+        &expect![[r#"
+            fail s2 silent -> -
+            ack s3 n2 -> -
+            judge -> -
+            ack s3 n1 -> -
+            judge -> s2 failed as a replica of c7
+            judge -> -
+            fail s3 silent -> -
+            activate v1 -> REFUSED s2 failed as a replica of c7"#]],
+    );
+    // It says itself that it can't; or this server can't.
+    check(
+        &mut primary_of_three(),
+        "fail s2 silent
+         fail s3
+         activate v1",
+        &expect![[r#"
+            fail s2 silent -> -
+            fail s3 -> s2 failed as a replica of c7
+            activate v1 -> REFUSED s2 failed as a replica of c7"#]],
+    );
+    check(
+        &mut primary_of_three(),
+        "fail s2 silent
+         fail s1
+         activate v1",
+        &expect![[r#"
+            fail s2 silent -> -
+            fail s1 -> s1 failed as a replica of c7
+            activate v1 -> REFUSED s1 failed as a replica of c7"#]],
     );
 }
 
@@ -174,9 +254,9 @@ fn a_primary_that_orders_nothing_any_more_says_why_when_it_is_asked_whether_it_i
          activate v2",
         &expect![[r#"
             activate v1 -> ok
-            fail s1 -> true
+            fail s1 -> s1 failed as a replica of c7
             activate v1 -> REFUSED s1 failed as a replica of c7
-            fail s2 -> false
+            fail s2 -> -
             activate v1 -> REFUSED s1 failed as a replica of c7
             activate v2 -> REFUSED c7: v2 was asked for, here is v1"#]],
     );
