@@ -34,7 +34,8 @@ const ANSWERS_MAX: usize = REQUESTS_MAX;
 const CLIENT_PAYLOAD_BYTES: usize = 64 << 20;
 /// Payloads that came with primaries' orders.
 const MEMBER_PAYLOAD_BYTES: usize = 64 << 20;
-/// Bytes read into memory for answers, all connections together.
+/// Bytes read into memory for answers, all connections of clients together; as many for chunkservers, which never wait for
+/// clients that take their time.
 const ANSWER_BYTES: usize = 64 << 20;
 /// The same for one connection, so that a few slow readers do not hold all of it.
 const CONNECTION_ANSWER_BYTES: usize = PAYLOAD_BYTES_MAX as usize;
@@ -64,7 +65,8 @@ pub struct Data<H> {
     connections: Arc<Semaphore>,
     client_payloads: Arc<Semaphore>,
     member_payloads: Arc<Semaphore>,
-    answer_bytes: Arc<Semaphore>,
+    client_answers: Arc<Semaphore>,
+    member_answers: Arc<Semaphore>,
 }
 
 impl<H> std::fmt::Debug for Data<H> {
@@ -92,7 +94,8 @@ impl<H: Handler> Data<H> {
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             client_payloads: bytes(CLIENT_PAYLOAD_BYTES),
             member_payloads: bytes(MEMBER_PAYLOAD_BYTES),
-            answer_bytes: bytes(ANSWER_BYTES),
+            client_answers: bytes(ANSWER_BYTES),
+            member_answers: bytes(ANSWER_BYTES),
         })
     }
 
@@ -268,7 +271,8 @@ impl<H: Handler> Data<H> {
         let room = async {
             // First its own, so that who waits for itself holds nothing of what all share.
             let own = room(&peer.answer_bytes, bytes).await?;
-            Ok([own, room(&self.answer_bytes, bytes).await?])
+            let all = if peer.is_member { &self.member_answers } else { &self.client_answers };
+            Ok([own, room(all, bytes).await?])
         };
         let in_time = tokio::time::timeout(patience, room).await;
         in_time.unwrap_or_else(|_| Err(Error::Busy { what: "memory for answers".into() }))

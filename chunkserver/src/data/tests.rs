@@ -400,6 +400,31 @@ async fn a_reader_that_takes_nothing_pins_a_bounded_amount_and_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn clients_that_take_nothing_keep_no_member_from_its_copy() {
+    let handler = fake(1);
+    let data = data(&handler);
+    let read = |kind, request| {
+        let mut head = Head::new(kind, request).of_chunk(CHUNK, VERSION);
+        (head.length, head.deadline_ms) = (1 << 20, 60_000);
+        Frame::new(head, &pb::ReadMeta { verify: true })
+    };
+    let mut slow = Vec::new();
+    for _ in 0..5 {
+        let (mut connection, _) = piped(&data, 0).await;
+        for request in 0..16 {
+            frame::write_frame(&mut connection, &read(Kind::Read, request), &[]).await.unwrap();
+        }
+        slow.push(connection);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(handler.reads.load(Ordering::Relaxed), 64, "all of the memory for clients");
+    let (mut member, _) = piped(&data, 2).await;
+    frame::write_frame(&mut member, &read(Kind::Fetch, 1), &[]).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(5), frame::read_frame(&mut member)).await;
+    assert_eq!(answer.unwrap().unwrap().unwrap().head.kind, Kind::Data);
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_of_one_connection_are_bounded() {
     let handler = fake(1);
     let data = data(&handler);

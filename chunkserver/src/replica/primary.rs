@@ -158,9 +158,10 @@ impl Primary {
         // member nobody can tell.
         let mut others = self.members.iter().filter(|member| **member != self.us);
         let silent = |member: &ServerId| self.failed.iter().any(|it| it.server == *member && it.silent);
-        let oldest = self.missing.values().next();
-        let answered = |member: &ServerId| oldest.is_none_or(|missing| !missing.contains(member));
-        let spoke = self.failed.iter().any(|failed| !failed.silent) || others.clone().any(answered);
+        // Of what was open at the first failure, and nothing is ordered after it: an answer from before a cut proves nothing.
+        let answered = |member: &&ServerId| self.missing.values().all(|missing| !missing.contains(*member));
+        let spoke = self.failed.iter().any(|failed| !failed.silent)
+            || others.clone().any(|member| !silent(member) && answered(&member));
         if self.members.len() <= 2 || spoke {
             return Some(Error::MemberFailed { handle, server: first.server });
         }

@@ -125,7 +125,8 @@ fn check(chunk: &Chunk, state: &State, mutation: &Mutation, limit: u32) -> Resul
         if let Recall::Known(outcome) = meta.content.requests.recall(*request) {
             return Err(Error::DuplicateRequest { handle, offset: outcome.offset, length: outcome.length });
         }
-        if meta.content.requests.len() >= REQUESTS_MAX {
+        // The outcome, and perhaps what its client gives up with it: more could not be read again.
+        if meta.content.requests.len() + 2 > REQUESTS_MAX {
             return Err(Error::Busy { what: "the list of request outcomes of the chunk" });
         }
     }
@@ -258,8 +259,7 @@ fn overwrite(
     disk.check_space(u64::from(change.chunk_length - state.length()))?;
     change.first_block = block::block_of(change.offset);
     change.crcs = overwritten(disk, chunk, state, &change, &mutation.data)?;
-    state.lending.end(&state.meta.content.block_crcs);
-    let alike = state.lending.looks_like(change.first_block, &change.crcs);
+    state.lending.end();
     // All before is proven, and this is durable when its ticket is done: no promise is less than that.
     let completion = Completion::new();
     let ticket = Ticket::new(change.offset, change.chunk_length, completion.clone());
@@ -273,7 +273,7 @@ fn overwrite(
     });
     let then = Then { data: mutation.data.clone(), firmness: Firmness::Durable, done: Some(done) };
     let sequence = commit(disk, chunk, state, permit, (change, then));
-    state.overlays.push_back(Overlay { sequence, offset, data: mutation.data.clone(), alike });
+    state.overlays.push_back(Overlay { sequence, offset, data: mutation.data.clone() });
     fault::at("store::apply::overwritten");
     Ok(ticket)
 }

@@ -1,7 +1,9 @@
 //! One chunk in memory: what is known of it, and what of that is not on the disk yet.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +26,8 @@ pub(crate) struct Chunk {
     pub(crate) handle: ChunkHandle,
     /// Held while one mutation is applied, so also while its bytes go to the page cache. The log never takes it.
     pub(crate) state: Mutex<State>,
+    /// Whether its overlays are going to be looked at: one worker at a time is enough.
+    pub(crate) settle_queued: AtomicBool,
 }
 
 /// Bytes that the log has, or will have, and the file has not: a crash in the middle of writing them to the file
@@ -33,21 +37,19 @@ pub(crate) struct Overlay {
     pub(crate) sequence: u64,
     pub(crate) offset: u32,
     pub(crate) data: Bytes,
-    /// A block of it looks to its checksum like one that was lent.
-    pub(crate) alike: bool,
 }
 
-/// What was lent of a chunk's file: handed out to be sent without the chunk's lock, while its pages may still change. Who
-/// receives it knows it by the checksums of then (docs/decisions/0022).
+/// What was lent of a chunk's file: handed out to be sent without the chunk's lock, while its pages could still change. It
+/// must not: who receives a mixture of pages can't tell it from what it asked for (docs/decisions/0022).
 #[derive(Default, PartialEq, Eq, Debug)]
 pub(crate) enum Lending {
     /// Nothing.
     #[default]
     None,
-    /// Whole blocks, which have not been changed since.
-    Lent,
-    /// Blocks with these checksums, and changes came after them: nothing more is lent of this file.
-    Over(Vec<u32>),
+    /// Blocks in this range, which have not been changed since.
+    Lent(Range<u32>),
+    /// The same, perhaps none, and changes of the file came after it: nothing more is lent of it.
+    Over(Range<u32>),
 }
 
 #[derive(Default)]
@@ -78,7 +80,7 @@ pub(crate) struct State {
 
 impl Chunk {
     pub(crate) fn new(handle: ChunkHandle, state: State) -> Arc<Self> {
-        Arc::new(Self { handle, state: Mutex::new(state) })
+        Arc::new(Self { handle, state: Mutex::new(state), settle_queued: AtomicBool::new(false) })
     }
     /// Locks the chunk for a mutation. Other tasks leave this thread if it has to wait for long.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -94,26 +96,33 @@ impl Chunk {
     pub(crate) fn clients(&self, after: ClientId, limit: usize, all: &mut BTreeSet<ClientId>) {
         self.state.lock().meta.content.requests.clients(after, limit, all);
     }
-    /// Forgets requests of these clients; tells whether there were any.
-    pub(crate) fn forget(&self, clients: &[ClientId]) -> bool {
-        self.state.lock().meta.content.requests.forget(clients)
-    }
 }
 
 impl Lending {
-    /// Bytes that are there are about to change.
-    pub(crate) fn end(&mut self, block_crcs: &[u32]) {
+    /// Blocks are handed out.
+    pub(crate) fn lend(&mut self, blocks: Range<u32>) {
         match self {
-            Self::None => *self = Self::Over(Vec::new()),
-            Self::Lent => *self = Self::Over(block_crcs.to_vec()),
-            Self::Over(_) => {}
+            Self::None => *self = Self::Lent(blocks),
+            Self::Lent(lent) | Self::Over(lent) => {
+                *lent = lent.start.min(blocks.start)..lent.end.max(blocks.end);
+            }
         }
     }
 
-    /// Whether blocks with these checksums, from `first` on, could be taken for what was lent.
-    pub(crate) fn looks_like(&self, first: u32, crcs: &[u32]) -> bool {
-        let Self::Over(lent) = self else { return false };
-        lent.iter().skip(first as usize).zip(crcs).any(|(lent, crc)| lent == crc)
+    /// Bytes that are there are about to change.
+    pub(crate) fn end(&mut self) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::Over(0..0),
+            Self::Lent(lent) | Self::Over(lent) => Self::Over(lent),
+        };
+    }
+
+    /// Whether one of these blocks may have been lent.
+    pub(crate) fn has(&self, blocks: &Range<u32>) -> bool {
+        match self {
+            Self::None => false,
+            Self::Lent(lent) | Self::Over(lent) => lent.start < blocks.end && blocks.start < lent.end,
+        }
     }
 }
 

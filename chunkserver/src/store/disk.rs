@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
+use gfs_proto::size::BLOCK_BYTES;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::Options;
@@ -19,14 +20,13 @@ use super::files::{File, Files, Lock, Open};
 use super::format::Record;
 use super::log::{Failure, Log, Permit, Then};
 use super::open_files::OpenFiles;
+use super::read;
 use super::table::Tables;
 use super::worker::Work;
 
 /// Bytes that a small record takes at most, head included.
 pub(crate) const SMALL_RECORD_BYTES: usize = 256;
 
-/// Bytes of a file that are copied at a time.
-const COPY_BYTES: usize = 1 << 20;
 /// Most bytes that are taken without looking how much room is left; the headroom is far more than that.
 const SPACE_GRANT_BYTES_MAX: u64 = 1 << 20;
 
@@ -46,10 +46,12 @@ pub(crate) struct Disk {
     /// One checkpoint at a time.
     pub(crate) tables: Mutex<Tables>,
     pub(crate) generation: AtomicU64,
-    pub(crate) open_files: Arc<OpenFiles>,
+    pub(crate) open_files: OpenFiles,
     /// Counts new names in the directory of chunks, and how many of them are durable.
     pub(crate) name_changes: AtomicU64,
     pub(crate) names_synced: Mutex<u64>,
+    /// Held while a chunk gets another file.
+    pub(crate) renewing: Mutex<()>,
     /// Bytes that mutations may still take before they ask for the room there is.
     pub(crate) space_granted: AtomicU64,
     /// Held until the store is closed.
@@ -302,7 +304,9 @@ impl Disk {
                 break;
             }
             let (offset, data) = (overlay.offset, overlay.data.clone());
-            if overlay.alike {
+            // A mutation's bytes fit in a chunk (`apply::check`).
+            let blocks = read::blocks_in(offset, u32::try_from(data.len()).unwrap_or(u32::MAX));
+            if state.lending.has(&blocks) {
                 self.renew_file(chunk, state)?;
             }
             self.write_overlay(chunk, state, offset, &data)?;
@@ -311,40 +315,55 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives a locked chunk another file with the same bytes, unless nothing was lent of the one that it has: what was lent
-    /// stays what it was, for as long as somebody reads it.
+    /// Gives a locked chunk another file with the same bytes: what was lent stays what it was, for as long as somebody has
+    /// it (guard `sent_and_overwritten`).
     fn renew_file(&self, chunk: &Chunk, state: &mut State) -> Result<()> {
-        if state.lending == Lending::Over(Vec::new()) || !state.created {
-            return Ok(());
-        }
         let path = self.path_of(chunk.handle, state.meta.generation);
         let beside = self.path_of(chunk.handle, self.next_generation());
-        let renewed = self.copy_file(&path, &beside).and_then(|()| self.open_files.rename(&beside, &path));
+        // One at a time, so that the room of one is enough.
+        let turn = self.renewing.lock();
+        let file =
+            self.file(chunk, state).map_err(|error| self.fail_unless_busy("opening a chunk", &error))?;
+        // It may go into the headroom, and may not use up the last of it: other changes are promised, too.
+        let space =
+            self.files.space(&self.directory).map_err(|error| self.fail("asking for space", &error))?;
+        if space.free_bytes < u64::from(state.length()) {
+            return Err(Error::DiskFull { disk: self.name() });
+        }
+        let renewed = self.copy_file(&*file, &beside).and_then(|()| self.open_files.rename(&beside, &path));
         if let Err(error) = renewed {
             self.remove_file(&beside)?;
             return Err(self.fail_unless_full("copying a chunk", &error));
         }
+        drop(turn);
         // Before anything is written to it: else a power cut might bring back the old one, which never gets that.
         state.name_change = self.name_changes.fetch_add(1, Ordering::SeqCst) + 1;
         self.sync_names(state.name_change)?;
-        state.lending = Lending::Over(Vec::new());
-        tracing::debug!(handle = %chunk.handle, "a file that was being sent was copied");
+        state.lending = Lending::Over(0..0);
+        tracing::debug!(handle = %chunk.handle, "a file that may still be being sent was replaced by a copy");
         Ok(())
     }
 
-    /// Copies a file as it is, durably; damage stays what it is.
-    fn copy_file(&self, from: &std::path::Path, to: &std::path::Path) -> io::Result<()> {
-        let (from, to) =
-            (self.open_files.open(from, Open::Existing)?, self.open_files.open(to, Open::Create)?);
-        let (length, mut offset) = (from.len()?, 0);
-        let mut piece = vec![0; COPY_BYTES];
-        while offset < length {
-            let read = from.read_at(&mut piece, offset)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+    /// Copies a file as it is, durably. What can't be read is left out: its checksum finds that.
+    fn copy_file(&self, from: &dyn File, to: &std::path::Path) -> io::Result<()> {
+        let to = self.files.open(to, Open::Create)?;
+        if let (Some(from), Some(to)) = (from.descriptor(), to.descriptor())
+            && rustix::fs::ioctl_ficlone(to, from).is_ok()
+        {
+            return rustix::fs::fsync(to).map_err(io::Error::from);
+        }
+        let length = from.len()?;
+        to.set_len(length)?;
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        for offset in (0..length).step_by(block.len()) {
+            match from.read_at(&mut block, offset) {
+                // A hole stays one.
+                Ok(read) if block[..read].iter().any(|byte| *byte != 0) => {
+                    to.write_at(&block[..read], offset)?;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(disk = %self.name(), %error, offset, "not copied"),
             }
-            to.write_at(&piece[..read], offset)?;
-            offset += read as u64;
         }
         to.sync_all()
     }

@@ -408,9 +408,10 @@ impl Store {
     pub fn scrub(&self, bytes: u64) -> Result<Scrubbed> {
         let mut scrubbed = Scrubbed::default();
         let mut cursor = self.inner.scrub.lock();
-        // Once round at most, should everything be shorter than that.
-        let chunks = self.list().len() as u64;
-        while scrubbed.bytes < bytes && scrubbed.chunks < chunks {
+        // Once round at most, should everything be shorter than that. A chunk costs something, however short it is.
+        let chunks = self.healthy().map(|disk| disk.chunks.read().len() as u64).sum();
+        let spent = |done: &Scrubbed| done.bytes + done.chunks * u64::from(gfs_proto::size::BLOCK_BYTES);
+        while spent(&scrubbed) < bytes && scrubbed.chunks < chunks {
             let more = match self.find(cursor.handle) {
                 Ok((disk, chunk)) if disk.check().is_ok() => cursor.step(disk, &chunk, &mut scrubbed)?,
                 _ => false,

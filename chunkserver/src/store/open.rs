@@ -9,7 +9,7 @@ use gfs_proto::random::Random;
 use gfs_proto::work::Workers;
 use parking_lot::{Mutex, RwLock};
 
-use super::content::DiskState;
+use super::content::{DiskState, ReplicaState};
 use super::disk::{Disk, chunk_directory};
 use super::error::{Error, Result};
 use super::files::{Files, Lock};
@@ -59,7 +59,7 @@ pub(crate) fn open(
     let identities = agree(&**files, &mut locked, options.add_directories, random)?;
     let boot_id =
         files.boot_id().map_err(|error| Error::failed(&PathBuf::new(), "asking for the boot id", &error))?;
-    let open_files = Arc::new(OpenFiles::new(files.clone(), options.open_files));
+    let open_files = options.open_files / directories.len().max(1);
     let mut all = Vec::new();
     for (directory, identity) in locked.into_iter().zip(identities) {
         let path = directory.path.clone();
@@ -86,8 +86,8 @@ pub(crate) fn open(
         } else {
             identity.save(&**files, &path)
         };
-        let started = saved
-            .and_then(|()| start(directory, options.clone(), files, (recovered, open_files.clone(), life)));
+        let started =
+            saved.and_then(|()| start(directory, options.clone(), files, (recovered, open_files, life)));
         match started {
             Ok((disk, working)) => {
                 threads.push((disk.clone(), working));
@@ -193,7 +193,7 @@ fn start(
     directory: Directory,
     options: Options,
     files: &Arc<dyn Files>,
-    (recovered, open_files, life): (Recovered, Arc<OpenFiles>, u64),
+    (recovered, open_files, life): (Recovered, usize, u64),
 ) -> Result<(Arc<Disk>, worker::Threads)> {
     let failure = Arc::new(OnceLock::new());
     let work = Arc::new(Work::default());
@@ -230,8 +230,10 @@ fn start(
         dirty: Mutex::default(),
         lazy: Mutex::default(),
         tables: Mutex::new(recovered.tables),
+        renewing: Mutex::default(),
         generation: AtomicU64::new(recovered.generation),
-        open_files,
+        // Of this disk alone: one that hangs when a file is opened holds up no other.
+        open_files: OpenFiles::new(files.clone(), open_files),
         name_changes: AtomicU64::new(0),
         names_synced: Mutex::new(0),
         space_granted: AtomicU64::new(0),
@@ -241,7 +243,8 @@ fn start(
     Ok((disk, threads))
 }
 
-/// A replica that was deleted on one disk and made anew on another may have come back: the newer one stays.
+/// A replica that was deleted on one disk and made anew on another may have come back: the newer one stays. Of two at the
+/// same version, as when a disk failed while it was made, that which has more: one of them was never written.
 fn remove_doubles(disks: &[Arc<Disk>]) -> Result<()> {
     for (index, disk) in disks.iter().enumerate() {
         for other in &disks[index + 1..] {
@@ -251,11 +254,14 @@ fn remove_doubles(disks: &[Arc<Disk>]) -> Result<()> {
             };
             for handle in doubles {
                 let (Some(ours), Some(theirs)) = (disk.chunk(handle), other.chunk(handle)) else { continue };
-                let (our_version, their_version) = (ours.summary().version, theirs.summary().version);
-                let (from, chunk, version) = if our_version < their_version {
-                    (disk, ours, our_version)
+                let worth = |it: &ReplicaState| {
+                    (it.version, !it.partial, it.adopted, it.serial, it.length, !it.corrupt)
+                };
+                let (our, their) = (ours.summary(), theirs.summary());
+                let (from, chunk, version) = if worth(&our) < worth(&their) {
+                    (disk, ours, our.version)
                 } else {
-                    (other, theirs, their_version)
+                    (other, theirs, their.version)
                 };
                 replica::delete(from, &chunk, version)?;
             }

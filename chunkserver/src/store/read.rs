@@ -63,17 +63,15 @@ pub(crate) fn file_range(
     let mut state = chunk.state.lock();
     check_range(chunk, &state, offset, length)?;
     let whole = offset.is_multiple_of(BLOCK_BYTES) && length.is_multiple_of(BLOCK_BYTES) && length > 0;
-    // Guard sent_and_overwritten: what is lent must not become something else that looks the same to its checksum.
-    let lends = !matches!(state.lending, Lending::Over(_));
-    let Snapshot { file: Some(file), crcs, .. } = snapshot(disk, chunk, &state, blocks_in(offset, length))?
-    else {
-        return Err(Error::NotFromFile { handle: chunk.handle });
-    };
-    if !whole || !lends {
+    // Guard sent_and_overwritten: of a file that changes nothing is lent.
+    if !whole || matches!(state.lending, Lending::Over(_)) {
         return Err(Error::NotFromFile { handle: chunk.handle });
     }
-    state.lending = Lending::Lent;
-    Ok(FileRange { file, crcs })
+    let blocks = blocks_in(offset, length);
+    let snapshot = snapshot(disk, chunk, &state, blocks.clone())?;
+    let file = snapshot.file.ok_or(Error::NotFromFile { handle: chunk.handle })?;
+    state.lending.lend(blocks);
+    Ok(FileRange { file, crcs: snapshot.crcs })
 }
 
 /// Notes that a checksum did not match; the log hears of it lazily.
@@ -96,7 +94,7 @@ fn check_range(chunk: &Chunk, state: &State, offset: u32, length: u32) -> Result
     Ok(())
 }
 
-fn blocks_in(offset: u32, length: u32) -> Range<u32> {
+pub(crate) fn blocks_in(offset: u32, length: u32) -> Range<u32> {
     block::block_of(offset)..block::block_of((offset + length).max(1) - 1) + 1
 }
 

@@ -16,6 +16,7 @@ use gfs_proto::size::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 
 use super::block;
 use super::chunk::{Chunk, State};
+use super::content::Content;
 use super::disk::{chunk_directory, chunk_file_name};
 use super::error::{Error, Result};
 use super::files::{File, Files, Open};
@@ -90,6 +91,8 @@ impl Opening<'_> {
         // A clean close has lost nothing, whatever happened to the power after it.
         let powered = header.as_ref().is_none_or(|header| header.clean || header.boot_id == self.boot_id);
         let names = self.files.list(&chunk_directory(self.directory)).map_err(|error| self.failed(&error))?;
+        // Looked up for each of what may be a million chunks.
+        let names: BTreeSet<String> = names.into_iter().collect();
         let generation = self
             .settle(&mut chunks, replay.as_mut(), &names, powered)
             .map_err(|error| self.failed(&error))?
@@ -112,7 +115,6 @@ impl Opening<'_> {
         let segments = self.keep_segments(found).map_err(|error| self.failed(&error))?;
         let (life, boot_id) = (self.life, self.boot_id.clone());
         let tables = Tables { number, life, boot_id, full_bytes, changes_bytes: 0 };
-        let names: BTreeSet<String> = names.into_iter().collect();
         let chunks = chunks.into_iter().map(|(handle, replayed)| {
             let created =
                 replayed.touched || names.contains(&chunk_file_name(handle, replayed.meta.generation));
@@ -167,6 +169,11 @@ impl Opening<'_> {
     ) -> Result<Replay> {
         let damaged =
             || Error::Damaged { disk: self.directory.display().to_string(), what: "the log".into() };
+        // What is read here may be in the page cache only. Before a file is changed or removed because of it: else a second
+        // crash could take back the record, and not what it did (guard logged_first).
+        for segment in &segments {
+            segment.sync()?;
+        }
         let scanned =
             Replay::scan(segments, header.life, header.log_from).map_err(|error| self.failed(&error))?;
         let mut replay = scanned.map_err(|_| damaged())?;
@@ -182,7 +189,7 @@ impl Opening<'_> {
         &self,
         chunks: &mut BTreeMap<ChunkHandle, Replayed>,
         replay: Option<&mut Replay>,
-        names: &[String],
+        names: &BTreeSet<String>,
         powered: bool,
     ) -> io::Result<u64> {
         let mut generation = 1;
@@ -298,6 +305,7 @@ fn replay_record(chunks: &mut BTreeMap<ChunkHandle, Replayed>, sequence: u64, re
             }
             Some(())
         }
+        Record::Forget { clients } if clients.is_empty() => Some(()),
         Record::Forget { clients } => {
             for chunk in chunks.values_mut().filter(|chunk| chunk.as_of < sequence) {
                 chunk.meta.content.requests.forget(&clients);
@@ -348,14 +356,20 @@ impl Replayed {
         if verifies(&kept, &pending, file)? {
             self.meta = kept;
         } else {
-            for change in &pending {
-                let mut next = self.meta.clone();
+            // Without the requests, which may be many for each of many changes, and are not looked at.
+            let bare = |content: &Content| Content {
+                length: content.length,
+                block_crcs: content.block_crcs.clone(),
+                ..Content::default()
+            };
+            for (index, change) in pending.iter().enumerate() {
+                let mut next = Meta { content: bare(&self.meta.content), ..Meta::default() };
                 next.apply(change);
-                if lost > 0 || !verifies(&next, std::slice::from_ref(change), file)? {
-                    lost += 1;
-                } else {
-                    self.meta = next;
+                if !verifies(&next, std::slice::from_ref(change), file)? {
+                    lost = pending.len() - index;
+                    break;
                 }
+                self.meta.apply(change);
             }
             tracing::info!(%handle, lost, "mutations that nobody was promised to survive are gone");
         }

@@ -134,10 +134,19 @@ pub(super) fn forget(disk: &Disk, clients: &[ClientId], changed: &mut BTreeSet<C
         let mut permit = disk.log.reserve(8 * some.len() + SMALL_RECORD_BYTES)?;
         let chunks: Vec<Arc<Chunk>> = disk.chunks.read().values().cloned().collect();
         // The memory first: a table that is written meanwhile has either forgotten or is older than the record.
-        chunks.iter().filter(|chunk| chunk.forget(some)).for_each(|chunk| {
-            disk.dirty.lock().insert(chunk.handle, chunk.clone());
-            changed.insert(chunk.handle);
-        });
+        let mut any = false;
+        for chunk in &chunks {
+            let mut state = chunk.state.lock();
+            // One that was removed meanwhile may have been made anew, and must not stand in its place.
+            if !state.removed && state.meta.content.requests.forget(some) {
+                disk.dirty.lock().insert(chunk.handle, chunk.clone());
+                changed.insert(chunk.handle);
+                any = true;
+            }
+        }
+        if !any {
+            continue;
+        }
         let record = Record::Forget { clients: some.to_vec() }.encode();
         disk.log.append(&mut permit, record, Then::lazily());
     }

@@ -26,6 +26,15 @@ impl Segment {
     pub(crate) fn create(files: &dyn Files, path: PathBuf, bytes: u32) -> io::Result<Self> {
         fault::try_at("store::segment::before_create")?;
         let file = files.open(&path, Open::Create)?;
+        if let Err(error) = Self::fill(files, &path, &*file, bytes) {
+            // It may hold the last room there was. Should that not be possible: it is too short to count.
+            files.remove(&path).unwrap_or_default();
+            return Err(error);
+        }
+        Ok(Self { path, file })
+    }
+
+    fn fill(files: &dyn Files, path: &Path, file: &dyn File, bytes: u32) -> io::Result<()> {
         let zeros = vec![0; FILL_BYTES.min(bytes as usize)];
         let mut at = 0;
         while at < u64::from(bytes) {
@@ -37,7 +46,7 @@ impl Segment {
         if let Some(directory) = path.parent() {
             files.sync_directory(directory)?;
         }
-        Ok(Self { path, file })
+        Ok(())
     }
     /// Opens a segment, which was not finished if it is too short; returns its length, too.
     pub(crate) fn open(files: &dyn Files, path: PathBuf) -> io::Result<(Self, u64)> {

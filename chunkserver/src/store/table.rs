@@ -198,6 +198,10 @@ pub(crate) fn checkpoint(disk: &Arc<Disk>, closing: Closing) -> Result<()> {
     let dirty = std::mem::take(&mut *disk.dirty.lock());
     let full = closing == Closing::Yes || tables.changes_bytes > tables.full_bytes.max(CHANGES_BYTES_MIN);
     let result = write_table(disk, &tables, &dirty, Checkpoint { cut, full, closing });
+    if result.is_err() {
+        // It may hold the last room there was; it may not be there at all.
+        disk.files.remove(&disk.directory.join(TEMPORARY)).unwrap_or_default();
+    }
     match result {
         Ok(bytes) => {
             tables.number += 1;

@@ -61,11 +61,6 @@ fn pattern(length: usize, seed: u64) -> Bytes {
     bytes.truncate(length);
     bytes.into()
 }
-/// The same, but for the last four bytes, which are their CRC-32: all such bytes have one checksum.
-fn ends_with_own_crc(bytes: &Bytes) -> Bytes {
-    let body = &bytes[..bytes.len() - 4];
-    [body, &crc32fast::hash(body).to_le_bytes()].concat().into()
-}
 fn mutation(serial: u64, kind: MutationKind, data: Bytes) -> Mutation {
     Mutation {
         version: version(1),

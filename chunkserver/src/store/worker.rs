@@ -1,6 +1,7 @@
 //! The threads that work for a disk: some sync chunk files and bring logged bytes into them, one keeps the log short.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -56,7 +57,10 @@ impl Work {
         self.push(Job::Sync(chunk));
     }
     pub(crate) fn settle(&self, chunk: Arc<Chunk>) {
-        self.push(Job::Settle(chunk));
+        // Cleared before the worker looks: an overlay that comes later is not missed.
+        if !chunk.settle_queued.swap(true, Ordering::SeqCst) {
+            self.push(Job::Settle(chunk));
+        }
     }
     pub(crate) fn want_room(&self) {
         self.queue.lock().room_wanted = true;
@@ -208,6 +212,7 @@ fn do_job(disk: &Arc<Disk>, job: Job) {
     match job {
         Job::Sync(chunk) => sync_for_waiters(disk, &chunk),
         Job::Settle(chunk) => {
+            chunk.settle_queued.store(false, Ordering::SeqCst);
             if let Err(error) = disk.settle(&chunk, &mut chunk.state.lock()) {
                 tracing::debug!(handle = %chunk.handle, %error, "not settled");
             }

@@ -1,5 +1,6 @@
 //! How the grant driver speaks to chunkservers, and what it makes of their silence.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
@@ -9,7 +10,7 @@ use gfs_proto::{Error, Result, pb};
 use super::grant::{Granter, Setback};
 use super::seams::Target;
 use crate::cluster::Reign;
-use crate::state::Pending;
+use crate::state::{Chunk, Pending};
 
 impl Granter {
     /// Tells a primary that it is one; also the probe of whether it still is.
@@ -47,16 +48,30 @@ impl Granter {
     }
 
     /// What an error of a pending grant's primary means: the member that it names has failed, or it has itself.
-    pub(super) async fn setback(&self, reign: &Reign, pending: &Pending, error: Error) -> Setback {
+    pub(super) async fn setback(
+        &self,
+        reign: &Reign,
+        chunk: &Chunk,
+        pending: &Pending,
+        error: Error,
+    ) -> Setback {
         let primary = pending.primary;
         if matches!(error, Error::CutOff { .. }) {
-            let needed = pending.base.iter().all(|server| *server == primary);
-            let failed = self.cut_off(reign, &pending.members, (primary, needed)).await;
+            let which = (&pending.members[..], &pending.base[..]);
+            let failed = self.cut_off(reign, chunk.handle, which, primary).await;
             return Setback::Members(failed.into_iter().map(|server| (server, error.clone())).collect());
         }
         if let Error::MemberFailed { server, .. } = error
             && pending.members.contains(&server)
         {
+            // The last of several that it has accused one after the other, as when one had answered before the cut.
+            let last = pending.base.iter().all(|member| *member == primary || *member == server);
+            if last && server != primary && chunk.members.len() > 2 {
+                let which = (&chunk.members[..], &chunk.members[..]);
+                if self.cut_off(reign, chunk.handle, which, primary).await == BTreeSet::from([primary]) {
+                    return Setback::CutOff(primary, error);
+                }
+            }
             return Setback::Members(vec![(server, error)]);
         }
         match self.blamed(primary, error) {

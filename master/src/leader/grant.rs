@@ -79,6 +79,8 @@ pub(crate) struct Granter {
 pub(super) enum Setback {
     /// These members failed: prepare anew without them.
     Members(Vec<(ServerId, Error)>),
+    /// This primary has accused all others, who are well: prepare anew without it, and with them.
+    CutOff(ServerId, Error),
     /// The chunk has moved on: look again.
     Overtaken(Error),
     /// The primary restarted after it had stored the version: as a member it is as good as before, but only a
@@ -217,6 +219,7 @@ impl Granter {
                         last = error;
                     }
                 }
+                Setback::CutOff(primary, error) => (past.avoid, last) = (BTreeSet::from([primary]), error),
                 Setback::Restarted(error) => (past.spent, last) = (pending, error),
                 Setback::Overtaken(error) => last = error,
                 Setback::End(error) => return Err(error),
@@ -355,7 +358,7 @@ impl Granter {
             fault::try_reach("grant::reconciled").await?;
         }
         self.confirm(handle, &pending, denied_since).await?;
-        self.activate(reign, handle, &pending).await
+        self.activate(reign, &chunk, &pending).await
     }
 
     /// Step 2. A joiner drops what it holds, so it hears of the version only when every base member has stored it
@@ -443,7 +446,7 @@ impl Granter {
             Ok(()) => Ok(()),
             // Guard late_activation: a restart ended its role, and this version gives it no other.
             Err(error @ Error::NotPrimary { .. }) => Err(Setback::Restarted(error)),
-            Err(error) => Err(self.setback(reign, pending, error).await),
+            Err(error) => Err(self.setback(reign, chunk, pending, error).await),
         }
     }
 
@@ -472,13 +475,13 @@ impl Granter {
 
     /// Step 6: only after the confirm is committed (guard late_activation is the primary's).
     #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it says, it is no primary")]
-    async fn activate(&self, reign: &Reign, handle: ChunkHandle, pending: &Pending) -> Result<(), Setback> {
-        let primary = pending.primary;
+    async fn activate(&self, reign: &Reign, chunk: &Chunk, pending: &Pending) -> Result<(), Setback> {
+        let (handle, primary) = (chunk.handle, pending.primary);
         if let Err(error) = self.order_activation(reign, (handle, pending.version), primary).await {
             return Err(match error {
                 // It restarted meanwhile: as a member it is as good as before.
                 Error::NotPrimary { .. } => Setback::Overtaken(error),
-                _ => self.setback(reign, pending, error).await,
+                _ => self.setback(reign, chunk, pending, error).await,
             });
         }
         fault::try_reach("grant::activated").await?;

@@ -204,31 +204,40 @@ impl Granter {
             Error::CutOff { .. } => {
                 let chunk = read::chunk(&*self.log.view(), handle);
                 let members = chunk.map(|chunk| chunk.members).unwrap_or_default();
-                let needed = self.dispensable(handle, server).is_empty();
-                self.cut_off(reign, &members, (server, needed)).await
+                self.cut_off(reign, handle, (&members, &members), server).await
             }
             _ => BTreeSet::new(),
         }
     }
 
-    /// Whom to leave out if a primary reaches no other member: those that do not answer here either. If all do, it is the
-    /// primary that is cut off, and what the others hold goes on without it, unless it is needed since they hold nothing.
+    /// Whom to leave out if a primary reaches none of several other members: those that do not answer here either, or have
+    /// lost what they had as part of the base. If there is none it is the primary that is cut off, and what the others hold
+    /// goes on without it, unless they were all to get it from there.
     pub(super) async fn cut_off(
         &self,
         reign: &Reign,
-        members: &[ServerId],
-        (primary, needed): (ServerId, bool),
+        handle: ChunkHandle,
+        (members, base): (&[ServerId], &[ServerId]),
+        primary: ServerId,
     ) -> BTreeSet<ServerId> {
         let others: Vec<ServerId> = members.iter().copied().filter(|server| *server != primary).collect();
-        let answers = others.iter().map(|server| self.answers(reign, *server));
-        let answers = futures::future::join_all(answers).await;
-        let silent = others.iter().zip(answers).filter(|(_, answers)| !answers).map(|(server, _)| *server);
-        let silent: BTreeSet<ServerId> = silent.collect();
-        if !silent.is_empty() {
-            return silent;
-        }
+        let good = others.iter().map(|server| async {
+            let request =
+                pb::InspectReplicaRequest { head: Some(self.head(reign, *server)), handle: handle.raw() };
+            let held = self.orders.inspect(self.soft.target(*server), request).await;
+            held.is_ok_and(|held| !base.contains(server) || (held.present && !held.partial && !held.corrupt))
+        });
+        let good = futures::future::join_all(good).await;
+        let bad: BTreeSet<ServerId> =
+            others.iter().zip(good).filter(|(_, good)| !good).map(|(server, _)| *server).collect();
+        if !bad.is_empty() {
+            bad
         // Guard one_accused: else the primary is left alone, out of reach for those that are to join it.
-        if needed { others.into_iter().collect() } else { BTreeSet::from([primary]) }
+        } else if others.iter().any(|server| base.contains(server)) {
+            BTreeSet::from([primary])
+        } else {
+            others.into_iter().collect()
+        }
     }
 
     /// A member that its primary says has failed, to be left out; nobody if no other member has the content. Then a new

@@ -345,22 +345,26 @@ async fn a_primary_that_is_cut_off_from_all_others_is_the_one_left_out() {
 async fn a_primary_that_reaches_nobody_stays_if_the_others_are_gone_or_have_nothing() {
     let stage = Stage::new(4);
     let handle = stage.leased_chunk().await;
-    stage.servers.set(1, Mood::CutOff);
+    let members = [server(1), server(2), server(3)];
+    let left_out =
+        async |base| stage.granter.cut_off(&stage.reign, handle, (&members, base), server(1)).await;
+    assert_eq!(left_out(&members).await, BTreeSet::from([server(1)]));
+    assert_eq!(left_out(&members[..1]).await, BTreeSet::from([server(2), server(3)]));
+    stage.servers.set(3, Mood::Partial);
+    assert_eq!(left_out(&members).await, BTreeSet::from([server(3)]));
+    assert_eq!(left_out(&members[..2]).await, BTreeSet::from([server(1)]));
     stage.servers.set(2, Mood::Dead);
-    let hint = Some(Hint { version: ChunkVersion::from_raw(1), server: None });
-    let found = stage.granter.find_lease(&stage.reign, handle, hint).await;
-    assert!(found.is_err() && stage.chunk(handle).pending.unwrap().members == [server(1), server(3)]);
-    // The only one with the content is not left out for those that were to join it.
+    assert_eq!(left_out(&members[..2]).await, BTreeSet::from([server(2)]));
+    // Nobody else has the content, and two were to join.
     let stage = Stage::new(4);
     let handle = stage.leased_chunk().await;
     stage.granter.grant(&stage.reign, handle, without(&[2, 3])).await.unwrap();
-    assert_eq!(stage.chunk(handle).members, [server(1), server(4)]);
     stage.servers.set(4, Mood::Dead);
     stage.pass(Duration::from_secs(20)).await;
     stage.servers.set(1, Mood::CutOff);
     let wish = Wish { reach: Reach::Goal, ..Wish::write() };
-    assert!(stage.granter.grant(&stage.reign, handle, wish).await.is_err());
-    assert!(stage.chunk(handle).pending.unwrap().base == [server(1)]);
+    stage.granter.grant(&stage.reign, handle, wish).await.unwrap_err();
+    assert_eq!(stage.chunk(handle).pending.unwrap().members, [server(1)]);
 }
 
 #[tokio::test(start_paused = true)]

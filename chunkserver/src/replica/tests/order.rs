@@ -193,11 +193,15 @@ fn whether_a_primary_is_cut_off_is_said_when_all_other_members_have_answered_or_
         &mut primary_of_three(),
         "ack s3 n1
          fail s2 silent
-         activate v1",
+         activate v1
+         ack s3 n2
+         judge",
         &expect![[r#"
             ack s3 n1 -> -
-            fail s2 silent -> s2 failed as a replica of c7
-            activate v1 -> REFUSED s2 failed as a replica of c7"#]],
+            fail s2 silent -> -
+            activate v1 -> ok
+            ack s3 n2 -> -
+            judge -> s2 failed as a replica of c7"#]],
     );
     check(
         &mut primary_of_three(),
@@ -217,7 +221,18 @@ fn whether_a_primary_is_cut_off_is_said_when_all_other_members_have_answered_or_
             judge -> s2 failed as a replica of c7
             judge -> -
             fail s3 silent -> -
-            activate v1 -> REFUSED s2 failed as a replica of c7"#]],
+            activate v1 -> REFUSED c7: its primary reaches no other replica"#]],
+    );
+    // An answer from before the cut proves nothing.
+    check(
+        &mut primary_of_three(),
+        "ack s3 n1
+         fail s2 silent
+         fail s3 silent",
+        &expect![[r#"
+            ack s3 n1 -> -
+            fail s2 silent -> -
+            fail s3 silent -> c7: its primary reaches no other replica"#]],
     );
     // It says itself that it can't; or this server can't.
     check(

@@ -139,7 +139,7 @@ impl Run {
 
     /// Ends the process somehow and checks what is left.
     fn crash(&mut self, store: Store) {
-        let powered = self.below(2) == 0;
+        let mut powered = self.below(2) == 0;
         // Tickets of a dead process may have been done before it died.
         let before: Vec<_> = std::mem::take(&mut self.waiting);
         self.memory.die_after(0);
@@ -157,7 +157,12 @@ impl Run {
             // A crash of the recovery itself.
             self.memory.die_after(1 + self.below(30));
             drop(open_in(&self.files, self.random.bits64()));
-            self.memory.kill();
+            if self.below(2) == 0 {
+                self.memory.kill();
+            } else {
+                self.memory.cut_power(&self.random);
+                powered = false;
+            }
         }
         let store = open_in(&self.files, self.random.bits64())
             .unwrap_or_else(|error| panic!("seed {}: {error}", self.seed));
@@ -268,14 +273,13 @@ impl Run {
         }
     }
 
-    /// Who is still being sent it gets what it was, or sees that it is not.
+    /// Who is still being sent it gets what it was.
     fn check_lent(&mut self) {
         for (range, offset, before) in std::mem::take(&mut self.lent) {
             let mut now = vec![0; before.len()];
             let read = range.file.read_at(&mut now, offset.into()).is_ok_and(|read| read == now.len());
-            if read && crc32fast::hash(&now) == range.crcs[0] {
-                assert!(now == before, "seed {}: other bytes are sent", self.seed);
-            }
+            // The machine may have died.
+            assert!(!read || now == before, "seed {}: other bytes are sent", self.seed);
         }
     }
 
@@ -353,9 +357,6 @@ impl Run {
             2 => self.below(70_000),
             _ => self.below(140_000),
         };
-        let blocks = length / u64::from(BLOCK_BYTES);
-        let alike = blocks > 0 && self.below(3) == 0;
-        let size = if alike { u64::from(BLOCK_BYTES) } else { size };
         let room = 512 * 1024;
         let durability =
             [Durability::Synced, Durability::Synced, Durability::Deferred, Durability::Replicated]
@@ -363,7 +364,6 @@ impl Run {
         let kind = match self.below(12) {
             0 => MutationKind::Sync,
             1 if !held.sealed && self.below(8) == 0 => MutationKind::Seal,
-            _ if alike => MutationKind::Write { offset: self.below(blocks) as u32 * BLOCK_BYTES },
             2..=5 => MutationKind::Write { offset: self.below(length + 1) as u32 },
             6 => MutationKind::Write { offset: (length + self.below(80_000)) as u32 },
             _ if held.sealed => MutationKind::Write { offset: length as u32 },
@@ -379,7 +379,6 @@ impl Run {
             return Ok(());
         }
         let data = pattern(size, self.random.bits64());
-        let data = if alike && size > 4 { ends_with_own_crc(&data) } else { data };
         self.sequence += 1;
         let id = (self.below(2) == 0).then(|| request(self.sequence)).flatten();
         let first_unacked = self.sequence.saturating_sub(self.below(20));

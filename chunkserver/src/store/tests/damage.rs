@@ -442,3 +442,25 @@ fn two_processes_can_not_have_one_directory() {
     drop(first);
     drop(open().unwrap());
 }
+
+#[test]
+fn what_found_no_room_leaves_nothing_behind_that_takes_it() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    for serial in 1..=200 {
+        if serial == 20 {
+            // The log wants a third segment, then a checkpoint, for which there is room only once the former is gone.
+            let space = files.space(&directory()).unwrap();
+            memory.resize(space.total_bytes - space.free_bytes + 100_000);
+        }
+        let ticket = store.apply(handle(1), &write(serial, 0, pattern(20_000, serial)));
+        ticket.unwrap_or_else(|error| panic!("mutation {serial}: {error}")).wait().unwrap();
+    }
+    let paths = memory.paths();
+    assert!(!paths.iter().any(|path| path.ends_with("table.new")), "{paths:?}");
+    let segments = paths.iter().filter(|path| path.to_string_lossy().contains("/log-"));
+    for segment in segments {
+        assert_eq!(memory.bytes(segment).unwrap().len(), 256 * 1024, "{}", segment.display());
+    }
+}
