@@ -15,6 +15,9 @@ pub mod raft;
 mod service;
 pub mod state;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use gfs_proto::net::Listener;
@@ -84,7 +87,7 @@ async fn serve(
 ) -> Result<()> {
     let leader = Leader::new(node.clone(), environment);
     let service = Service::new(node.clone(), leader.clone(), environment.clone());
-    let ending = stop.child_token();
+    let ending = CancellationToken::new();
     let refreshed = service.clone();
     let refresh = move || {
         let service = refreshed.clone();
@@ -101,7 +104,17 @@ async fn serve(
         ending.cancel();
         served
     };
-    tokio::join!(serving, work).0
+    // Guard served_until_handed_over: as long as it leads nobody else can, so it serves until another one does.
+    let handing_over = async {
+        tokio::select! {
+            () = stop.cancelled() => {
+                node.hand_over().await;
+                ending.cancel();
+            }
+            () = ending.cancelled() => {}
+        }
+    };
+    tokio::join!(serving, work, handing_over).0
 }
 
 fn origin(config: &MasterConfig) -> Origin {

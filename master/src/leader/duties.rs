@@ -313,6 +313,9 @@ impl Duties {
         let garbage = self.garbage()?;
         node.view().check()?;
         for (server, handle, version) in garbage {
+            if reign.over.is_cancelled() {
+                break;
+            }
             self.delete(reign, server, handle, version).await?;
         }
         Ok(())

@@ -261,7 +261,9 @@ fn load(db: &DB) -> io::Result<(Option<Vote>, Option<LogId>, Tail)> {
         let entry: Entry = codec::from_disk::<EntryRow>(bytes.into_vec())?.into_entry()?;
         last = last.max(Some(entry.log_id));
     }
-    Ok((vote, id(KEY_COMMITTED)?, Tail::new(purged, last)))
+    // It is written before the entries that it names are surely durable, and openraft starts only if they are there.
+    let committed: Option<LogId> = id(KEY_COMMITTED)?;
+    Ok((vote, committed.min(last), Tail::new(purged, last)))
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {

@@ -173,11 +173,25 @@ impl Members {
         self.correct_address(&metrics).await?;
         let answering = answering(&metrics);
         let lags: Vec<_> = lags(&metrics).into_iter().filter(|(id, _)| answering.contains(id)).collect();
-        for id in looks.ready(&list(&metrics), &lags) {
+        let members = list(&metrics);
+        for id in looks.ready(&members, &lags) {
             tracing::info!(%id, "a master has caught up and votes from now on");
-            self.promote(id).await?;
+            let gone = replaced(&members, id, &answering);
+            if gone.is_empty() {
+                self.promote(id).await?;
+            } else {
+                self.replace(&members, &gone, id).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Lets a learner vote in the place of voters that can't be any more.
+    async fn replace(&self, members: &[Member], gone: &[MasterId], id: MasterId) -> Result<()> {
+        tracing::info!(%id, ?gone, "it replaces who had its address before");
+        let stays = members.iter().filter(|member| member.voter && !gone.contains(&member.id));
+        let voters = stays.map(|member| member.id.raw()).chain([id.raw()]).collect();
+        self.change(ChangeMembers::ReplaceAllVoters(voters), false).await
     }
 
     async fn correct_address(&self, metrics: &Metrics) -> Result<()> {
@@ -189,6 +203,15 @@ impl Members {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// The voters in whose place a learner comes: silent, and at its address, where it answers now. Counting them on would cost
+/// the group a failure that it could survive, and it does not come back: its directory is gone (`crate::identity`).
+fn replaced(members: &[Member], learner: MasterId, answering: &BTreeSet<MasterId>) -> Vec<MasterId> {
+    let address = members.iter().find(|member| member.id == learner).map(|member| &member.address);
+    let there = |member: &&Member| Some(&member.address) == address && member.id != learner;
+    let gone = members.iter().filter(there).filter(|member| member.voter && !answering.contains(&member.id));
+    gone.map(|member| member.id).collect()
 }
 
 impl Looks {

@@ -456,7 +456,7 @@ impl Node {
     }
 
     /// Spares the others the wait for an election, if one of them is close behind.
-    async fn hand_over(&self) {
+    pub(crate) async fn hand_over(&self) {
         let mut leadership = self.leadership();
         let voters: Vec<MasterId> =
             self.membership().into_iter().filter(|member| member.voter).map(|member| member.id).collect();

@@ -5,4 +5,5 @@ mod crash;
 mod flip;
 mod group;
 mod large;
+mod replace;
 mod suite;

@@ -39,6 +39,9 @@ const STREAMS_MAX: u32 = 4096;
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long open calls may go on after `stop`.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// Most connections, and the descriptors that are left for the stores and for calls to others whatever comes.
+const CONNECTIONS_MAX: usize = 16 * 1024;
+const DESCRIPTORS_KEPT: usize = 1024;
 /// Pause after a connection could not be taken, for instance because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -84,7 +87,10 @@ impl Service {
             )
             .add_service(PeerServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
             .add_service(self.node.raft_service());
-        let serving = router.serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
+        let serving = router.serve_with_incoming_shutdown(
+            incoming(listener, connections_max()),
+            stop.clone().cancelled_owned(),
+        );
         tokio::select! {
             served = serving => served.map_err(Error::unavailable),
             () = async { stop.cancelled().await; tokio::time::sleep(STOP_PATIENCE).await; } => Ok(()),
@@ -181,12 +187,24 @@ impl Service {
     }
 }
 
-/// The listener's connections; one that can't be taken does not end the service.
-fn incoming(listener: Box<dyn Listener>) -> impl Stream<Item = std::io::Result<Connection>> {
-    futures::stream::unfold(listener, |mut listener| async move {
+/// As many as the process may have descriptors for, and at least some.
+fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    limit.saturating_sub(DESCRIPTORS_KEPT).clamp(64, CONNECTIONS_MAX)
+}
+
+/// The listener's connections; one that can't be taken does not end the service. Bounded, since the stores need descriptors
+/// too: a node whose store fails stops, and its clients would go on to the next one.
+fn incoming(listener: Box<dyn Listener>, most: usize) -> impl Stream<Item = std::io::Result<Connection>> {
+    let room = Arc::new(Semaphore::new(most));
+    futures::stream::unfold((listener, room), |(mut listener, room)| async move {
         loop {
             match listener.accept().await {
-                Ok(connection) => return Some((Ok(connection), listener)),
+                Ok(connection) => match room.clone().try_acquire_owned() {
+                    Ok(permit) => return Some((Ok(connection.holding(permit)), (listener, room))),
+                    Err(_) => tracing::warn!("too many connections"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not taken");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

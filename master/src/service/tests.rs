@@ -239,7 +239,7 @@ async fn chunkserver(stage: &Stage, number: u8, yes: Yes) -> u64 {
     let address = listener.local_address().unwrap().to_string();
     let serving = tonic::transport::Server::builder().add_service(ChunkserverServer::new(yes));
     tokio::spawn(
-        serving.serve_with_incoming_shutdown(incoming(listener), stage.stop.clone().cancelled_owned()),
+        serving.serve_with_incoming_shutdown(incoming(listener, 64), stage.stop.clone().cancelled_owned()),
     );
     let mut registry = RegistryClient::new(stage.channel());
     let register =

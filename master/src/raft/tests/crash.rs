@@ -261,3 +261,18 @@ fn in_a_simulation_no_thread_decides_which_files_a_checkpoint_has() {
     // On threads they are merged when there is time for it; three are too few to begin with.
     assert_eq!(sst_files_of_last(&Workers::Threads, 3), 3);
 }
+
+#[test]
+fn no_more_is_noted_as_committed_after_a_crash_than_the_log_has() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        let mut log = open_log(dir.path());
+        log.blocking_append([entry(1, 0)]).await.unwrap();
+        // The quorum has ten entries before the second of them is durable here.
+        log.save_committed(Some(id(1, 9))).await.unwrap();
+        log.blocking_append([entry(1, 1)]).await.unwrap();
+        drop(log);
+        let mut log = open_log(dir.path());
+        assert_eq!(log.read_committed().await.unwrap(), Some(id(1, 1)));
+    });
+}

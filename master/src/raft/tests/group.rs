@@ -22,7 +22,7 @@ use crate::raft::{BootstrapConfig, Node, NodeConfig, Origin};
 use crate::state::{Applied, Command, Proposal, Rejected, read};
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The part of the Peer service that a group needs.
 struct Peer(Node);
@@ -65,9 +65,10 @@ pub(super) struct Running {
 }
 
 /// A stopped one.
-struct Stopped {
+pub(super) struct Stopped {
+    pub(super) id: MasterId,
     dir: TempDir,
-    address: String,
+    pub(super) address: String,
     origin: Origin,
 }
 
@@ -103,7 +104,7 @@ async fn serve(node: Node, listener: Box<dyn Listener>, stop: CancellationToken)
         .unwrap();
 }
 
-async fn start_at(dir: TempDir, address: &str, origin: Origin) -> Running {
+pub(super) async fn start_at(dir: TempDir, address: &str, origin: Origin) -> Running {
     start_in(&Environment::real(), dir, address, origin).await
 }
 
@@ -145,17 +146,17 @@ impl Running {
     }
 
     /// Takes the node away without asking the others.
-    async fn kill(self) -> Stopped {
+    pub(super) async fn kill(self) -> Stopped {
         let Self { node, dir, address, origin, stop, server } = self;
         // Its connections die with the server, as with a process.
         server.abort();
         stop.cancel();
         assert!(server.await.is_err() || stop.is_cancelled());
         node.halt().await;
-        Stopped { dir, address, origin }
+        Stopped { id: node.id(), dir, address, origin }
     }
 
-    fn id(&self) -> MasterId {
+    pub(super) fn id(&self) -> MasterId {
         self.node.id()
     }
 
@@ -177,7 +178,7 @@ impl Stopped {
 }
 
 /// Three voters.
-async fn group() -> Vec<Running> {
+pub(super) async fn group() -> Vec<Running> {
     let first = start(bootstrap()).await;
     let second = start(first.joining(false)).await;
     let third = start(first.joining(false)).await;
@@ -210,7 +211,7 @@ fn mkdir(name: &str) -> Proposal {
 }
 
 /// Makes a directory through whoever leads; the index of its entry.
-async fn make(group: &[Running], name: &str) -> LogIndex {
+pub(super) async fn make(group: &[Running], name: &str) -> LogIndex {
     let trying = async {
         loop {
             for running in group.iter().filter(|running| running.node.leadership().borrow().leading) {
@@ -231,7 +232,7 @@ fn exists(node: &Node, name: &str) -> bool {
     read::stat(&node.view(), &FilePath::parse(&format!("/{name}")).unwrap()).is_ok()
 }
 
-async fn leader(group: &[Running]) -> usize {
+pub(super) async fn leader(group: &[Running]) -> usize {
     let mut found = None;
     until("somebody leads", || {
         found = group.iter().position(|running| running.node.leadership().borrow().leading);
