@@ -378,13 +378,13 @@ impl Chunkserver {
         };
         let silent = || Err(Error::unavailable(format!("{} does not answer", source.address)));
         let fetched = timeout(FETCH_TIMEOUT, attempts).await.unwrap_or_else(|_| silent());
-        fetched.map_err(|error| match error {
-            Error::Corrupt { .. } | Error::VersionMismatch { .. } => error,
-            // Said so, since else it would be taken for a failure of this server.
-            error => {
-                tracing::debug!(server = %source.server, %error, "not fetched");
-                Error::MemberFailed { handle: range.handle, server: source.server }
+        fetched.map_err(|error| {
+            if matches!(error, Error::Corrupt { .. } | Error::VersionMismatch { .. }) {
+                return error;
             }
+            // Said so, since else it would be taken for a failure of this server.
+            tracing::debug!(server = %source.server, %error, "not fetched");
+            Error::MemberFailed { handle: range.handle, server: source.server }
         })
     }
 }

@@ -214,13 +214,7 @@ impl Bench {
                 Some(committed) => format!("committed {committed}"),
                 None => "-".into(),
             }),
-            // fail sID [silent]: what comes of it, if that can be said now.
-            "fail" => {
-                let failed = Failed { server: server(of(0)), silent: words.get(1).is_some() };
-                replica.failed(here, failed);
-                Ok(replica.judge(here).map_or("-".into(), |verdict| verdict.to_string()))
-            }
-            "judge" => Ok(replica.judge(here).map_or("-".into(), |verdict| verdict.to_string())),
+            "fail" | "judge" => Ok(failing(replica, verb, words, number)),
             // apply v2 n1 OFFSET LENGTH [committed]
             "apply" => {
                 let turn = replica.turn(version(of(0)), serial(of(1)))?;
@@ -248,9 +242,10 @@ impl Bench {
                 replica.learn(version(of(0)), serial(of(1)));
                 Ok("ok".into())
             }
-            "committed" => replica
-                .committed(version(of(0)), &self.fence, at(self.now))
-                .map(|position| format!("{} bytes", position.length)),
+            "committed" => {
+                let position = replica.committed(version(of(0)), &self.fence, at(self.now));
+                position.map(|position| format!("{} bytes", position.length))
+            }
             "outcome" => {
                 let id = RequestId { client: ClientId::from_raw(1), sequence: of(0) };
                 let recorded = recorded(&self.recorded, id);
@@ -260,6 +255,16 @@ impl Bench {
             _ => panic!("no such line: {verb}"),
         }
     }
+}
+
+/// fail sID [silent], judge: what comes of it, if that can be said now.
+fn failing(replica: &mut Replica, verb: &str, words: &[&str], number: &dyn Fn(&str) -> u64) -> String {
+    let here = replica.held().version;
+    if verb == "fail" {
+        let silent = words.get(1).is_some();
+        replica.failed(here, Failed { server: server(number(words[0])), silent });
+    }
+    replica.judge(here).map_or("-".into(), |verdict| verdict.to_string())
 }
 
 /// What the store would say of a request.

@@ -191,6 +191,7 @@ impl Granter {
     }
 
     /// Whom to leave out after what a server said, or did not, when it was asked whether it is an active primary.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it says, it has merely restarted")]
     async fn failed_by(
         &self,
         reign: &Reign,

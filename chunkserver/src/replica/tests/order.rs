@@ -162,15 +162,17 @@ fn after_a_member_failed_nothing_more_is_acknowledged() {
     );
 }
 
+/// Server 1, active primary at v1 with members 2 and 3, and two mutations that none has acknowledged.
+fn primary_of_three() -> Bench {
+    let mut bench = Bench::new(1);
+    for line in ["store v1 s1,s2,s3 fresh", "activate v1", "append r1 10", "append r2 10"] {
+        bench.run(line);
+    }
+    bench
+}
+
 #[test]
 fn whether_a_primary_is_cut_off_is_said_when_all_other_members_have_answered_or_not() {
-    let primary_of_three = || {
-        let mut bench = Bench::new(1);
-        for line in ["store v1 s1,s2,s3 fresh", "activate v1", "append r1 10", "append r2 10"] {
-            bench.run(line);
-        }
-        bench
-    };
     // None answers.
     check(
         &mut primary_of_three(),
@@ -234,7 +236,11 @@ fn whether_a_primary_is_cut_off_is_said_when_all_other_members_have_answered_or_
             fail s2 silent -> -
             fail s3 silent -> c7: its primary reaches no other replica"#]],
     );
-    // It says itself that it can't; or this server can't.
+}
+
+#[test]
+fn who_says_itself_that_it_has_failed_is_the_one_that_failed() {
+    // A member, or this server.
     check(
         &mut primary_of_three(),
         "fail s2 silent
