@@ -464,3 +464,31 @@ fn what_found_no_room_leaves_nothing_behind_that_takes_it() {
         assert_eq!(memory.bytes(segment).unwrap().len(), 256 * 1024, "{}", segment.display());
     }
 }
+
+#[test]
+fn a_recovery_that_a_power_cut_ends_has_done_nothing_that_the_log_does_not_remember() {
+    let (old, new) = (pattern(100_000, 1), pattern(70_000, 2));
+    let changed = [&new[..], &old[new.len()..]].concat();
+    for (first, second) in (1..=8).flat_map(|first| (1..=24).map(move |second| (first, second))) {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        store.apply(handle(1), &append(1, old.clone())).unwrap().wait().unwrap();
+        store.close().unwrap();
+        drop(store);
+        memory.kill();
+        let store = open_in(&files, 2).unwrap();
+        // The process is killed, perhaps before the record is on the disk.
+        memory.die_after(first);
+        drop(store.apply(handle(1), &write(2, 0, new.clone())).map(Ticket::wait));
+        drop(store);
+        memory.kill();
+        // The next one reads what the page cache has, and the power fails before it is done.
+        memory.die_after(second);
+        drop(open_in(&files, 3));
+        memory.cut_power(&SeededRandom::new(second));
+        let now = whole(&open_in(&files, 4).unwrap(), handle(1));
+        let whole = now.as_ref().is_ok_and(|now| *now == old || now[..] == changed[..]);
+        assert!(whole, "{first}, {second}: {:?}", now.map(|bytes| bytes.len()));
+    }
+}

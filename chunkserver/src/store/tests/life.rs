@@ -430,7 +430,12 @@ fn of_two_replicas_at_the_same_version_that_which_was_written_stays() {
     memory.die_after(0);
     drop(store);
     memory.kill();
+    let again: Arc<dyn Files> = Arc::new(memory.duplicate());
     assert_eq!(open(2).state(handle(1)).unwrap().length, 10);
+    // Whichever comes first.
+    let turned = [directories[1].clone(), directories[0].clone()];
+    let store = Store::open(&turned, options(), again, &SeededRandom::new(3)).unwrap();
+    assert_eq!(store.state(handle(1)).unwrap().length, 10);
 }
 
 #[test]
