@@ -50,6 +50,8 @@ pub(crate) struct Disk {
     /// Counts new names in the directory of chunks, and how many of them are durable.
     pub(crate) name_changes: AtomicU64,
     pub(crate) names_synced: Mutex<u64>,
+    /// Bytes of the tables, for which there has to be room once more.
+    pub(crate) table_bytes: AtomicU64,
     /// Held while a chunk gets another file.
     pub(crate) renewing: Mutex<()>,
     /// Bytes that mutations may still take before they ask for the room there is.
@@ -114,10 +116,17 @@ impl Disk {
         DiskState {
             directory: self.directory.clone(),
             total_bytes,
-            free_bytes: free_bytes.saturating_sub(self.options.headroom_bytes),
+            free_bytes: free_bytes.saturating_sub(self.headroom_bytes()),
             chunks: self.chunks.read().len() as u64,
             failure,
         }
+    }
+
+    /// Room that chunks may not take: what is configured, and for tables that only say what has changed until they are as
+    /// large as the full one, and the next full one beside them. On a large disk that is the larger part (T34).
+    fn headroom_bytes(&self) -> u64 {
+        let tables = self.table_bytes.load(Ordering::Relaxed);
+        self.options.headroom_bytes.saturating_add(tables.saturating_mul(2))
     }
 
     /// Refuses if so many more bytes would reach the headroom (T34).
@@ -131,7 +140,7 @@ impl Disk {
             self.files.space(&self.directory).map_err(|error| self.fail("asking for space", &error))?;
         space
             .free_bytes
-            .checked_sub(self.options.headroom_bytes.saturating_add(bytes))
+            .checked_sub(self.headroom_bytes().saturating_add(bytes))
             .ok_or_else(|| Error::DiskFull { disk: self.name() })
     }
 
@@ -143,7 +152,7 @@ impl Disk {
             return Ok(());
         }
         let left = self.space_beyond(bytes)?;
-        let granted = (left.min(self.options.headroom_bytes) / 16).min(SPACE_GRANT_BYTES_MAX);
+        let granted = (left.min(self.headroom_bytes()) / 16).min(SPACE_GRANT_BYTES_MAX);
         self.space_granted.store(granted, Ordering::Relaxed);
         Ok(())
     }

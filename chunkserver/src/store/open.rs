@@ -219,6 +219,7 @@ fn start(
         inline,
     })?;
     let path = directory.path.clone();
+    let table_bytes = recovered.tables.full_bytes;
     let disk = Arc::new(Disk {
         directory: directory.path,
         options,
@@ -230,6 +231,7 @@ fn start(
         dirty: Mutex::default(),
         lazy: Mutex::default(),
         tables: Mutex::new(recovered.tables),
+        table_bytes: AtomicU64::new(table_bytes),
         renewing: Mutex::default(),
         generation: AtomicU64::new(recovered.generation),
         // Of this disk alone: one that hangs when a file is opened holds up no other.

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use gfs_proto::fault;
 use gfs_proto::id::ChunkHandle;
+use gfs_proto::work::Workers;
 
 use super::chunk::Chunk;
 use super::disk::Disk;
@@ -23,6 +24,8 @@ const WRITE_BYTES: usize = 1 << 20;
 const CHANGES_BYTES_MIN: u64 = 1 << 20;
 
 const TEMPORARY: &str = "table.new";
+/// Files that are synced at a time.
+const SYNCS: usize = 8;
 
 /// Which tables of a disk there are.
 #[derive(Debug)]
@@ -210,6 +213,7 @@ pub(crate) fn checkpoint(disk: &Arc<Disk>, closing: Closing) -> Result<()> {
             } else {
                 tables.changes_bytes += bytes;
             }
+            disk.table_bytes.store(tables.full_bytes + tables.changes_bytes, Ordering::Relaxed);
             disk.log.recycle(cut);
             Ok(())
         }
@@ -247,6 +251,7 @@ fn write_table(
     } else {
         dirty.values().cloned().collect()
     };
+    sync_files(disk, &chunks);
     for chunk in chunks {
         let entry = entry_of(disk, &chunk)?;
         if entry.meta.is_some() || !how.full {
@@ -264,6 +269,24 @@ fn write_table(
         boot_id: tables.boot_id.clone(),
     };
     writer.finish(header).map_err(failed)
+}
+
+/// Syncs the files of many chunks, several at a time: one after the other they could take longer than the rest of the log
+/// lasts. What fails has stopped the disk, and is found when the chunk's turn comes.
+fn sync_files(disk: &Disk, chunks: &[Arc<Chunk>]) {
+    let part = chunks.len().div_ceil(SYNCS);
+    if part < SYNCS || matches!(disk.options.workers, Workers::Inline(_)) {
+        return;
+    }
+    std::thread::scope(|threads| {
+        for part in chunks.chunks(part) {
+            let sync = move || part.iter().for_each(|chunk| drop(disk.sync_file(chunk, chunk.state.lock())));
+            let started = std::thread::Builder::new().name("gfs-sync".into()).spawn_scoped(threads, sync);
+            if let Err(error) = started {
+                tracing::debug!(%error, "files are synced one after the other");
+            }
+        }
+    });
 }
 
 /// A chunk with all that its entry says proven by its file.

@@ -447,3 +447,24 @@ fn the_scrubber_takes_its_time_also_with_many_small_chunks() {
     let scrubbed = store.scrub(10 * u64::from(BLOCK_BYTES)).unwrap();
     assert!((1..=10).contains(&scrubbed.chunks), "{scrubbed:?}");
 }
+
+#[test]
+fn a_disk_that_is_full_of_chunks_has_room_for_its_tables() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    for raw in 1..=2000 {
+        store.create(handle(raw), version(1)).unwrap();
+    }
+    let disk = store.inner.disks[0].clone();
+    table::checkpoint(&disk, table::Closing::No).unwrap();
+    let space = files.space(&directory()).unwrap();
+    memory.resize(space.total_bytes - space.free_bytes + 700_000);
+    let full = (1..=2000).find_map(|raw| store.apply(handle(raw), &append(1, pattern(4000, raw))).err());
+    assert!(matches!(full, Some(Error::DiskFull { .. })), "{full:?}");
+    assert!(store.delete(handle(1), version(1)).unwrap(), "room can be made");
+    memory.die_after(0);
+    drop((store, disk));
+    memory.kill();
+    let store = open_in(&files, 2).unwrap();
+    store.close().unwrap();
+}
