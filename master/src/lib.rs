@@ -34,6 +34,10 @@ use service::Service;
 /// How often a master that does not lead asks how far the log is, so that it knows the age of its state.
 const REFRESH_PERIOD: Duration = Duration::from_millis(200);
 
+/// Most connections of one master, and the descriptors that are left whatever comes.
+const CONNECTIONS_MAX: usize = 16 * 1024;
+const DESCRIPTORS_KEPT: usize = 1024;
+
 /// Runs one master or shadow on `listener` until `stop`.
 ///
 /// # Errors
@@ -49,7 +53,8 @@ pub async fn run(
         Some(address) => address.clone(),
         None => listener.local_address().map_err(Error::unavailable)?.to_string(),
     };
-    let node_config = NodeConfig::new(&config.data, address);
+    let connections_max = connections_max();
+    let node_config = NodeConfig { connections_max, ..NodeConfig::new(&config.data, address) };
     run_node((node_config, &origin(&config)), environment, listener, stop, |_| ()).await
 }
 
@@ -65,6 +70,7 @@ pub async fn run_node(
     stop: CancellationToken,
     started: impl FnOnce(&Node),
 ) -> Result<()> {
+    let connections_max = config.connections_max;
     let node = tokio::select! {
         node = Node::start(config, origin, &environment) => node?,
         () = stop.cancelled() => return Ok(()),
@@ -73,16 +79,24 @@ pub async fn run_node(
     tracing::info!(id = %node.id(), cluster = %node.cluster(), "master started");
     // From here on wall time is the group's.
     let environment = Environment { clock: node.clock(), ..environment };
-    let ended = serve(&node, &environment, listener, &stop).await;
+    let ended = serve(&node, &environment, (listener, connections_max), &stop).await;
     node.shutdown().await;
     ended
+}
+
+/// As many connections as the process may have descriptors for, but for those that the stores and calls to others need: a node
+/// whose store fails stops, and its clients would go on to the next one.
+fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    limit.saturating_sub(DESCRIPTORS_KEPT).clamp(64, CONNECTIONS_MAX)
 }
 
 /// Serves and works until `stop`, or until the node can't go on.
 async fn serve(
     node: &Node,
     environment: &Environment,
-    listener: Box<dyn Listener>,
+    (listener, connections_max): (Box<dyn Listener>, usize),
     stop: &CancellationToken,
 ) -> Result<()> {
     let leader = Leader::new(node.clone(), environment);
@@ -98,7 +112,7 @@ async fn serve(
     };
     let serving = async {
         let served = tokio::select! {
-            served = service.serve(listener, ending.clone()) => served,
+            served = service.serve((listener, connections_max), ending.clone()) => served,
             error = node.failed() => Err(error),
         };
         ending.cancel();

@@ -81,6 +81,8 @@ pub struct NodeConfig {
     pub checkpoint_every: u64,
     /// Entries that stay in the log behind a checkpoint, so that a lagging master needs no checkpoint.
     pub log_keep: u64,
+    /// Most connections; beyond them new ones are closed at once.
+    pub connections_max: usize,
 }
 
 /// Heartbeats and elections. A dead leader is replaced after `election_max` plus a random time from
@@ -117,6 +119,7 @@ impl NodeConfig {
             // also when the transfer takes minutes under load: else it needs another one, for ever.
             checkpoint_every: gfs_proto::fault::tuned("checkpoint_every", 500_000),
             log_keep: gfs_proto::fault::tuned("log_keep", 2_000_000),
+            connections_max: 16 * 1024,
         }
     }
 }

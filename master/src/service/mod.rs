@@ -39,9 +39,6 @@ const STREAMS_MAX: u32 = 4096;
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long open calls may go on after `stop`.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// Most connections, and the descriptors that are left for the stores and for calls to others whatever comes.
-const CONNECTIONS_MAX: usize = 16 * 1024;
-const DESCRIPTORS_KEPT: usize = 1024;
 /// Pause after a connection could not be taken, for instance because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -67,11 +64,15 @@ impl Service {
         Self { node, leader, environment, calls, hashing, fresh_at }
     }
 
-    /// Serves on `listener` until `stop`, then lets open calls end.
+    /// Serves on `listener`, at most so many connections at a time, until `stop`, then lets open calls end.
     ///
     /// # Errors
     /// What the transport says.
-    pub(crate) async fn serve(&self, listener: Box<dyn Listener>, stop: CancellationToken) -> Result<()> {
+    pub(crate) async fn serve(
+        &self,
+        (listener, most): (Box<dyn Listener>, usize),
+        stop: CancellationToken,
+    ) -> Result<()> {
         let router = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
@@ -87,10 +88,8 @@ impl Service {
             )
             .add_service(PeerServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
             .add_service(self.node.raft_service());
-        let serving = router.serve_with_incoming_shutdown(
-            incoming(listener, connections_max()),
-            stop.clone().cancelled_owned(),
-        );
+        let serving =
+            router.serve_with_incoming_shutdown(incoming(listener, most), stop.clone().cancelled_owned());
         tokio::select! {
             served = serving => served.map_err(Error::unavailable),
             () = async { stop.cancelled().await; tokio::time::sleep(STOP_PATIENCE).await; } => Ok(()),
@@ -185,13 +184,6 @@ impl Service {
     fn master_addresses(&self) -> Vec<String> {
         self.node.membership().into_iter().map(|member| member.address).collect()
     }
-}
-
-/// As many as the process may have descriptors for, and at least some.
-fn connections_max() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    limit.saturating_sub(DESCRIPTORS_KEPT).clamp(64, CONNECTIONS_MAX)
 }
 
 /// The listener's connections; one that can't be taken does not end the service. Bounded, since the stores need descriptors

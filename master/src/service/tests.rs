@@ -394,3 +394,27 @@ async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_it
     assert!(!leads, "guard answer_without_quorum: the others may have another leader");
     stage.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_for_which_there_is_no_room_are_closed_at_once_and_one_that_ends_makes_room() {
+    use futures::StreamExt;
+    use tokio::io::AsyncReadExt;
+    let listener: Box<dyn Listener> = TcpNet.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address().unwrap();
+    let (taken, mut connections) = tokio::sync::mpsc::channel(8);
+    tokio::spawn(async move {
+        let mut incoming = std::pin::pin!(incoming(listener, 1));
+        while let Some(connection) = incoming.next().await {
+            taken.send(connection.unwrap()).await.unwrap();
+        }
+    });
+    let connect = async || tokio::net::TcpStream::connect(address).await.unwrap();
+    let _first = connect().await;
+    let held = connections.recv().await.unwrap();
+    let mut second = connect().await;
+    assert!(matches!(second.read(&mut [0]).await, Ok(0) | Err(_)));
+    assert!(connections.try_recv().is_err());
+    drop(held);
+    let _third = connect().await;
+    connections.recv().await.unwrap();
+}
