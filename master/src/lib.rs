@@ -36,7 +36,7 @@ const REFRESH_PERIOD: Duration = Duration::from_millis(200);
 
 /// Most connections of one master, and the descriptors that are left whatever comes.
 const CONNECTIONS_MAX: usize = 16 * 1024;
-const DESCRIPTORS_KEPT: usize = 1024;
+const DESCRIPTORS_KEPT: usize = 896;
 
 /// Runs one master or shadow on `listener` until `stop`.
 ///
@@ -89,7 +89,8 @@ pub async fn run_node(
 fn connections_max() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    limit.saturating_sub(DESCRIPTORS_KEPT).clamp(64, CONNECTIONS_MAX)
+    // With very few there is room for some at least.
+    limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 8).min(CONNECTIONS_MAX)
 }
 
 /// Serves and works until `stop`, or until the node can't go on.
