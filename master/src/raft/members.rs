@@ -13,11 +13,12 @@ use tokio::sync::Mutex;
 
 use super::Member;
 use super::clock::GroupClock;
+use super::network::Network;
 use super::node::{forwarded, propose};
 use super::types::{MasterNode, Metrics, Raft, TypeConfig};
 use crate::state::{Applied, Command, Proposal};
 
-/// How often the leader looks at the group.
+/// How often a member looks at the group.
 pub(super) const CARE_PERIOD: Duration = Duration::from_millis(500);
 /// A learner this close behind the leader can vote without holding up commits.
 const PROMOTE_LAG_MAX: u64 = 1000;
@@ -32,16 +33,21 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Members {
     raft: Raft,
     clock: Arc<GroupClock>,
-    address: String,
+    network: Arc<Network>,
+    /// Who we are, by our directory and by the name under which we can be reached.
+    identity: (Uuid, String),
     /// Held across a change, because two at once may end in a group that nobody wanted.
     changing: Mutex<()>,
 }
 
-/// What the leader has seen at its last looks.
+/// What was seen at the last looks.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     near: BTreeMap<u64, u32>,
     joint: u32,
+    /// Members that were told where we are now, and who is said to lead.
+    told: usize,
+    leader: Option<String>,
 }
 
 fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
@@ -93,8 +99,13 @@ fn answering(metrics: &Metrics) -> BTreeSet<MasterId> {
 }
 
 impl Members {
-    pub(super) fn new(raft: Raft, clock: Arc<GroupClock>, address: String) -> Self {
-        Self { raft, clock, address, changing: Mutex::new(()) }
+    pub(super) fn new(
+        raft: Raft,
+        clock: Arc<GroupClock>,
+        network: Arc<Network>,
+        identity: (Uuid, String),
+    ) -> Self {
+        Self { raft, clock, network, identity, changing: Mutex::new(()) }
     }
 
     fn metrics(&self) -> Metrics {
@@ -154,12 +165,14 @@ impl Members {
     }
 
     /// One look of the leader: finishes changes that a dead leader left half made, lets learners vote that
-    /// have caught up, corrects its own address.
+    /// have caught up, corrects its own address. One look of another member: tells them where it is, if they are wrong.
     pub(super) async fn care(&self, looks: &mut Looks) -> Result<()> {
         let metrics = self.metrics();
+        let nodes = metrics.membership_config.nodes();
+        self.network.learn_addresses(nodes.map(|(id, node)| (*id, node.address.clone())));
         if metrics.current_leader != Some(metrics.id) || !metrics.state.is_leader() {
-            *looks = Looks::default();
-            return Ok(());
+            (looks.near, looks.joint) = (BTreeMap::new(), 0);
+            return self.announce(&metrics, looks).await;
         }
         if metrics.membership_config.get_joint_config().len() > 1 {
             looks.joint += 1;
@@ -194,10 +207,32 @@ impl Members {
         self.change(ChangeMembers::ReplaceAllVoters(voters), false).await
     }
 
+    /// Tells the others where this member is, if they think that it is somewhere else: they would go on sending there, and
+    /// it would look well from its own log.
+    async fn announce(&self, metrics: &Metrics, looks: &mut Looks) -> Result<()> {
+        let (uuid, address) = &self.identity;
+        let Some(node) = metrics.membership_config.get_node(&metrics.id) else { return Ok(()) };
+        if node.address == *address {
+            return Ok(());
+        }
+        let others = list(metrics).into_iter().filter(|member| member.id.raw() != metrics.id);
+        let others: Vec<String> = others.map(|member| member.address).collect();
+        let next = others.get(looks.told % others.len().max(1)).cloned();
+        let Some(master) = looks.leader.take().or(next) else { return Ok(()) };
+        looks.told += 1;
+        tracing::info!(%address, before = node.address, %master, "telling a master where this one is now");
+        match self.network.join(&master, *uuid, address, node.shadow).await {
+            Err(Error::NotLeader { leader }) => looks.leader = leader,
+            told => drop(told?),
+        }
+        Ok(())
+    }
+
     async fn correct_address(&self, metrics: &Metrics) -> Result<()> {
+        let (_, address) = &self.identity;
         match metrics.membership_config.get_node(&metrics.id) {
-            Some(node) if node.address != self.address => {
-                let node = MasterNode { address: self.address.clone(), shadow: node.shadow };
+            Some(node) if node.address != *address => {
+                let node = MasterNode { address: address.clone(), shadow: node.shadow };
                 self.change(ChangeMembers::SetNodes(BTreeMap::from([(metrics.id, node)])), true).await
             }
             Some(_) | None => Ok(()),

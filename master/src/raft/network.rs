@@ -60,6 +60,8 @@ pub(crate) struct Network {
     pub(crate) environment: Environment,
     pub(crate) cluster: ClusterId,
     pub(crate) source: u64,
+    /// Where the members are now: openraft keeps the clients that it has when one moves.
+    addresses: Mutex<BTreeMap<u64, String>>,
     /// Behind a lock because every client may drop a connection that hangs; never held across an await.
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
 }
@@ -67,7 +69,13 @@ pub(crate) struct Network {
 impl Network {
     /// No connection yet.
     pub(crate) fn new(environment: Environment, cluster: ClusterId, source: u64) -> Self {
-        Self { environment, cluster, source, channels: Mutex::new(BTreeMap::new()) }
+        let (addresses, channels) = (Mutex::default(), Mutex::default());
+        Self { environment, cluster, source, addresses, channels }
+    }
+
+    /// Where the members are from now on.
+    pub(crate) fn learn_addresses(&self, members: impl Iterator<Item = (u64, String)>) {
+        *self.addresses.lock() = members.collect();
     }
 
     fn channel(&self, address: &str, purpose: Purpose) -> gfs_proto::Result<Channel> {
@@ -111,7 +119,7 @@ impl Network {
         Ok((confirmed, reply.group_ms.map(UnixMs::from_raw)))
     }
 
-    /// Asks a master for an id in its cluster.
+    /// Asks a master for an id in its cluster, or tells it where the member with this identity is now.
     ///
     /// # Errors
     /// What the master or the connection says.
@@ -123,9 +131,10 @@ impl Network {
         shadow: bool,
     ) -> gfs_proto::Result<Membership> {
         let mut peer = self.peer(master)?;
-        // No cluster: it is the one thing that a new member doesn't know.
+        // A new member does not know it.
+        let cluster = if self.source == 0 { String::new() } else { self.cluster.to_string() };
         let question = pb::JoinRequest {
-            cluster: String::new(),
+            cluster,
             uuid: uuid.bytes().to_vec().into(),
             address: address.to_owned(),
             shadow,
@@ -183,6 +192,7 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
 pub(crate) struct Client {
     network: Arc<Network>,
     target: u64,
+    /// Where it was when the client was made.
     address: String,
     purpose: Purpose,
 }
@@ -197,8 +207,12 @@ fn malformed(error: &io::Error) -> RPCError<TypeConfig> {
 }
 
 impl Client {
+    fn address(&self) -> String {
+        self.network.addresses.lock().get(&self.target).unwrap_or(&self.address).clone()
+    }
+
     fn client(&self) -> gfs_proto::Result<RaftClient<Channel>> {
-        let channel = self.network.channel(&self.address, self.purpose)?;
+        let channel = self.network.channel(&self.address(), self.purpose)?;
         Ok(RaftClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
@@ -230,8 +244,8 @@ impl Client {
             Ok(Err(status)) => return Err(unreachable(&self.refused(status))),
             Err(_) => {
                 // The connection may hang for ever, as into a black hole: the next call makes a new one.
-                self.network.forget(&self.address, self.purpose);
-                return Err(unreachable(&Error::unavailable(format!("{} did not answer", self.address))));
+                self.network.forget(&self.address(), self.purpose);
+                return Err(unreachable(&Error::unavailable(format!("{} did not answer", self.address()))));
             }
         };
         message::open(&answer).map_err(|error| malformed(&error))
@@ -243,7 +257,7 @@ impl Client {
             error,
             Error::WrongCluster { .. } | Error::WrongServer { .. } | Error::UnsupportedVersion { .. }
         ) {
-            tracing::warn!(target = self.target, address = self.address, %error, "a master refuses our messages");
+            tracing::warn!(target = self.target, address = self.address(), %error, "a master refuses our messages");
         }
         error
     }
@@ -309,7 +323,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             Ok(answer) => message::open(&answer).map_err(|error| malformed(&error)),
             Err(error) => {
                 tracing::warn!(target = self.target, %error, "sending a checkpoint failed");
-                self.network.forget(&self.address, self.purpose);
+                self.network.forget(&self.address(), self.purpose);
                 Err(unreachable(&error))
             }
         };

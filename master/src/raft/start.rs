@@ -152,7 +152,8 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let stop = CancellationToken::new();
     let (sender, leadership) = watch::channel(Leadership::default());
     let clock = Arc::new(GroupClock::new(environment.clock.clone(), id, voters_of(raft.clone())));
-    let members = Arc::new(Members::new(raft.clone(), clock.clone(), config.address.clone()));
+    let identity = (home.uuid(), config.address.clone());
+    let members = Arc::new(Members::new(raft.clone(), clock.clone(), network.clone(), identity));
     tokio::spawn(node::follow(raft.clone(), sender, stop.clone()));
     tokio::spawn(node::care(members.clone(), stop.clone()));
     Ok(Inner {

@@ -58,7 +58,7 @@ impl pb::peer_server::Peer for Peer {
 pub(super) struct Running {
     pub(super) node: Node,
     dir: TempDir,
-    address: String,
+    pub(super) address: String,
     origin: Origin,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
@@ -67,9 +67,9 @@ pub(super) struct Running {
 /// A stopped one.
 pub(super) struct Stopped {
     pub(super) id: MasterId,
-    dir: TempDir,
+    pub(super) dir: TempDir,
     pub(super) address: String,
-    origin: Origin,
+    pub(super) origin: Origin,
 }
 
 pub(super) fn bootstrap() -> Origin {
@@ -164,7 +164,7 @@ impl Running {
         read::counters(&self.node.view()).unwrap().directories
     }
 
-    async fn applies(&self, index: LogIndex) {
+    pub(super) async fn applies(&self, index: LogIndex) {
         let mut applied = self.node.applied();
         let reached = applied.wait_for(|applied| *applied >= index);
         tokio::time::timeout(PATIENCE, reached).await.expect("applies in time").unwrap();
