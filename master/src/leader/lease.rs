@@ -83,6 +83,12 @@ impl Granter {
             // Noted first: whoever takes the file away after the check finds it.
             self.copies.told.lock().note(own, self.now());
             self.check_writable(file, own)?;
+            // Guard leased_behind_a_copy: a snapshot may have come while the grant was waited for, and another writer's copy
+            // after it. Then this chunk is the snapshot's, and what is written to it nobody would find.
+            let standing = self.chunk_at((file, index))?;
+            if standing.handle != own || standing.references > 1 {
+                return Err(Error::GrantPending { handle });
+            }
             Ok(leased)
         };
         match tokio::time::timeout(GRANT_PATIENCE, finding).await {

@@ -182,7 +182,7 @@ impl Granter {
         if chunk.references < 2 { Ok(chunk.handle) } else { Err(Error::GrantPending { handle }) }
     }
 
-    fn chunk_at(&self, (file, index): Spot) -> Result<Chunk> {
+    pub(super) fn chunk_at(&self, (file, index): Spot) -> Result<Chunk> {
         let chunks = read::file_chunks(&*self.log.view(), file, index, 1)?;
         let missing = || Error::NotFound { what: format!("chunk {index} of file {file}") };
         chunks.into_iter().next().map(|(_, chunk)| chunk).ok_or_else(missing)

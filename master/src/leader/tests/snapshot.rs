@@ -202,3 +202,28 @@ async fn whose_copy_is_overtaken_by_that_of_the_other_side_is_to_ask_again() {
     let ((one, two), _) = stage.during(async { tokio::join!(overtakes, patient(other)) }).await;
     assert_ne!(one, two);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_a_lease_while_a_snapshot_and_a_copy_came_gets_none_on_what_is_the_snapshots() {
+    // Guard leased_behind_a_copy.
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    let spot = (stage.file, FIRST);
+    // A revocation is under way, and a writer waits for it that came before the file was held still.
+    stage.servers.set(1, Mood::Slow);
+    let revocation = Wish { writer: false, ..Wish::write() };
+    let mut revoked = stage.granter.start(&stage.reign, handle, revocation).unwrap();
+    while !stage.servers.trace().contains("for ever") {
+        tokio::task::yield_now().await;
+    }
+    let mut waits = std::pin::pin!(stage.granter.find_lease_of(&stage.reign, spot, handle, None));
+    assert!(futures::poll!(&mut waits).is_pending());
+    stage.servers.set(1, Mood::Well);
+    stage.servers.wake();
+    revoked.wait_for(Option::is_some).await.unwrap();
+    snapshot(&stage, "/s").unwrap();
+    let other = stage.granter.find_lease_of(&stage.reign, spot, handle, None).await.unwrap();
+    assert_ne!(other.handle, handle);
+    let late = waits.await.map(|leased| leased.handle);
+    assert!(late.is_err() || late == Ok(other.handle), "{late:?}");
+}
