@@ -87,12 +87,14 @@ pub fn parts(source: &impl Source, offset: u32, length: u32, verify: bool) -> Re
     let block = u64::from(BLOCK_BYTES);
     let first = u64::from(offset).next_multiple_of(block);
     let last = end / block * block;
-    let ragged = verify || first >= last;
     let read = |from: u64, to: u64| {
         source.bytes(narrow(from), narrow(to - from)).map(|(bytes, crcs)| Part::Bytes(bytes, crcs))
     };
-    if ragged {
-        return if length > 0 { Ok(Some(vec![read(offset.into(), end)?])) } else { Ok(Some(Vec::new())) };
+    if length == 0 {
+        return Ok(Some(Vec::new()));
+    }
+    if verify || first >= last {
+        return Ok(Some(vec![read(offset.into(), end)?]));
     }
     let Some(whole) = source.file_range(narrow(first), narrow(last - first))? else { return Ok(None) };
     let mut parts = Vec::with_capacity(3);

@@ -228,15 +228,13 @@ impl Granter {
         primary: ServerId,
     ) -> BTreeSet<ServerId> {
         let others: Vec<ServerId> = members.iter().copied().filter(|server| *server != primary).collect();
-        let good = others.iter().map(|server| async {
-            let request =
-                pb::InspectReplicaRequest { head: Some(self.head(reign, *server)), handle: handle.raw() };
-            let held = self.orders.inspect(self.soft.target(*server), request).await;
-            held.is_ok_and(|held| !base.contains(server) || (held.present && !held.partial && !held.corrupt))
-        });
-        let good = futures::future::join_all(good).await;
-        let bad: BTreeSet<ServerId> =
-            others.iter().zip(good).filter(|(_, good)| !good).map(|(server, _)| *server).collect();
+        let held = self.inspect(reign, handle, &others).await;
+        let is_good = |server: &ServerId, held: &Result<pb::InspectReplicaReply>| match held {
+            Ok(held) => !base.contains(server) || (held.present && !held.partial && !held.corrupt),
+            Err(_) => false,
+        };
+        let bad = others.iter().zip(&held).filter(|(server, held)| !is_good(server, held));
+        let bad: BTreeSet<ServerId> = bad.map(|(server, _)| *server).collect();
         if !bad.is_empty() {
             bad
         // Guard one_accused: else the primary is left alone, out of reach for those that are to join it.

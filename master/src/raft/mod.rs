@@ -119,7 +119,7 @@ impl NodeConfig {
             // also when the transfer takes minutes under load: else it needs another one, for ever.
             checkpoint_every: gfs_proto::fault::tuned("checkpoint_every", 500_000),
             log_keep: gfs_proto::fault::tuned("log_keep", 2_000_000),
-            connections_max: 16 * 1024,
+            connections_max: crate::CONNECTIONS_MAX,
         }
     }
 }
