@@ -24,6 +24,7 @@ mod poison;
 mod service;
 mod start;
 mod store;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod transfer;

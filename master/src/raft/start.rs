@@ -23,7 +23,7 @@ use super::network::{Factory, Network};
 use super::node::{self, Inner, propose};
 use super::store::StateStore;
 use super::types::{MasterNode, Raft};
-use super::{BootstrapConfig, Leadership, NodeConfig, Origin};
+use super::{BootstrapConfig, Leadership, NodeConfig, Origin, tasks};
 use crate::identity::{Home, Membership};
 use crate::state::{Command, Proposal, Rejected};
 
@@ -154,8 +154,8 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let clock = Arc::new(GroupClock::new(environment.clock.clone(), id, voters_of(raft.clone())));
     let identity = (home.uuid(), config.address.clone());
     let members = Arc::new(Members::new(raft.clone(), clock.clone(), network.clone(), identity));
-    tokio::spawn(node::follow(raft.clone(), sender, stop.clone()));
-    tokio::spawn(node::care(members.clone(), stop.clone()));
+    tokio::spawn(tasks::follow(raft.clone(), sender, stop.clone()));
+    tokio::spawn(tasks::care(members.clone(), stop.clone()));
     Ok(Inner {
         raft,
         cluster,
