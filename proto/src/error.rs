@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use crate::id::{ChunkHandle, ChunkVersion, ClientId, DataId, LogIndex, ServerId, Term};
+use crate::id::{ChunkHandle, ChunkVersion, ClientId, DataId, LogIndex, MasterId, ServerId, Term};
 use crate::path::PathError;
 
 /// Shorthand for results of this crate's [`enum@Error`].
@@ -246,6 +246,15 @@ pub enum Error {
         server: ServerId,
     },
 
+    /// The disks of too many masters are nearly full.
+    #[error(
+        "nearly no space left on the disks of masters {masters:?}: the tree can't grow until there is room, or something is deleted"
+    )]
+    MastersFull {
+        /// Those that are.
+        masters: Vec<MasterId>,
+    },
+
     // ---- the end ----
     /// The caller's deadline has passed. What was asked may have happened.
     #[error("gave up after {waited_ms} ms; the last answer was: {last}")]
@@ -316,7 +325,8 @@ impl Error {
             | Self::GrantPending { .. }
             | Self::Busy { .. }
             | Self::Unavailable { .. }
-            | Self::DiskFull { .. } => Retry::Later,
+            | Self::DiskFull { .. }
+            | Self::MastersFull { .. } => Retry::Later,
         }
     }
 

@@ -16,7 +16,7 @@ pub(crate) async fn status(session: &Session) -> Result<()> {
 fn as_json(status: &ClusterStatusReply) -> Value {
     let masters = status.masters.iter().map(|master| {
         json!({"id": master.id, "address": master.address, "role": if master.voter { "master" } else { "shadow" },
-               "leader": master.address == status.leader, "lag": master.lag})
+               "leader": master.address == status.leader, "lag": master.lag, "free_bytes": master.free_bytes})
     });
     json!({
         "cluster": status.cluster,
@@ -69,7 +69,9 @@ fn as_text(status: &ClusterStatusReply) -> String {
             Some(lag) => format!("{lag} entries behind"),
             None => "not heard from".to_owned(),
         };
-        format!("  m{:<5} {:<22} {role:<9} {lag}", master.id, master.address).trim_end().to_owned()
+        let free =
+            master.free_bytes.map_or_else(String::new, |bytes| format!("{:>10} free", show_bytes(bytes)));
+        format!("  m{:<5} {:<22} {role:<9} {lag:<20} {free}", master.id, master.address).trim_end().to_owned()
     }));
     lines.push(format!("chunkservers: {alive} of {} alive", status.servers.len()));
     lines.extend(status.servers.iter().map(|server| {

@@ -29,7 +29,7 @@ const NEAR: Duration = Duration::from_secs(5);
 const OFF: Duration = Duration::from_secs(30);
 
 /// The voters, while this master leads.
-type Voters = Box<dyn Fn() -> Option<Vec<MasterId>> + Send + Sync>;
+pub(super) type Voters = Box<dyn Fn() -> Option<Vec<MasterId>> + Send + Sync>;
 
 /// The group's wall clock, and this machine's monotonic one.
 pub(super) struct GroupClock {

@@ -21,6 +21,7 @@ mod message;
 mod network;
 mod node;
 mod poison;
+mod room;
 mod service;
 mod start;
 mod store;
@@ -82,6 +83,9 @@ pub struct NodeConfig {
     pub checkpoint_every: u64,
     /// Entries that stay in the log behind a checkpoint, so that a lagging master needs no checkpoint.
     pub log_keep: u64,
+    /// What stays free on the disk of `dir`: nearer to its end the state does not grow (decision 0025). A small disk keeps a
+    /// tenth of itself. `None` if nobody looks at the disk.
+    pub headroom_bytes: Option<u64>,
     /// Most connections; beyond them new ones are closed at once.
     pub connections_max: usize,
 }
@@ -120,6 +124,8 @@ impl NodeConfig {
             // also when the transfer takes minutes under load: else it needs another one, for ever.
             checkpoint_every: gfs_proto::fault::tuned("checkpoint_every", 500_000),
             log_keep: gfs_proto::fault::tuned("log_keep", 2_000_000),
+            // For the log up to its next purge, and for what is written anew before what it replaces goes.
+            headroom_bytes: Some(512 << 20),
             connections_max: crate::CONNECTIONS_MAX,
         }
     }

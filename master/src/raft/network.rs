@@ -93,8 +93,8 @@ impl Network {
         Ok(PeerClient::new(self.channel(address, Purpose::Peer)?))
     }
 
-    /// Asks the leader for its read index, and for the group's time if it knows it; tells what our own clock shows, and what
-    /// we know of the group's.
+    /// Asks the leader for its read index, and for the group's time if it knows it; tells what our own clock shows, what
+    /// we know of the group's, and how much room there is on our disk.
     ///
     /// # Errors
     /// What the leader or the connection says.
@@ -102,6 +102,7 @@ impl Network {
         &self,
         address: &str,
         group: Option<UnixMs>,
+        free_bytes: Option<u64>,
     ) -> gfs_proto::Result<(ReadIndex, Option<UnixMs>)> {
         let mut peer = self.peer(address)?;
         let question = pb::ReadIndexRequest {
@@ -109,6 +110,7 @@ impl Network {
             master: self.source,
             clock_ms: Some(self.environment.clock.wall().raw()),
             group_ms: group.map(UnixMs::raw),
+            free_bytes,
         };
         let reply = self.bounded(address, PEER_TIMEOUT, peer.read_index(question)).await?;
         let confirmed = ReadIndex {

@@ -20,6 +20,7 @@ use super::machine::Feeds;
 use super::members::{self, Members};
 use super::network::Network;
 use super::poison::Poison;
+use super::room::Room;
 use super::service::RaftService;
 use super::start;
 use super::store::{ReadView, StateStore};
@@ -57,6 +58,7 @@ pub(super) struct Inner {
     pub(super) feeds: Feeds,
     pub(super) network: Arc<Network>,
     pub(super) clock: Arc<GroupClock>,
+    pub(super) room: Arc<Room>,
     pub(super) members: Arc<Members>,
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) stop: CancellationToken,
@@ -151,7 +153,7 @@ impl Node {
     /// index at which the answer was decided.
     ///
     /// # Errors
-    /// [`Error::NotLeader`] with a hint; [`Error::Busy`] and [`Error::TooLarge`] before it was tried;
+    /// [`Error::NotLeader`] with a hint; [`Error::Busy`], [`Error::MastersFull`] and [`Error::TooLarge`] before it was tried;
     /// [`Error::Unavailable`] if the outcome may be unknown: repeat with the same request id.
     pub async fn propose(&self, proposal: Proposal) -> Result<(LogIndex, Result<Applied, Rejected>)> {
         let _permit = self
@@ -159,6 +161,9 @@ impl Node {
             .admission
             .try_acquire()
             .map_err(|_| Error::Busy { what: "the queue of commands".into() })?;
+        if proposal.command.grows() {
+            self.inner.room.check()?;
+        }
         propose(&self.inner.raft, &proposal).await
     }
 
@@ -227,10 +232,12 @@ impl Node {
 
     async fn ask_leader(&self) -> Result<ReadIndex> {
         let (network, clock) = (self.inner.network.clone(), self.inner.clock.clone());
+        let (room, own) = (self.inner.room.clone(), self.inner.id);
         let ask = move |address: String| {
             let (network, clock) = (network.clone(), clock.clone());
+            let free_bytes = room.free_bytes(own);
             async move {
-                let (confirmed, group) = network.read_index(&address, clock.time()).await?;
+                let (confirmed, group) = network.read_index(&address, clock.time(), free_bytes).await?;
                 if let Some(time) = group {
                     clock.told(time);
                 }
@@ -251,12 +258,21 @@ impl Node {
     }
 
     /// The leader's side of a question for the read index: what the asking master's own clock shows, and what it was told
-    /// of the group's.
-    pub fn heard_clock(&self, request: &pb::ReadIndexRequest) {
+    /// of the group's, and how much room there is on its disk.
+    pub fn heard(&self, request: &pb::ReadIndexRequest) {
+        let master = MasterId::from_raw(request.master);
         if let Some(wall) = request.clock_ms.map(UnixMs::from_raw) {
             let group = request.group_ms.map(UnixMs::from_raw);
-            self.inner.clock.heard(MasterId::from_raw(request.master), wall, group);
+            self.inner.clock.heard(master, wall, group);
         }
+        if let Some(free_bytes) = request.free_bytes {
+            self.inner.room.heard(master, free_bytes);
+        }
+    }
+
+    /// Bytes beyond the headroom on a master's disk, if it has told this one lately.
+    pub fn free_bytes(&self, master: MasterId) -> Option<u64> {
+        self.inner.room.free_bytes(master)
     }
 
     /// The group's time, if it is known.

@@ -21,9 +21,10 @@ use super::machine::{Feeds, Machine};
 use super::members::Members;
 use super::network::{Factory, Network};
 use super::node::{self, Inner, propose};
+use super::room::Room;
 use super::store::StateStore;
 use super::types::{MasterNode, Raft};
-use super::{BootstrapConfig, Leadership, NodeConfig, Origin, tasks};
+use super::{BootstrapConfig, Leadership, NodeConfig, Origin, room, tasks};
 use crate::identity::{Home, Membership};
 use crate::state::{Command, Proposal, Rejected};
 
@@ -152,10 +153,13 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let stop = CancellationToken::new();
     let (sender, leadership) = watch::channel(Leadership::default());
     let clock = Arc::new(GroupClock::new(environment.clock.clone(), id, voters_of(raft.clone())));
+    let room = Arc::new(Room::new(id, environment.clock.clone(), voters_of(raft.clone())));
+    let disk = (config.dir.clone(), config.headroom_bytes);
     let identity = (home.uuid(), config.address.clone());
     let members = Arc::new(Members::new(raft.clone(), clock.clone(), network.clone(), identity));
     tokio::spawn(tasks::follow(raft.clone(), sender, stop.clone()));
     tokio::spawn(tasks::care(members.clone(), stop.clone()));
+    tokio::spawn(room::watch(room.clone(), disk, environment.workers.clone(), stop.clone()));
     Ok(Inner {
         raft,
         cluster,
@@ -166,6 +170,7 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
         feeds,
         network,
         clock,
+        room,
         members,
         leadership,
         stop,

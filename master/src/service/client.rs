@@ -368,6 +368,7 @@ impl Service {
         let status = |member: Member| pb::MasterStatus {
             id: member.id.raw(),
             lag: lag(member.id),
+            free_bytes: self.node.free_bytes(member.id),
             address: member.address,
             voter: member.voter,
         };

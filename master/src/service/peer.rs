@@ -24,7 +24,7 @@ impl pb::peer_server::Peer for Service {
     ) -> Result<Response<pb::ReadIndexReply>, Status> {
         let request = request.into_inner();
         self.check_cluster(&request.cluster)?;
-        self.node.heard_clock(&request);
+        self.node.heard(&request);
         let confirmed = self.node.leader_read_index().await?;
         Ok(Response::new(pb::ReadIndexReply {
             term: confirmed.term.raw(),

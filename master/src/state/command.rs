@@ -266,6 +266,39 @@ impl fmt::Display for Proposal {
     }
 }
 
+impl Command {
+    /// Whether it makes the state larger because a client wants it: refused while the masters' disks are nearly full
+    /// (decision 0025). What makes room is not, nor what keeps the data that there is readable and writable.
+    pub(crate) fn grows(&self) -> bool {
+        match self {
+            Self::Mkdir { .. }
+            | Self::Create { .. }
+            | Self::AddChunk { .. }
+            | Self::Snapshot { .. }
+            | Self::BeginSnapshot { .. }
+            | Self::BuildSnapshot { .. } => true,
+            Self::Bootstrap { .. }
+            | Self::OpenSession { .. }
+            | Self::RenewSession { .. }
+            | Self::ExpireSessions { .. }
+            | Self::Delete { .. }
+            | Self::Rename { .. }
+            | Self::Undelete { .. }
+            | Self::Expedite { .. }
+            | Self::CollectTrash { .. }
+            | Self::PrepareGrant { .. }
+            | Self::ConfirmGrant { .. }
+            | Self::ExtendLeases { .. }
+            | Self::RegisterServer { .. }
+            | Self::RegisterMaster { .. }
+            | Self::ReserveChunk { .. }
+            | Self::CopyChunk { .. }
+            | Self::AbandonSnapshot { .. }
+            | Self::AcceptReplica { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -32,6 +32,7 @@ pub const POINTS: &[Point] = &[
     point("raft::propose::committed", true),
     point("raft::read_index::before", true),
     point("raft::read_index::confirmed", true),
+    point("raft::room::look", true),
     point("raft::rpc::append_received", true),
     point("raft::rpc::before_append_reply", true),
     point("raft::rpc::vote_received", true),

@@ -156,6 +156,8 @@ impl Server {
             block_cache_bytes: 1 << 20,
             checkpoint_every: plan.checkpoint_every,
             log_keep: plan.log_keep,
+            // What the machine has is no part of a seed; fail points say that it is full.
+            headroom_bytes: None,
             ..NodeConfig::new(self.life_directory(), format!("{}:{MASTER_PORT}", self.name))
         };
         let origin = if self.name == "master-1" {

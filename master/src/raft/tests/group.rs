@@ -39,7 +39,7 @@ impl pb::peer_server::Peer for Peer {
         &self,
         request: Request<pb::ReadIndexRequest>,
     ) -> Result<Response<pb::ReadIndexReply>, Status> {
-        self.0.heard_clock(&request.into_inner());
+        self.0.heard(&request.into_inner());
         let found = self.0.leader_read_index().await?;
         let (term, leader, index) = (found.term.raw(), found.leader.raw(), found.index.raw());
         let group_ms = self.0.group_time().map(UnixMs::raw);
