@@ -379,6 +379,11 @@ impl Node {
         &self.inner.log_poison
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> &Room {
+        &self.inner.room
+    }
+
     /// Lets nothing be applied here until what it returns is dropped.
     #[cfg(test)]
     pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {

@@ -77,6 +77,10 @@ impl Room {
     /// # Errors
     /// [`Error::MastersFull`] if a voter is at its headroom and no majority is known to have room.
     pub(super) fn check(&self) -> Result<()> {
+        // The common case, before every command that is checked.
+        if self.words.lock().values().all(|word| word.free_bytes > 0) {
+            return Ok(());
+        }
         let Some(voters) = (self.voters)() else { return Ok(()) };
         let free: Vec<_> = voters.iter().map(|voter| (*voter, self.free_bytes(*voter))).collect();
         let full: Vec<MasterId> =
@@ -137,4 +141,106 @@ async fn look(directory: &Path, headroom_bytes: Option<u64>, workers: &Workers) 
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
     let headroom_bytes = headroom_bytes.min(bytes(disk.f_blocks) / HEADROOM_PART);
     Ok(bytes(disk.f_bavail).saturating_sub(headroom_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use gfs_proto::Environment;
+    use gfs_proto::time::ManualClock;
+
+    use super::*;
+
+    const FULL: Option<u64> = Some(0);
+    const ROOM: Option<u64> = Some(1);
+
+    fn id(master: u64) -> MasterId {
+        MasterId::from_raw(master)
+    }
+
+    /// A master 1 of this many voters that leads.
+    fn leader(voters: u64) -> (Arc<ManualClock>, Room) {
+        let clock = Arc::new(ManualClock::default());
+        let all: Vec<MasterId> = (1..=voters).map(id).collect();
+        (clock.clone(), Room::new(id(1), clock, Box::new(move || Some(all.clone()))))
+    }
+
+    #[test]
+    fn the_state_grows_as_long_as_most_voters_have_room_or_nobody_is_known_to_have_none() {
+        let cases: [(&[Option<u64>], &[u64]); 11] = [
+            (&[None], &[]),
+            (&[FULL], &[1]),
+            (&[ROOM, None, None], &[]),
+            (&[ROOM, ROOM, ROOM], &[]),
+            (&[ROOM, ROOM, FULL], &[]),
+            (&[FULL, ROOM, ROOM], &[]),
+            (&[ROOM, FULL, FULL], &[2, 3]),
+            (&[FULL, FULL, ROOM], &[1, 2]),
+            // The third may be gone: the group would stop with the second.
+            (&[ROOM, FULL, None], &[2]),
+            (&[ROOM, ROOM, ROOM, FULL, FULL], &[]),
+            (&[ROOM, ROOM, FULL, FULL, None], &[3, 4]),
+        ];
+        for (told, full) in cases {
+            let (_, room) = leader(told.len() as u64);
+            for (master, free_bytes) in (1..).zip(told) {
+                free_bytes.iter().for_each(|free_bytes| room.heard(id(master), *free_bytes));
+            }
+            let masters: Vec<MasterId> = full.iter().copied().map(id).collect();
+            let expected = if full.is_empty() { Ok(()) } else { Err(Error::MastersFull { masters }) };
+            assert_eq!(room.check(), expected, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_long_ago_does_not_count_and_who_does_not_vote_or_lead_decides_nothing() {
+        let (clock, room) = leader(3);
+        for master in [2, 3] {
+            room.heard(id(master), 0);
+        }
+        assert!(room.check().is_err());
+        clock.advance(WORD_AGE_MAX + Duration::from_millis(1));
+        assert_eq!(room.check(), Ok(()));
+        assert_eq!(room.free_bytes(id(2)), None);
+        room.heard(id(4), 0);
+        room.heard(id(1), 7);
+        assert_eq!(room.check(), Ok(()), "a shadow's disk");
+        clock.advance(WORD_AGE_MAX * 2);
+        assert_eq!(room.free_bytes(id(1)), Some(7), "our own disk has not told anything since");
+
+        let follower = Room::new(id(1), clock, Box::new(|| None));
+        follower.heard(id(1), 0);
+        assert_eq!(follower.check(), Ok(()));
+    }
+
+    #[test]
+    fn strangers_are_not_remembered_without_end_and_voters_always_are() {
+        let (_, room) = leader(3);
+        for stranger in 1_000..2_000 {
+            room.heard(id(stranger), 5);
+        }
+        assert!(room.words.lock().len() <= WORDS_MAX);
+        for voter in 1..=3 {
+            room.heard(id(voter), voter);
+            assert_eq!(room.free_bytes(id(voter)), Some(voter));
+        }
+        assert!(room.words.lock().len() <= WORDS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_headroom_is_kept_but_only_a_part_of_a_small_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let workers = Environment::real().workers;
+        let free_bytes =
+            async |headroom_bytes| look(directory.path(), headroom_bytes, &workers).await.unwrap();
+        let disk = rustix::fs::statvfs(directory.path()).unwrap();
+        let (all, part) = (free_bytes(Some(0)).await, disk.f_blocks * disk.f_frsize / HEADROOM_PART);
+        assert!(all > 0, "this test needs some room");
+        // Others use the disk meanwhile.
+        let is_near = |one: u64, other: u64| one.abs_diff(other) <= 256 << 20;
+        let most = all.saturating_sub(part);
+        assert!(is_near(free_bytes(Some(u64::MAX)).await, most));
+        assert!(is_near(free_bytes(Some(1 << 20)).await, all.saturating_sub(1 << 20)));
+        assert_eq!(free_bytes(None).await, u64::MAX);
+        assert!(look(Path::new("/nowhere"), Some(0), &workers).await.is_err());
+    }
 }

@@ -6,4 +6,5 @@ mod flip;
 mod group;
 mod large;
 mod replace;
+mod room;
 mod suite;

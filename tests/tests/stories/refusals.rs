@@ -4,8 +4,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use gfs_client::{Client, Options};
 use gfs_proto::pb;
-use gfs_tests::{Cluster, Role, Shape};
+use gfs_tests::{Cluster, Disks, Role, Shape, eventually};
+
+/// Enough to notice that a disk is full, on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Enough for a chunkserver's log and headroom, too.
+const MASTERS_DISK_BYTES: u64 = 2 << 30;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_names_are_refused_with_the_reason_by_client_and_master() {
@@ -179,4 +185,56 @@ async fn refusal(cluster: &mut Cluster, name: &str) -> String {
     let (code, log) = cluster.wait_for_end(name).await.unwrap();
     assert!(code.is_some_and(|code| code != 0), "{name} ended with {code:?}: {log}");
     log.lines().last().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masters_whose_disks_are_full_let_nothing_grow_and_go_on_when_there_is_room() {
+    if let Some(obstacle) = Disks::obstacle() {
+        eprintln!("skipped: {obstacle}");
+        return;
+    }
+    let shape =
+        Shape { masters: 3, chunkservers: 3, disk_bytes: Some(MASTERS_DISK_BYTES), ..Shape::default() };
+    let mut cluster = Cluster::start(shape).await.unwrap();
+    let options = Options { patience: Duration::from_secs(2), ..Options::default() };
+    let client = Client::connect(&cluster.masters(), options).await.unwrap();
+    let file = client.create("/log", 0).await.unwrap();
+    file.append("before".into()).await.unwrap();
+    client.create("/to-be-deleted", 0).await.unwrap();
+    let masters = cluster.names(Role::Master);
+    // A tenth is their headroom.
+    for name in &masters {
+        cluster.fill_disk(name, MASTERS_DISK_BYTES / 20).unwrap();
+    }
+    let mut number = 0;
+    let mut refused = String::new();
+    eventually("a new file is refused", PATIENCE, async || {
+        number += 1;
+        match client.create(&format!("/new-{number}"), 0).await {
+            Ok(_) => anyhow::bail!("it was made"),
+            Err(error) => refused = error.to_string(),
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(refused.contains("disks of masters"), "{refused}");
+    let output = cluster.run_gfs(&["cluster", "status"]).unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains(" 0 B free"), "{told}");
+
+    // What is there can be read, written, renamed and deleted.
+    assert_eq!(file.append(" and after".into()).await.unwrap(), 6);
+    assert_eq!(file.read_at(0, 100).await.unwrap(), "before and after");
+    client.delete("/to-be-deleted").await.unwrap();
+    for name in &masters {
+        cluster.empty_disk(name).unwrap();
+    }
+    eventually("a new file is made", PATIENCE, async || {
+        client.create("/there-is-room", 0).await?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    cluster.wait_until_up().await.unwrap();
 }

@@ -204,7 +204,7 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited too long: {what}"));
 }
 
-fn mkdir(name: &str) -> Proposal {
+pub(super) fn mkdir(name: &str) -> Proposal {
     let path = FilePath::parse(&format!("/{name}")).unwrap();
     let clock = UnixMs::from_raw(1);
     Proposal::internal(clock, Command::Mkdir { path, parents: false })
