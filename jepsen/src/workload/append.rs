@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gfs_client::record::{self, HEAD_BYTES, RecordId};
@@ -10,13 +11,15 @@ use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
+use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, demand, layout, read_replica};
 pub(crate) use crate::check::append::Scan;
 use crate::check::append::{Call, Record, Reply, check};
 use crate::outcome::Outcome;
 
 /// The file of all records.
 const PATH: &str = "/log";
+/// Who appends when the faults are over.
+const LAST_PRODUCER: u64 = u64::MAX;
 /// Payloads are mostly small; some are larger than what goes along in a request.
 const SMALL_BYTES: std::ops::Range<usize> = 0..3000;
 const LARGE_BYTES: std::ops::Range<usize> = 60_000..150_000;
@@ -52,19 +55,20 @@ pub(super) async fn client(
     let mut sequence = 0;
     while scene.goes_on_after(process.performed()) {
         sequence += 1;
-        let payload = payload(&mut dice);
-        let bytes = record::encode(RecordId { producer: number, sequence }, &payload)
-            .context("the payload is too large")?;
-        let call = Call::Append(Record {
-            producer: number,
-            sequence,
-            length: u32::try_from(bytes.len())?,
-            crc: crc32fast::hash(&payload),
-        });
+        let (call, bytes) = record(number, sequence, &payload(&mut dice))?;
         let append = async { Outcome::of_mutation(file.append(bytes).await.map(Reply::At)) };
         process.perform(call, append).await?;
     }
     Ok(())
+}
+
+/// The call that appends a record, and its bytes.
+fn record(producer: u64, sequence: u64, payload: &[u8]) -> Result<(Call, Bytes)> {
+    let bytes =
+        record::encode(RecordId { producer, sequence }, payload).context("the payload is too large")?;
+    let length = u32::try_from(bytes.len())?;
+    let crc = crc32fast::hash(payload);
+    Ok((Call::Append(Record { producer, sequence, length, crc }), bytes))
 }
 
 fn payload(dice: &mut StdRng) -> Vec<u8> {
@@ -80,6 +84,10 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let chunk_bytes = client.chunk_bytes().raw();
     let file = client.open(path).await?;
     let mut process = scene.recorder.process();
+    // Whole is not enough: a chunk whose primary takes nothing any more looks so, too.
+    let (call, bytes) = record(LAST_PRODUCER, 1, b"after the faults")?;
+    let append = async { Outcome::of_mutation(file.append(bytes).await.map(Reply::At)) };
+    demand(&process.perform(call, append).await?, "the last append")?;
     let look = async {
         Outcome::of_read(
             layout(&file).await.map(|servers| Reply::Layout { chunk_bytes: chunk_bytes.into(), servers }),

@@ -10,7 +10,7 @@ use gfs_proto::Environment;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, layout, read_replica};
+use super::{LAST_PATIENCE, Minimum, PATIENCE, Scene, Workload, demand, layout, read_replica};
 use crate::check::cells::{Call, HOLE, Reply, TORN, check};
 use crate::outcome::Outcome;
 
@@ -35,6 +35,8 @@ const WRITE_PERCENT: u32 = 50;
 const ONE_READER_IN: u64 = 3;
 /// Tags of a client: its number times this, and up.
 const TAGS_PER_CLIENT: u64 = 1 << 32;
+/// Tag of what is written to the first chunk when the faults are over; below those of all clients.
+const FIRST_LAST_TAG: u64 = 1;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "cells",
@@ -138,6 +140,16 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let cells_per_chunk = u64::from(chunk_bytes) / CELL_BYTES as u64;
     let file = client.open(path).await?;
     let mut process = scene.recorder.process();
+    // Whole is not enough: a chunk whose primary takes nothing any more looks so, too.
+    for chunk in 0..file.len().await?.div_ceil(u64::from(chunk_bytes)) {
+        let (tag, first) = (FIRST_LAST_TAG + chunk, chunk * cells_per_chunk);
+        let data = encode(tag, first, 1);
+        let offset = first * CELL_BYTES as u64;
+        let write =
+            async { Outcome::of_mutation(file.write_at(offset, data).await.map(|()| Reply::Written)) };
+        let written = process.perform(Call::Write { tag, first, count: 1 }, write).await?;
+        demand(&written, &format!("the last write to chunk {chunk}"))?;
+    }
     let look = async {
         Outcome::of_read(layout(&file).await.map(|servers| Reply::Layout { cells_per_chunk, servers }))
     };

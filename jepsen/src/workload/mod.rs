@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures::FutureExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use gfs_client::{Client, Options};
@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::outcome::Outcome;
 use crate::recorder::Recorder;
 use crate::verdict::Verdict;
 
@@ -229,6 +230,14 @@ impl Scene {
     async fn connect_over(&self, environment: &Environment, patience: Duration) -> Result<Client> {
         let options = Options { patience, ..Options::default() };
         Ok(Client::connect_with(environment, &self.masters, options).await?)
+    }
+}
+
+/// After the faults everything works.
+fn demand<T>(outcome: &Outcome<T>, what: &str) -> Result<()> {
+    match outcome {
+        Outcome::Ok { .. } => Ok(()),
+        Outcome::Fail { reason } | Outcome::Info { reason } => bail!("{what} came to nothing: {reason}"),
     }
 }
 

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 
 use super::speaker::{Speaker, make_root};
-use super::{LAST_PATIENCE, Minimum, Scene, Workload};
+use super::{LAST_PATIENCE, Minimum, Scene, Workload, demand};
 use crate::check::namespace::check;
 use crate::check::tree::{Call, Reply};
 use crate::outcome::Outcome;
@@ -29,6 +29,9 @@ const ROUND_OPERATIONS: u64 = 1600;
 /// Share of the operations that want back what was deleted, and how much of that a client remembers.
 const UNDELETE_PERCENT: u32 = 8;
 const DELETED_MAX: usize = 8;
+
+/// Whose dice those are that are thrown when the faults are over.
+const LAST_CLIENT: u64 = u64::MAX - 1;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "namespace",
@@ -136,10 +139,31 @@ pub(super) fn parent_of(path: &str) -> String {
     path.rsplit_once('/').map_or(path, |(parent, _)| parent).to_owned()
 }
 
-/// Reads every tree once more, through each master.
+/// Makes, moves and deletes something, then reads every tree once more, through each master.
 pub(super) async fn finish(scene: Arc<Scene>, root: &'static str) -> Result<()> {
+    change(&scene, root).await?;
     let trees = (scene.ticks() / ROUND_OPERATIONS + 1) * TREES;
     read_trees(&scene, root, (0..trees).map(|tree| format!("/t{tree}")).collect()).await
+}
+
+/// Masters that answer lookups may still take no change.
+async fn change(scene: &Scene, root: &'static str) -> Result<()> {
+    let mut dice = scene.dice(LAST_CLIENT);
+    let mut speaker = Speaker::open(scene, &mut dice, root).await?;
+    let mut process = scene.recorder.process();
+    let (here, there) = ("/last/here".to_owned(), "/last/there".to_owned());
+    let calls = [
+        Call::Mkdir { path: "/last".to_owned() },
+        Call::Create { path: here.clone() },
+        Call::Rename { source: here, target: there.clone(), replace: false },
+        Call::Delete { path: there, recursive: false },
+    ];
+    for (first, call) in calls.into_iter().enumerate() {
+        let request = speaker.next_request();
+        let outcome = process.perform(call.clone(), speaker.decide(first, &call, request)).await?;
+        demand(&outcome, &format!("the last change of names, {call:?},"))?;
+    }
+    Ok(())
 }
 
 /// Lists some directories and all that is below them, through each master.
