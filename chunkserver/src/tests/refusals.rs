@@ -210,6 +210,24 @@ async fn a_primary_whose_disk_is_full_says_that_it_has_failed_when_it_is_asked_w
     assert_eq!(cluster.write(2, &under(2, &mutation), 0, data).await, Ok(200_000));
 }
 
+/// Promise P2 is about every member, not about one of them: whoever is left after a disaster has all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_member_can_not_sync_is_not_acknowledged_whichever_it_is() {
+    // What goes into the log of a chunkserver, and what goes straight into its file.
+    for bytes in [100, 200_000] {
+        for failing in 1..=3 {
+            let mut cluster = Cluster::start(3).await;
+            cluster.grant(1, &[1, 2, 3], &[]).await.unwrap();
+            let before = cluster.mutation(1);
+            cluster.write(1, &before, 0, Bytes::from_static(b"before")).await.unwrap();
+            cluster.servers[failing - 1].files.fail_syncs(true);
+            let mutation = cluster.mutation(1);
+            let written = cluster.write(1, &mutation, 0, Bytes::from(vec![9; bytes])).await;
+            assert!(written.is_err(), "s{failing}, {bytes} bytes: {written:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_answer_validates_from_the_sending_of_its_heartbeat_on() {
     let mut cluster = Cluster::start(1).await;
