@@ -69,6 +69,31 @@ pub(super) struct Inner {
     pub(super) _home: Home,
 }
 
+impl Inner {
+    /// The same for a node that is not started yet.
+    pub(super) async fn failed(&self) -> Error {
+        let mut metrics = self.raft.metrics();
+        let fatal = async {
+            loop {
+                let state = metrics.borrow_watched().running_state.clone();
+                match state {
+                    Err(fatal) if !self.stop.is_cancelled() => return fatal.to_string(),
+                    Ok(()) | Err(_) => {}
+                }
+                if metrics.changed().await.is_err() {
+                    return "raft has stopped".to_owned();
+                }
+            }
+        };
+        let what = tokio::select! {
+            what = self.log_poison.failed() => what,
+            what = self.store.poison.failed() => what,
+            what = fatal => what,
+        };
+        Error::unavailable(format!("this master has failed: {what}"))
+    }
+}
+
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Node({})", self.inner.id)
@@ -397,25 +422,7 @@ impl Node {
 
     /// Waits until the node has failed and can't go on (a disk, a broken promise); the process must exit.
     pub async fn failed(&self) -> Error {
-        let mut metrics = self.inner.raft.metrics();
-        let fatal = async {
-            loop {
-                let state = metrics.borrow_watched().running_state.clone();
-                match state {
-                    Err(fatal) if !self.inner.stop.is_cancelled() => return fatal.to_string(),
-                    Ok(()) | Err(_) => {}
-                }
-                if metrics.changed().await.is_err() {
-                    return "raft has stopped".to_owned();
-                }
-            }
-        };
-        let what = tokio::select! {
-            what = self.inner.log_poison.failed() => what,
-            what = self.inner.store.poison.failed() => what,
-            what = fatal => what,
-        };
-        Error::unavailable(format!("this master has failed: {what}"))
+        self.inner.failed().await
     }
 
     /// Hands leadership over if it has it, stops, and closes the log. The state closes when the last clone and

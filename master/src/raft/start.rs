@@ -132,7 +132,12 @@ pub(super) async fn start(config: NodeConfig, origin: &Origin, environment: &Env
         let Origin::Bootstrap(bootstrap) = origin else {
             return Err(Error::bad_argument("the making of this cluster was interrupted: bootstrap again"));
         };
-        make_cluster(&mut inner, &config, bootstrap, environment).await?;
+        tokio::select! {
+            made = make_cluster(&inner, &config, bootstrap, environment) => made?,
+            // Its disk, say: to try again here would be in vain.
+            error = inner.failed() => return Err(error),
+        }
+        inner._home.mark_started()?;
     }
     Ok(inner)
 }
@@ -183,7 +188,7 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
 
 /// Makes the cluster, or finishes that after a crash. Once it is made it is never made again.
 async fn make_cluster(
-    inner: &mut Inner,
+    inner: &Inner,
     config: &NodeConfig,
     bootstrap: &BootstrapConfig,
     environment: &Environment,
@@ -208,14 +213,13 @@ async fn make_cluster(
     loop {
         let proposal = Proposal::internal(environment.clock.wall(), command.clone());
         match propose(&inner.raft, &proposal).await {
-            Ok((_, Ok(_) | Err(Rejected::AlreadyBootstrapped { .. }))) => break,
+            Ok((_, Ok(_) | Err(Rejected::AlreadyBootstrapped { .. }))) => return Ok(()),
             Ok((_, Err(rejected))) => return Err(rejected.into()),
             // It has not elected itself yet.
             Err(error) if error.retry() != Retry::Never => backoff.pause(&error).await?,
             Err(error) => return Err(error),
         }
     }
-    inner._home.mark_started()
 }
 
 /// Asks the masters for an id until the leader gives one; the directory's identity makes repeats harmless.
