@@ -5,6 +5,7 @@ mod client;
 mod convert;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod incoming;
 mod moving;
 mod peer;
 mod registry;
@@ -12,9 +13,8 @@ mod registry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
 use gfs_proto::id::{LogIndex, RequestId};
-use gfs_proto::net::{Connection, Listener};
+use gfs_proto::net::Listener;
 use gfs_proto::pb::master_server::MasterServer;
 use gfs_proto::pb::peer_server::PeerServer;
 use gfs_proto::pb::registry_server::RegistryServer;
@@ -39,8 +39,6 @@ const STREAMS_MAX: u32 = 4096;
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long open calls may go on after `stop`.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// Pause after a connection could not be taken, for instance because file descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The handlers of every service; clones are the same.
 #[derive(Clone)]
@@ -88,8 +86,8 @@ impl Service {
             )
             .add_service(PeerServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
             .add_service(self.node.raft_service());
-        let serving =
-            router.serve_with_incoming_shutdown(incoming(listener, most), stop.clone().cancelled_owned());
+        let connections = incoming::incoming((listener, most), incoming::SILENCE_MAX);
+        let serving = router.serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
         tokio::select! {
             served = serving => served.map_err(Error::unavailable),
             () = async { stop.cancelled().await; tokio::time::sleep(STOP_PATIENCE).await; } => Ok(()),
@@ -184,26 +182,6 @@ impl Service {
     fn master_addresses(&self) -> Vec<String> {
         self.node.membership().into_iter().map(|member| member.address).collect()
     }
-}
-
-/// The listener's connections; one that can't be taken does not end the service. Bounded, since the stores need descriptors
-/// too: a node whose store fails stops, and its clients would go on to the next one.
-fn incoming(listener: Box<dyn Listener>, most: usize) -> impl Stream<Item = std::io::Result<Connection>> {
-    let room = Arc::new(Semaphore::new(most));
-    futures::stream::unfold((listener, room), |(mut listener, room)| async move {
-        loop {
-            match listener.accept().await {
-                Ok(connection) => match room.clone().try_acquire_owned() {
-                    Ok(permit) => return Some((Ok(connection.holding(permit)), (listener, room))),
-                    Err(_) => tracing::warn!("too many connections"),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was not taken");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    })
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::incoming;
+use super::incoming::{SILENCE_MAX, incoming};
 use crate::{MasterConfig, Start, run};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -238,9 +238,8 @@ async fn chunkserver(stage: &Stage, number: u8, yes: Yes) -> u64 {
     let listener: Box<dyn Listener> = TcpNet.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_address().unwrap().to_string();
     let serving = tonic::transport::Server::builder().add_service(ChunkserverServer::new(yes));
-    tokio::spawn(
-        serving.serve_with_incoming_shutdown(incoming(listener, 64), stage.stop.clone().cancelled_owned()),
-    );
+    let connections = incoming((listener, 64), SILENCE_MAX);
+    tokio::spawn(serving.serve_with_incoming_shutdown(connections, stage.stop.clone().cancelled_owned()));
     let mut registry = RegistryClient::new(stage.channel());
     let register =
         pb::RegisterRequest { uuid: vec![number; 16].into(), address, epoch: 1, ..Default::default() };
@@ -393,28 +392,4 @@ async fn a_leader_without_a_quorum_answers_only_lookups_that_may_be_as_old_as_it
     let leads = beat.is_ok_and(|reply| reply.into_inner().leader);
     assert!(!leads, "guard answer_without_quorum: the others may have another leader");
     stage.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_for_which_there_is_no_room_are_closed_at_once_and_one_that_ends_makes_room() {
-    use futures::StreamExt;
-    use tokio::io::AsyncReadExt;
-    let listener: Box<dyn Listener> = TcpNet.listen("127.0.0.1:0").await.unwrap();
-    let address = listener.local_address().unwrap();
-    let (taken, mut connections) = tokio::sync::mpsc::channel(8);
-    tokio::spawn(async move {
-        let mut incoming = std::pin::pin!(incoming(listener, 1));
-        while let Some(connection) = incoming.next().await {
-            taken.send(connection.unwrap()).await.unwrap();
-        }
-    });
-    let connect = async || tokio::net::TcpStream::connect(address).await.unwrap();
-    let _first = connect().await;
-    let held = connections.recv().await.unwrap();
-    let mut second = connect().await;
-    assert!(matches!(second.read(&mut [0]).await, Ok(0) | Err(_)));
-    assert!(connections.try_recv().is_err());
-    drop(held);
-    let _third = connect().await;
-    connections.recv().await.unwrap();
 }
