@@ -8,3 +8,19 @@ mod large;
 mod replace;
 mod room;
 mod suite;
+
+use std::time::Duration;
+
+use super::Node;
+use group::PATIENCE;
+
+/// Asks the leader how far the log is, as every master that does not lead does five times a second; who leads may have just
+/// changed.
+async fn ask(node: &Node) {
+    let asking = async {
+        while node.read_index().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.expect("a leader answers in time");
+}

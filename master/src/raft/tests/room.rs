@@ -4,6 +4,7 @@ use gfs_proto::path::FilePath;
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Error, Result};
 
+use super::ask;
 use super::group::{PATIENCE, Running, group, leader, make, mkdir};
 use crate::raft::Node;
 use crate::state::{Command, Proposal};
@@ -11,7 +12,7 @@ use crate::state::{Command, Proposal};
 /// Asks the leader, as every master that does not lead does all the time: with a disk that is full.
 async fn ask_with_a_full_disk(node: &Node) {
     node.room().heard(node.id(), 0);
-    node.read_index().await.unwrap();
+    ask(node).await;
 }
 
 /// Whether the leader lets a directory be made.
@@ -30,7 +31,7 @@ async fn while_two_of_three_disks_are_full_nothing_grows_and_deletions_and_reads
     let (first, second, third) = (node(first), node(second), node(third));
 
     ask_with_a_full_disk(&second).await;
-    third.read_index().await.unwrap();
+    ask(&third).await;
     assert_eq!(grows(&first, "with-one-full").await, Ok(()));
 
     let refused = async {
@@ -49,7 +50,7 @@ async fn while_two_of_three_disks_are_full_nothing_grows_and_deletions_and_reads
     let mut full = [second.id(), third.id()];
     full.sort_unstable();
     assert_eq!(error, Error::MastersFull { masters: full.to_vec() });
-    second.read_index().await.unwrap();
+    ask(&second).await;
     let path = FilePath::parse("/there").unwrap();
     let deletion = Command::Delete { path, recursive: false };
     let (_, deleted) = first.propose(Proposal::internal(UnixMs::from_raw(1), deletion)).await.unwrap();
@@ -58,7 +59,7 @@ async fn while_two_of_three_disks_are_full_nothing_grows_and_deletions_and_reads
     let again = async {
         while grows(&first, "when-there-is-room").await.is_err() {
             for follower in [&second, &third] {
-                follower.read_index().await.unwrap();
+                ask(follower).await;
             }
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
