@@ -12,6 +12,7 @@ use crate::cache::Lease;
 use crate::file::File;
 use crate::mutate::{Action, Tail, Unit};
 use crate::options::Durability;
+use crate::session::in_turn;
 
 /// What became of a record at a sealed chunk.
 enum Settled {
@@ -96,7 +97,8 @@ impl File {
                 None => self.find_after(next).await,
             };
         }
-        drop(self.opened.moving_on.lock().await);
+        let first = self.opened.moving_on.lock();
+        drop(in_turn(&*self.core.environment.clock, first, self.core.patience()).await?);
         // Who was first may have failed: then each asks for itself, and says what is wrong.
         match self.known_after(next) {
             Some(known) => Ok(known),

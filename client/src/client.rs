@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -38,8 +38,6 @@ pub(crate) struct Core {
     /// Names the records of this client (`record.rs`).
     pub(crate) producer: u64,
     pub(crate) records: AtomicU64,
-    /// The newest state of the log that any reply came from: no lookup may go behind it (trap T51).
-    floor: AtomicU64,
     /// Ends the background work with the last clone.
     _stop: DropGuard,
 }
@@ -64,11 +62,11 @@ impl Core {
     /// How fresh every lookup must be: as the options say, and never behind what this client has seen.
     pub(crate) fn freshness(&self) -> Option<pb::Freshness> {
         let max_staleness_ms = u64::try_from(self.options.max_staleness.as_millis()).unwrap_or(u64::MAX);
-        Some(pb::Freshness { max_staleness_ms, min_rev: self.floor.load(Ordering::Relaxed) })
+        Some(pb::Freshness { max_staleness_ms, min_rev: self.sessions.floor() })
     }
     /// Takes note of the log index of a reply.
     pub(crate) fn seen(&self, rev: u64) {
-        self.floor.fetch_max(rev, Ordering::Relaxed);
+        self.sessions.seen(rev);
     }
 
     /// Asks something that changes nothing and carries [`Core::freshness`]: the leader, or anybody who is fresh enough.
@@ -87,7 +85,7 @@ impl Core {
         self.masters
             .ask_any(patience, |master: Master| {
                 let answer = call(master);
-                async move { Ok(answer.await?.into_inner()) }
+                async move { self.sessions.heard(answer.await) }
             })
             .await
     }
@@ -105,7 +103,7 @@ impl Core {
         self.masters
             .call(patience, |master: Master| {
                 let answer = call(master);
-                async move { Ok(answer.await?.into_inner()) }
+                async move { self.sessions.heard(answer.await) }
             })
             .await
     }
@@ -168,7 +166,6 @@ impl Client {
             cluster: opened.cluster,
             producer: environment.random.bits64(),
             records: AtomicU64::new(1),
-            floor: AtomicU64::new(0),
             _stop: stop.drop_guard(),
         };
         Ok(Self { core: Arc::new(core) })

@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) unsynced: Mutex<Unsynced>,
     /// One question for a lease at a time, so that overlapping writes share the answer.
     leasing: tokio::sync::Mutex<()>,
+    /// The chunk and version of which data last could not be pushed along the chain.
+    broken_chain: Mutex<Option<(ChunkHandle, ChunkVersion)>>,
     /// Held by the appender that finds the chunk after a sealed one; the others wait for that.
     pub(crate) moving_on: tokio::sync::Mutex<()>,
 }
@@ -42,6 +44,7 @@ impl Opened {
             chunks_seen: AtomicU32::new(chunk_count),
             length_seen: AtomicU64::new(0),
             unsynced: Mutex::default(),
+            broken_chain: Mutex::default(),
             leasing: tokio::sync::Mutex::default(),
             moving_on: tokio::sync::Mutex::default(),
         }
@@ -51,6 +54,16 @@ impl Opened {
     }
     pub(crate) fn see_length(&self, length: u64) {
         self.length_seen.fetch_max(length, Ordering::Relaxed);
+    }
+    /// Takes note that data did not get through the members of this lease from one to the next. If the master says that they
+    /// are all there it may be two of them that can't reach each other, which nobody has to be left out for: at this version
+    /// the data goes along in the request, and the primary brings it to each.
+    pub(crate) fn chain_broke(&self, lease: &Lease) {
+        *self.broken_chain.lock() = Some((lease.handle, lease.version));
+    }
+    /// Whether data can be pushed to the members of this lease, as far as is known.
+    pub(crate) fn has_chain(&self, lease: &Lease) -> bool {
+        *self.broken_chain.lock() != Some((lease.handle, lease.version))
     }
 }
 
@@ -96,7 +109,8 @@ impl Core {
         if let Some(lease) = self.cache.lease(file.id, index, self.now()) {
             return Ok(lease);
         }
-        let (_one_at_a_time, patience) = in_turn(&*self.environment.clock, &file.leasing, patience).await?;
+        let (_one_at_a_time, patience) =
+            in_turn(&*self.environment.clock, file.leasing.lock(), patience).await?;
         if let Some(lease) = self.cache.lease(file.id, index, self.now()) {
             return Ok(lease);
         }
@@ -123,7 +137,8 @@ impl Core {
         patience: Duration,
     ) -> Result<Arc<Lease>> {
         self.cache.drop_lease(file.id, failed);
-        let (_one_at_a_time, patience) = in_turn(&*self.environment.clock, &file.leasing, patience).await?;
+        let (_one_at_a_time, patience) =
+            in_turn(&*self.environment.clock, file.leasing.lock(), patience).await?;
         if let Some(lease) = self.cache.lease(file.id, failed.index, self.now()) {
             return Ok(lease);
         }
@@ -323,6 +338,8 @@ pub(crate) fn step_after(error: &Error, primary: ServerId) -> Step {
         // A full disk stays full: the master has to choose other members.
         Error::DiskFull { server } => Step::NewLease(Some(*server)),
         Error::Busy { .. } => Step::Wait,
+        // As WrongServer: an address that the master knows was given to somebody else.
+        Error::WrongCluster { .. } => Step::NewLease(None),
         other => match other.retry() {
             Retry::Never => Step::Fail,
             Retry::PushAgain => Step::PushAgain,
@@ -384,6 +401,7 @@ mod tests {
             (Error::DataUnknown { data: DataId::from_bytes([0; 16]) }, Step::PushAgain),
             (Error::Busy { what: "buffer".into() }, Step::Wait),
             (Error::Sealed { handle }, Step::NextChunk),
+            (Error::WrongCluster { ours: "a".into(), theirs: "b".into() }, Step::NewLease(None)),
             (Error::bad_argument("x"), Step::Fail),
         ] {
             assert_eq!(step_after(&error, primary), step, "{error}");

@@ -142,7 +142,7 @@ impl Tail {
         let mut lease = core.lease(file, self.index, backoff.remaining()).await?;
         loop {
             let confirmed = self.confirmed;
-            let error = match self.send(core, &lease, &backoff).await {
+            let error = match self.send(core, file, &lease, &backoff).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
@@ -202,6 +202,7 @@ impl Tail {
     async fn send(
         &mut self,
         core: &Core,
+        file: &Opened,
         lease: &Arc<Lease>,
         backoff: &Backoff,
     ) -> Result<pb::WriteReplyMeta> {
@@ -212,7 +213,7 @@ impl Tail {
         let mut reply = pb::WriteReplyMeta::default();
         while let Some(unit) = self.units.get_mut(self.confirmed) {
             let patience = ATTEMPT_TIMEOUT.min(backoff.remaining());
-            reply = unit.send(core, lease, patience).await?;
+            reply = unit.send(core, (file, lease), patience).await?;
             self.confirmed += 1;
         }
         Ok(reply)
@@ -221,7 +222,12 @@ impl Tail {
 
 impl Unit {
     /// One attempt at one primary.
-    async fn send(&mut self, core: &Core, lease: &Lease, patience: Duration) -> Result<pb::WriteReplyMeta> {
+    async fn send(
+        &mut self,
+        core: &Core,
+        (file, lease): (&Opened, &Lease),
+        patience: Duration,
+    ) -> Result<pb::WriteReplyMeta> {
         let request = self.request.id();
         if self.action != Action::Sync {
             // Never sent, nor sent again, under an id that chunks may have forgotten: that could do it twice.
@@ -235,12 +241,14 @@ impl Unit {
                 return Ok(pb::WriteReplyMeta { offset, committed_length: 0 });
             }
         }
-        let source = if self.payload.length() <= INLINE_BYTES_MAX {
+        let pushed = self.pushed.filter(|pushed| pushed.fits(lease));
+        let is_small = self.payload.length() <= INLINE_BYTES_MAX;
+        let source = if is_small || (pushed.is_none() && !file.has_chain(lease)) {
             Source::Inline(self.payload.clone())
         } else {
-            let pushed = match self.pushed.filter(|pushed| pushed.fits(lease)) {
+            let pushed = match pushed {
                 Some(pushed) => pushed,
-                None => *self.pushed.insert(push(core, lease, &self.payload, patience).await?),
+                None => *self.pushed.insert(push(core, (file, lease), &self.payload, patience).await?),
             };
             Source::Pushed(pushed.data, self.payload.length())
         };
@@ -248,7 +256,9 @@ impl Unit {
         let (first_unacked, durability) = (self.request.first_unacked(), self.durability);
         let mutation = Mutation { handle, version, request, first_unacked, durability };
         let (links, primary) = (&core.links, &lease.primary);
-        let patience = PRIMARY_TIMEOUT.min(patience);
+        // Much data takes its time, whoever it is sent to.
+        let is_much = !is_small && matches!(source, Source::Inline(_));
+        let patience = if is_much { patience } else { PRIMARY_TIMEOUT.min(patience) };
         fault::try_reach("client::before_mutation").await?;
         let reply = match self.action {
             Action::Write(offset) => links.write(primary, &mutation, offset, &source, patience).await?,
@@ -264,7 +274,7 @@ impl Unit {
 /// Pushes data into the buffers of all members.
 pub(crate) async fn push(
     core: &Core,
-    lease: &Lease,
+    (file, lease): (&Opened, &Lease),
     payload: &Payload,
     patience: Duration,
 ) -> Result<Pushed> {
@@ -273,7 +283,13 @@ pub(crate) async fn push(
     let chain = core.chain(lease);
     match core.links.push(&chain, lease.handle, data, payload, patience).await {
         Ok(()) => Ok(Pushed { handle: lease.handle, version: lease.version, data }),
-        Err(error) => Err(core.blamed(lease, &chain, error)),
+        Err(error) => {
+            // A full buffer has room again later.
+            if !matches!(error, Error::Busy { .. }) {
+                file.chain_broke(lease);
+            }
+            Err(core.blamed(lease, &chain, error))
+        }
     }
 }
 
@@ -289,7 +305,11 @@ pub(crate) async fn push_ahead(
     }
     let pushed = async {
         let lease = core.lease(file, index, core.patience()).await?;
-        push(core, &lease, payload, ATTEMPT_TIMEOUT.min(core.patience())).await
+        if !file.has_chain(&lease) {
+            return Ok(None);
+        }
+        let patience = ATTEMPT_TIMEOUT.min(core.patience());
+        push(core, (file, &lease), payload, patience).await.map(Some)
     };
-    pushed.await.inspect_err(|error| tracing::debug!(%error, "push ahead failed")).ok()
+    pushed.await.inspect_err(|error| tracing::debug!(%error, "push ahead failed")).ok().flatten()
 }

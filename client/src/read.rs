@@ -26,6 +26,9 @@ use crate::lease::Opened;
 pub(crate) const UNIT_BYTES: u32 = 1 << 20;
 /// How long one replica may take to answer in the first round; twice as long in each following one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long all replicas must have said that they may not serve a read before a grant is asked for. Mostly a heartbeat is late;
+/// and a grant is a writer's, which of a chunk that a snapshot shares makes a copy on every holder.
+const PRIMARY_AFTER: Duration = Duration::from_millis(500);
 /// How long a reader waits for a grant before it asks the replicas again: one may serve the read meanwhile.
 const PRIMARY_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -142,6 +145,7 @@ struct Answer {
 /// `known` bytes of the chunk are known to be acknowledged: a replica that has fewer is wrong.
 async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Answer> {
     let mut backoff = core.backoff();
+    let began = core.now();
     let mut timeout = ANSWER_TIMEOUT;
     let mut round = 0;
     loop {
@@ -164,7 +168,9 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
                     if matches!(error, Error::Unavailable { .. }) {
                         core.cache.avoid(replica.id, core.now());
                     }
-                    hopeless &= error.retry() == Retry::Never;
+                    // An address that was given to a server of another cluster tells nothing of the chunk.
+                    let is_elsewhere = matches!(error, Error::WrongCluster { .. });
+                    hopeless &= error.retry() == Retry::Never && !is_elsewhere;
                     last = error;
                 }
             }
@@ -175,7 +181,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         }
         // The first look at the master is at once: the location may just have been old.
         if round > 0 {
-            if matches!(last, Error::NotValidated { .. }) {
+            if matches!(last, Error::NotValidated { .. }) && core.now().since(began) >= PRIMARY_AFTER {
                 ask_for_primary(core, file, (piece.index, &location), backoff.remaining()).await;
             }
             backoff.pause(&last).await?;

@@ -1,18 +1,22 @@
 //! The client's session at the masters: names its mutations, so that a repeat is harmless (trap T30).
 
-use std::collections::BTreeSet;
+mod window;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use gfs_proto::id::{ClientId, ClusterId, RequestId};
-use gfs_proto::leader::{Master, MasterChannel};
+use gfs_proto::leader::{Master, MasterChannel, refused_at};
+use gfs_proto::retry::Backoff;
 use gfs_proto::size::ChunkBytes;
-use gfs_proto::time::{Clock, Moment};
+use gfs_proto::time::Clock;
 use gfs_proto::{Environment, Error, Result, pb};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
+
+use window::Window;
 
 /// The session is renewed this many times within its life.
 const RENEWALS_PER_LIFE: u32 = 4;
@@ -23,81 +27,8 @@ const RENEWAL_MAX: Duration = Duration::from_secs(60);
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Most mutations of one client at the masters at a time: far fewer than the answers that a session keeps.
 const CHANGES_MAX: usize = 256;
-/// Marks the ids of data mutations: chunks keep those, and the masters never see them.
-const DATA: u64 = 1 << 63;
 /// How often one operation opens a new session because the old one has expired.
 const REOPEN_MAX: u32 = 3;
-
-/// The request ids of one session: which are given out, which are answered.
-#[derive(Debug, Default)]
-struct Window {
-    /// `None` before the first session and after one has expired.
-    client: Option<ClientId>,
-    /// Until then the session is surely not forgotten, on our own clock: chunks forget the ids of its mutations some
-    /// time after, and a repeat would be a mutation of its own (decision 0012).
-    open_until: Moment,
-    next: u64,
-    outstanding: BTreeSet<u64>,
-    /// The last data mutation, counted over all sessions, and those of this session that may still be sent or asked for.
-    data_last: u64,
-    data_outstanding: BTreeSet<u64>,
-}
-
-impl Window {
-    fn open(&mut self, client: ClientId, open_until: Moment) {
-        let data_last = self.data_last;
-        *self = Self { client: Some(client), open_until, next: 1, data_last, ..Self::default() };
-    }
-    fn renewed(&mut self, client: ClientId, open_until: Moment) {
-        if self.client == Some(client) {
-            self.open_until = self.open_until.max(open_until);
-        }
-    }
-    /// The session, if it is surely open.
-    fn surely_open(&self, now: Moment) -> Option<ClientId> {
-        self.client.filter(|_| now < self.open_until)
-    }
-    /// Names a data mutation, if the session is surely open.
-    fn begin_data(&mut self, now: Moment) -> Option<RequestId> {
-        let client = self.surely_open(now)?;
-        self.data_last += 1;
-        let sequence = DATA | self.data_last;
-        self.data_outstanding.insert(sequence);
-        Some(RequestId { client, sequence })
-    }
-    fn end_data(&mut self, request: RequestId) {
-        if self.client == Some(request.client) {
-            self.data_outstanding.remove(&request.sequence);
-        }
-    }
-    /// This session's data mutations below this will be neither sent nor asked for again; 0 if the request is of another
-    /// session, about which nothing is known any more.
-    fn first_unacked_data(&self, request: RequestId) -> u64 {
-        let first = self.data_outstanding.first().copied().unwrap_or(request.sequence);
-        if self.client == Some(request.client) { first.min(request.sequence) } else { 0 }
-    }
-    fn begin(&mut self) -> Option<RequestId> {
-        let client = self.client?;
-        let sequence = self.next;
-        self.next += 1;
-        self.outstanding.insert(sequence);
-        Some(RequestId { client, sequence })
-    }
-    fn end(&mut self, request: RequestId) {
-        if self.client == Some(request.client) {
-            self.outstanding.remove(&request.sequence);
-        }
-    }
-    fn expire(&mut self, client: ClientId) {
-        if self.client == Some(client) {
-            self.client = None;
-        }
-    }
-    /// Everything below it is answered for good.
-    fn first_unacked(&self) -> u64 {
-        self.outstanding.first().copied().unwrap_or(self.next)
-    }
-}
 
 /// Gives out request ids, and keeps the session that they belong to alive.
 #[derive(Debug)]
@@ -111,6 +42,8 @@ pub(crate) struct Sessions {
     opening: tokio::sync::Mutex<()>,
     /// Bounds the mutations at the masters.
     changes: Semaphore,
+    /// The newest state of the log that any answer came from: no lookup may go behind it (trap T51).
+    floor: AtomicU64,
 }
 
 /// What a master tells at the opening of a session.
@@ -131,9 +64,8 @@ struct Ticket {
 impl Ticket {
     /// The request id for one attempt, with what the masters may forget by now.
     fn attempt(&self) -> pb::RequestId {
-        let first_unacked = self.sessions.window.lock().first_unacked();
-        // Of another session after this one has expired: the limit keeps it harmless.
-        pb::RequestId { first_unacked: first_unacked.min(self.request.sequence), ..self.request.into() }
+        let first_unacked = self.sessions.window.lock().first_unacked_with(self.request);
+        pb::RequestId { first_unacked, ..self.request.into() }
     }
 }
 impl Drop for Ticket {
@@ -179,9 +111,26 @@ impl Sessions {
             window: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             changes: Semaphore::new(CHANGES_MAX),
+            floor: AtomicU64::new(0),
         };
         let opened = sessions.open_new(sessions.patience).await?;
         Ok((Arc::new(sessions), opened))
+    }
+
+    /// The log index that no lookup may go behind.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Relaxed)
+    }
+    /// Takes note of the log index of an answer.
+    pub(crate) fn seen(&self, rev: u64) {
+        self.floor.fetch_max(rev, Ordering::Relaxed);
+    }
+    /// A master's answer. That something is not there, or is already, has been seen as well as what is there.
+    pub(crate) fn heard<T>(&self, answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T> {
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            self.seen(refused_at(&status));
+            Error::from(status)
+        })
     }
 
     /// The name of a data mutation, which no other mutation ever has.
@@ -190,19 +139,30 @@ impl Sessions {
     /// surely open.
     ///
     /// # Errors
-    /// No session could be opened.
+    /// No session could be opened, or each was over at once.
     pub(crate) async fn data_request(self: &Arc<Self>) -> Result<Arc<DataRequest>> {
+        let mut backoff = Backoff::new(&self.environment, self.patience);
+        let mut opened = 0;
         loop {
             let begin = || self.window.lock().begin_data(self.environment.clock.moment());
             if let Some(id) = begin() {
                 return Ok(self.named(id));
             }
-            let (_one_at_a_time, patience) = self.turn_to_open().await?;
+            let _one_at_a_time = self.turn_to_open(backoff.remaining()).await?;
             // Another call may have opened one while this one waited.
             if let Some(id) = begin() {
                 return Ok(self.named(id));
             }
-            self.open_new(patience).await?;
+            if opened > 0 {
+                // Each is a row at the masters: a few, and not in a hurry.
+                let over = Error::unavailable("a new session was over at once");
+                if opened > REOPEN_MAX {
+                    return Err(backoff.gave_up(&over));
+                }
+                backoff.pause(&over).await?;
+            }
+            self.open_new(backoff.remaining()).await?;
+            opened += 1;
         }
     }
 
@@ -221,12 +181,12 @@ impl Sessions {
     }
 
     /// A request id that no other mutation has; opens a new session if the last one has expired.
-    async fn begin(self: &Arc<Self>) -> Result<Ticket> {
+    async fn begin(self: &Arc<Self>, deadline: &Backoff) -> Result<Ticket> {
         loop {
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
             }
-            let (_one_at_a_time, patience) = self.turn_to_open().await?;
+            let (_one_at_a_time, patience) = self.turn_to_open(deadline.remaining()).await?;
             // Another call may have opened one while this one waited.
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
@@ -240,23 +200,34 @@ impl Sessions {
         Some(Ticket { sessions: self.clone(), request })
     }
 
-    async fn turn_to_open(&self) -> Result<(tokio::sync::MutexGuard<'_, ()>, Duration)> {
-        in_turn(&*self.environment.clock, &self.opening, self.patience).await
+    async fn turn_to_open(&self, patience: Duration) -> Result<(tokio::sync::MutexGuard<'_, ()>, Duration)> {
+        in_turn(&*self.environment.clock, self.opening.lock(), patience).await
+    }
+
+    /// A place among the mutations at the masters.
+    async fn place(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+        let (place, _) = in_turn(&*self.environment.clock, self.changes.acquire(), patience).await?;
+        place.map_err(Error::internal)
     }
 
     async fn open_new(&self, patience: Duration) -> Result<Opened> {
         let asked_at = self.environment.clock.moment();
         // The same nonce on every repeat: a lost reply does not leave a session behind.
         let nonce = bytes::Bytes::copy_from_slice(&self.environment.random.bits128());
-        let reply = self
+        let (reply, cluster) = self
             .masters
             .call(patience, |mut master: Master| {
                 let request = pb::OpenSessionRequest { nonce: nonce.clone() };
-                async move { Ok(master.open_session(request).await?.into_inner()) }
+                async move {
+                    let reply = master.open_session(request).await?.into_inner();
+                    let cluster = ClusterId::from_hex(&reply.cluster)
+                        .ok_or_else(|| Error::internal("the master's cluster id can't be read"))?;
+                    // The number of a session means another one, or none, in another cluster.
+                    self.masters.settle(cluster)?;
+                    Ok((reply, cluster))
+                }
             })
             .await?;
-        let cluster = ClusterId::from_hex(&reply.cluster)
-            .ok_or_else(|| Error::internal("the master's cluster id can't be read"))?;
         let chunk_bytes = ChunkBytes::parse(reply.chunk_bytes.into()).map_err(Error::internal)?;
         let client = ClientId::from_raw(reply.client);
         let life = Duration::from_millis(reply.expires_in_ms);
@@ -265,7 +236,8 @@ impl Sessions {
         Ok(Opened { cluster, chunk_bytes, life })
     }
 
-    /// Makes one change at the master, exactly once. `call` gets the same request id at every repeat.
+    /// Makes one change at the master, exactly once, and waits no longer than its patience for everything that it takes.
+    /// `call` gets the same request id at every repeat.
     ///
     /// A session that expired while nothing was sent is replaced without the caller's notice. If an attempt may
     /// have got through before, the error says so instead: repeating under a new id could do it twice.
@@ -278,19 +250,20 @@ impl Sessions {
         T: Send,
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
     {
-        let (mut reopened, began) = (0, self.environment.clock.moment());
-        let _place = self.changes.acquire().await.map_err(Error::internal)?;
+        let deadline = Backoff::new(&self.environment, patience);
+        let mut reopened = 0;
+        let _place = self.place(patience).await?;
         loop {
-            let ticket = self.begin().await?;
+            let ticket = self.begin(&deadline).await?;
             let unsettled = AtomicU32::new(0);
             let outcome = self
                 .masters
-                .call(patience, |master: Master| {
+                .call(deadline.remaining(), |master: Master| {
                     let answer = call(master, ticket.attempt());
                     let unsettled = &unsettled;
                     async move {
                         unsettled.fetch_add(1, Ordering::Relaxed);
-                        let answer = answer.await.map(tonic::Response::into_inner).map_err(Error::from);
+                        let answer = self.heard(answer.await);
                         if answer.as_ref().err().is_none_or(is_settled) {
                             unsettled.fetch_sub(1, Ordering::Relaxed);
                         }
@@ -307,8 +280,7 @@ impl Sessions {
                 }
                 // One that broke inside, or said what this client can't read, may have done it.
                 Err(error @ Error::Internal { .. }) => {
-                    let waited = self.environment.clock.moment().since(began);
-                    return Err(gave_up(waited, error.to_string()));
+                    return Err(deadline.gave_up(&error));
                 }
                 other => return other,
             }
@@ -373,19 +345,20 @@ fn gave_up(waited: Duration, last: String) -> Error {
 ///
 /// # Errors
 /// [`Error::DeadlineExceeded`]: nothing was tried.
-pub(crate) async fn in_turn<'a>(
+pub(crate) async fn in_turn<T>(
     clock: &dyn Clock,
-    line: &'a tokio::sync::Mutex<()>,
+    turn: impl Future<Output = T> + Send,
     patience: Duration,
-) -> Result<(tokio::sync::MutexGuard<'a, ()>, Duration)> {
+) -> Result<(T, Duration)> {
     let began = clock.moment();
-    let turn = tokio::time::timeout(patience, line.lock()).await;
+    let turn = tokio::time::timeout(patience, turn).await;
     let waited = clock.moment().since(began);
     let turn = turn.map_err(|_| gave_up(waited, "others who want the same wait for an answer".to_owned()))?;
     Ok((turn, patience.saturating_sub(waited)))
 }
 
-/// Whether this answer says that its attempt did nothing and never will.
+/// Whether this answer says that its attempt did nothing and never will. That a lease has to end first is also said when the
+/// deletion is in the log.
 fn is_settled(error: &Error) -> bool {
     !matches!(
         error,
@@ -393,6 +366,7 @@ fn is_settled(error: &Error) -> bool {
             | Error::DeadlineExceeded { .. }
             | Error::Internal { .. }
             | Error::Busy { .. }
+            | Error::GrantPending { .. }
     )
 }
 
@@ -400,84 +374,11 @@ fn is_settled(error: &Error) -> bool {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> Moment {
-        Moment::from_start(Duration::from_secs(seconds))
-    }
-
-    #[test]
-    fn a_session_is_surely_open_only_until_its_last_renewal_would_have_it_end() {
-        let (old, new) = (ClientId::from_raw(1), ClientId::from_raw(2));
-        let mut window = Window::default();
-        assert_eq!(window.surely_open(at(0)), None);
-        window.open(old, at(60));
-        assert_eq!((window.surely_open(at(59)), window.surely_open(at(60))), (Some(old), None));
-        window.renewed(old, at(90));
-        // Answers may overtake each other.
-        window.renewed(old, at(80));
-        assert_eq!((window.surely_open(at(89)), window.surely_open(at(90))), (Some(old), None));
-        window.open(new, at(100));
-        window.renewed(old, at(500));
-        assert_eq!(window.surely_open(at(100)), None, "a late answer is about another session");
-    }
-
-    #[test]
-    fn what_is_below_the_first_unacked_is_answered_for_good() {
-        let mut window = Window::default();
-        assert!(window.begin().is_none(), "there is no session yet");
-        window.open(ClientId::from_raw(9), at(60));
-        let requests: Vec<_> = (0..4).map(|_| window.begin().unwrap()).collect();
-        assert_eq!(requests[3], RequestId { client: ClientId::from_raw(9), sequence: 4 });
-        assert_eq!(window.first_unacked(), 1);
-        window.end(requests[1]);
-        assert_eq!(window.first_unacked(), 1);
-        window.end(requests[0]);
-        assert_eq!(window.first_unacked(), 3);
-        window.end(requests[2]);
-        window.end(requests[3]);
-        assert_eq!(window.first_unacked(), 5);
-    }
-
-    #[test]
-    fn a_data_mutation_is_not_given_up_before_it_is_dropped_and_never_for_another_session() {
-        let mut window = Window::default();
-        assert_eq!(window.begin_data(at(0)), None, "there is no session yet");
-        window.open(ClientId::from_raw(9), at(60));
-        let [first, second, third] = [(); 3].map(|()| window.begin_data(at(1)).unwrap());
-        assert_eq!([first, second, third].map(|id| id.sequence), [1, 2, 3].map(|number| DATA | number));
-        assert_eq!(window.first_unacked_data(third), first.sequence);
-        window.end_data(second);
-        assert_eq!(window.first_unacked_data(third), first.sequence);
-        window.end_data(first);
-        assert_eq!(window.first_unacked_data(third), third.sequence);
-        // A repeat of an older one gives up nothing that came after it, and itself least of all.
-        assert_eq!(window.first_unacked_data(second), second.sequence);
-        window.open(ClientId::from_raw(10), at(90));
-        assert_eq!(window.first_unacked_data(third), 0, "this session knows nothing of the other");
-        let fourth = window.begin_data(at(61)).unwrap();
-        window.end_data(RequestId { client: ClientId::from_raw(9), ..fourth });
-        assert_eq!((fourth.sequence, window.first_unacked_data(fourth)), (DATA | 4, DATA | 4));
-        assert_eq!(window.begin_data(at(90)), None, "it may have expired");
-    }
-
-    #[test]
-    fn a_request_of_an_old_session_does_not_touch_the_new_one() {
-        let mut window = Window::default();
-        window.open(ClientId::from_raw(1), at(60));
-        let old = window.begin().unwrap();
-        window.expire(ClientId::from_raw(1));
-        assert!(window.begin().is_none());
-        window.open(ClientId::from_raw(2), at(60));
-        let new = window.begin().unwrap();
-        window.end(old);
-        assert_eq!((old.sequence, new.sequence, window.first_unacked()), (1, 1, 1));
-        window.expire(ClientId::from_raw(1));
-        assert!(window.begin().is_some());
-    }
-
     #[test]
     fn only_a_server_that_said_no_settles_an_attempt() {
         assert!(is_settled(&Error::NotLeader { leader: None }));
         assert!(is_settled(&Error::NotFound { what: "/a".into() }));
         assert!(!is_settled(&Error::unavailable("the connection broke")));
+        assert!(!is_settled(&Error::GrantPending { handle: gfs_proto::id::ChunkHandle::from_raw(1) }));
     }
 }

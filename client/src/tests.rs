@@ -2,6 +2,7 @@
 
 mod check;
 mod losses;
+mod masters;
 mod reading;
 mod records;
 mod trash;

@@ -32,6 +32,8 @@ const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 #[derive(Debug)]
 pub struct Writer {
     file: File,
+    /// Where the first byte went, or will go.
+    begin: u64,
     /// Where the next byte goes that is taken.
     position: u64,
     /// Bytes that do not fill a unit yet.
@@ -69,6 +71,7 @@ impl Writer {
     pub(crate) fn new(file: &File, offset: u64) -> Self {
         let stream = Stream { core: file.core.clone(), file: file.opened.clone(), failed: Mutex::default() };
         Self {
+            begin: offset,
             position: offset,
             buffer: BytesMut::new(),
             stream: Arc::new(stream),
@@ -145,14 +148,17 @@ impl Writer {
 
     /// Hands the buffered bytes over to a task of their own.
     async fn hand_over(&mut self, promise: bool) -> Result<()> {
-        if let Some(error) = &*self.stream.failed.lock() {
-            return Err(error.clone());
-        }
+        self.check()?;
         let permit = self.window.clone().acquire_owned().await.map_err(Error::internal)?;
         let data = std::mem::take(&mut self.buffer).freeze();
         let (index, within) = self.file.position(self.position - data.len() as u64)?;
         self.start(Job { index, within, data: Some(data), promise, _permit: Some(permit) });
         Ok(())
+    }
+
+    /// Whether the stream can go on. If it can't, nobody has the turn any more.
+    fn check(&self) -> Result<()> {
+        self.stream.failed.lock().clone().map_or(Ok(()), Err)
     }
 
     fn start(&mut self, job: Job) {
@@ -167,6 +173,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::write`].
     pub async fn flush(&mut self) -> Result<()> {
+        self.check()?;
         if self.buffer.is_empty() {
             let index = ChunkIndex::from_raw(0);
             self.start(Job { index, within: 0, data: None, promise: true, _permit: None });
@@ -176,12 +183,15 @@ impl Writer {
         match (&mut self.turn).await {
             Ok(tail) => {
                 self.turn = first_turn(tail);
-                self.file.opened.see_length(self.position);
+                // Where nothing was written the file does not end.
+                if self.position > self.begin {
+                    self.file.opened.see_length(self.position);
+                }
                 Ok(())
             }
             Err(_) => {
-                let failed = self.stream.failed.lock().clone();
-                Err(failed.unwrap_or_else(|| Error::internal("a writing task ended early")))
+                let mut failed = self.stream.failed.lock();
+                Err(failed.get_or_insert_with(|| Error::internal("a writing task ended early")).clone())
             }
         }
     }

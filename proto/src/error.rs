@@ -16,6 +16,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Longest text that an error takes over from outside.
 const TEXT_BYTES_MAX: usize = 1024;
+/// Longest text beside the details of a status: for people who look at the wire, and for peers that can't read the details.
+const STATUS_TEXT_BYTES_MAX: usize = 256;
 
 /// What can go wrong between a caller and a server. Split by what the caller does next: see [`Error::retry`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
@@ -375,7 +377,11 @@ impl Error {
 
 /// At most [`TEXT_BYTES_MAX`] bytes of a text.
 fn shortened(text: &str) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
+    cut(text, TEXT_BYTES_MAX)
+}
+
+fn cut(text: &str, bytes_max: usize) -> String {
+    let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -384,7 +390,8 @@ fn shortened(text: &str) -> String {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::with_details(error.code(), error.to_string(), error.to_wire().into())
+        let text = cut(&error.to_string(), STATUS_TEXT_BYTES_MAX);
+        Self::with_details(error.code(), text, error.to_wire().into())
     }
 }
 
@@ -432,6 +439,14 @@ mod tests {
         ] {
             assert_eq!(Error::from(Status::from(error.clone())), error);
         }
+    }
+
+    #[test]
+    fn the_text_beside_the_details_is_short_and_the_error_whole() {
+        let error = Error::NotFound { what: "\u{436}".repeat(2000) };
+        let status = Status::from(error.clone());
+        assert!(status.message().len() <= STATUS_TEXT_BYTES_MAX, "{}", status.message());
+        assert_eq!(Error::from(status), error);
     }
 
     #[test]

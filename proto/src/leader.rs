@@ -1,20 +1,25 @@
 //! Finds and follows the leader of the master group, through any master.
 
-use std::collections::BTreeMap;
+mod master;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 
 use crate::error::{Error, Result, Retry};
 use crate::fault;
+use crate::id::ClusterId;
 use crate::net::{self, Net};
-use crate::pb::master_client::MasterClient;
 use crate::retry::Backoff;
-use crate::size::MESSAGE_BYTES_MAX;
 use crate::time::Moment;
 use crate::{Environment, pb};
+
+pub use master::{CLUSTER_KEY, Master, Meant, REV_KEY, refused_at};
 
 /// How long one master may take to answer one call before another one is asked.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,24 +30,28 @@ const TURN_TIMEOUT: Duration = Duration::from_millis(500);
 const SILENT_PAUSE: Duration = Duration::from_secs(1);
 /// Most masters that are remembered.
 const MASTERS_MAX: usize = 64;
-
-/// A client of the Master service at one master.
-pub type Master = MasterClient<Channel>;
+/// Longest address of a master that is remembered.
+const ADDRESS_BYTES_MAX: usize = 300;
 
 /// The master group as one address: every call goes to the leader, wherever it is.
 #[derive(Clone)]
 pub struct MasterChannel {
     environment: Environment,
+    meant: Meant,
     shared: Arc<Mutex<Shared>>,
 }
 
 /// Behind a lock because every call may learn something; never held across an await.
 struct Shared {
-    /// Every known master by address, the given ones first in `order`.
-    masters: BTreeMap<String, Master>,
-    order: Vec<String>,
+    meant: Meant,
+    /// Every known master with its address, the given ones first; there is at least one of those.
+    masters: Vec<(String, Master)>,
+    /// So many were given; the others were learnt, and may be forgotten.
+    given: usize,
+    /// The last membership that a master told.
+    members: BTreeSet<String>,
     leader: Option<String>,
-    /// Who fell silent last, and when.
+    /// Who fell silent last, or turned out to belong to another cluster, and when.
     silent: Option<(String, Moment)>,
     next: usize,
     /// Counts what [`MasterChannel::ask_any`] asked.
@@ -64,9 +73,12 @@ impl MasterChannel {
         if masters.is_empty() {
             return Err(Error::bad_argument("no master is given (--masters HOST:PORT,.. or GFS_MASTERS)"));
         }
+        let meant = Meant::default();
         let mut shared = Shared {
-            masters: BTreeMap::new(),
-            order: Vec::new(),
+            meant: meant.clone(),
+            masters: Vec::new(),
+            given: 0,
+            members: BTreeSet::new(),
             leader: None,
             silent: None,
             next: 0,
@@ -74,13 +86,23 @@ impl MasterChannel {
         };
         for address in masters {
             shared.add(&environment.net, address)?;
+            shared.given = shared.masters.len();
         }
-        Ok(Self { environment: environment.clone(), shared: Arc::new(Mutex::new(shared)) })
+        Ok(Self { environment: environment.clone(), meant, shared: Arc::new(Mutex::new(shared)) })
     }
 
-    /// The known masters.
+    /// Takes note of the cluster that is meant: from now on the masters of another one, at an address that was this one's
+    /// once perhaps, refuse what they are asked, and are not believed.
+    ///
+    /// # Errors
+    /// [`Error::WrongCluster`] if it is another one than before.
+    pub fn settle(&self, cluster: ClusterId) -> Result<()> {
+        self.meant.settle(cluster)
+    }
+
+    /// The known masters: the leader first if it is known, then those of the last membership that was told.
     pub fn addresses(&self) -> Vec<String> {
-        self.shared.lock().order.clone()
+        self.shared.lock().addresses()
     }
 
     /// Where the leader was last seen.
@@ -88,10 +110,14 @@ impl MasterChannel {
         self.shared.lock().leader.clone()
     }
 
-    /// Remembers masters that a server told of; bad addresses are left out.
-    pub fn learn(&self, masters: &[String]) {
+    /// Remembers the masters of a membership that a server told; bad addresses are left out.
+    pub fn learn(&self, members: &[String]) {
         let mut shared = self.shared.lock();
-        for address in masters {
+        let members: BTreeSet<&String> =
+            members.iter().filter(|address| is_address(address)).take(MASTERS_MAX).collect();
+        // First, so that of these none has to go for another.
+        shared.members = members.iter().copied().cloned().collect();
+        for address in members {
             if let Err(error) = shared.add(&self.environment.net, address) {
                 tracing::debug!(%address, %error, "ignoring a master");
             }
@@ -132,12 +158,14 @@ impl MasterChannel {
             tracing::debug!(%address, %error, "master call failed");
             match error.retry() {
                 Retry::OtherMaster | Retry::Later => {}
+                // It has nothing to say about ours.
+                Retry::Never if matches!(error, Error::WrongCluster { .. }) => {}
                 Retry::Never | Retry::Refresh | Retry::OtherReplica | Retry::PushAgain | Retry::NextChunk => {
                     return Err(error);
                 }
             }
             let hinted = self.turn_from(&address, &error);
-            if hinted && hurried < self.shared.lock().order.len() {
+            if hinted && hurried < self.shared.lock().masters.len() {
                 hurried += 1;
             } else {
                 backoff.pause(&error).await?;
@@ -147,7 +175,7 @@ impl MasterChannel {
     }
 
     /// Asks the masters and shadows in turn, each at most once, for something that need not be the newest, and
-    /// the leader if none of them can answer. `call` must change nothing.
+    /// the leader if none of them can answer: for that at least half of the patience is kept. `call` must change nothing.
     ///
     /// # Errors
     /// As [`MasterChannel::call`].
@@ -156,16 +184,26 @@ impl MasterChannel {
         F: Future<Output = Result<T>> + Send,
     {
         let started = self.environment.clock.moment();
-        for _ in 0..self.addresses().len() {
+        let waited = || self.environment.clock.moment().since(started);
+        let known = self.shared.lock().masters.len();
+        for _ in 0..known {
+            let left = (patience / 2).saturating_sub(waited());
+            if left.is_zero() {
+                break;
+            }
             let (address, master) = self.shared.lock().pick_next();
-            match tokio::time::timeout(patience.min(TURN_TIMEOUT), call(master)).await {
+            match tokio::time::timeout(left.min(TURN_TIMEOUT), call(master)).await {
                 Ok(Ok(value)) => return Ok(value),
+                // One that is broken, or belongs elsewhere, says nothing about what is asked.
+                Ok(Err(error @ (Error::Internal { .. } | Error::WrongCluster { .. }))) => {
+                    tracing::debug!(%address, %error, "asking another master");
+                }
                 Ok(Err(error)) if error.retry() == Retry::Never => return Err(error),
                 Ok(Err(error)) => tracing::debug!(%address, %error, "asking another master"),
                 Err(_) => tracing::debug!(%address, "no answer, asking another master"),
             }
         }
-        self.call(patience.saturating_sub(self.environment.clock.moment().since(started)), call).await
+        self.call(patience.saturating_sub(waited()), call).await
     }
 
     /// Chooses whom to ask next after `address` failed; true if there is a hint to follow at once.
@@ -173,7 +211,7 @@ impl MasterChannel {
     fn turn_from(&self, address: &str, error: &Error) -> bool {
         let mut shared = self.shared.lock();
         let now = self.environment.clock.moment();
-        if matches!(error, Error::Unavailable { .. }) {
+        if matches!(error, Error::Unavailable { .. } | Error::WrongCluster { .. }) {
             shared.silent = Some((address.to_owned(), now));
         }
         match error {
@@ -193,7 +231,7 @@ impl MasterChannel {
             _ => {
                 shared.leader = None;
                 // After the one that failed, wherever it stands: it must not have its turn again at once.
-                let failed = shared.order.iter().position(|known| known == address);
+                let failed = shared.find(address);
                 shared.next = failed.unwrap_or(shared.next).wrapping_add(1);
                 false
             }
@@ -212,7 +250,11 @@ impl MasterChannel {
                     last = Error::unavailable(format!("{address} knows no leader"));
                 }
                 Ok(reply) => {
-                    self.shared.lock().leader = Some(reply.leader.clone());
+                    let mut shared = self.shared.lock();
+                    match shared.add(&self.environment.net, &reply.leader) {
+                        Ok(()) => shared.leader = Some(reply.leader.clone()),
+                        Err(error) => tracing::debug!(leader = %reply.leader, %error, "not followed"),
+                    }
                     return Ok(reply);
                 }
                 Err(error) => last = error,
@@ -238,12 +280,13 @@ impl MasterChannel {
 
     /// What one master knows of the others, which are learnt.
     async fn learn_from(&self, address: &str) -> Result<pb::LeaderReply> {
-        let master = self.shared.lock().masters.get(address).cloned();
+        let master = self.shared.lock().master(address);
         let mut master = master.ok_or_else(|| Error::NotFound { what: format!("master {address}") })?;
         let reply = tokio::time::timeout(REQUEST_TIMEOUT, master.leader(pb::LeaderRequest {}))
             .await
             .map_err(|_| Error::unavailable(format!("{address} did not answer")))??
             .into_inner();
+        self.meant.check(&reply.cluster)?;
         self.learn(&reply.members.iter().map(|member| member.address.clone()).collect::<Vec<_>>());
         Ok(reply)
     }
@@ -251,27 +294,51 @@ impl MasterChannel {
 
 impl Shared {
     fn add(&mut self, net: &Arc<dyn Net>, address: &str) -> Result<()> {
-        if self.masters.contains_key(address) {
+        if self.find(address).is_some() {
             return Ok(());
         }
-        if self.order.len() >= MASTERS_MAX {
-            return Err(Error::TooLarge {
-                what: "list of masters".into(),
-                size: self.order.len() as u64 + 1,
-                limit: MASTERS_MAX as u64,
-            });
-        }
-        if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-        {
+        if !is_address(address) {
             return Err(Error::bad_argument(format!("{address:?} is no host:port")));
         }
+        if self.masters.len() >= MASTERS_MAX {
+            self.make_room()?;
+        }
         let channel = net::channel(net.clone(), address, REQUEST_TIMEOUT)?;
-        let master = MasterClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        self.masters.insert(address.to_owned(), master);
-        self.order.push(address.to_owned());
+        self.masters.push((address.to_owned(), Master::of(channel, self.meant.clone())));
         Ok(())
+    }
+
+    /// Forgets one: masters that move leave their addresses behind (decision 0024). Only if there is no other room, since the
+    /// master that told the last membership may be behind the others.
+    fn make_room(&mut self) -> Result<()> {
+        let is_needed =
+            |address: &String| self.members.contains(address) || self.leader.as_ref() == Some(address);
+        let learnt = self.masters.iter().enumerate().skip(self.given);
+        let mut free = learnt.filter(|(_, (address, _))| !is_needed(address)).map(|(at, _)| at);
+        let Some(oldest) = free.next() else {
+            return Err(Error::TooLarge {
+                what: "list of masters".into(),
+                size: self.masters.len() as u64 + 1,
+                limit: MASTERS_MAX as u64,
+            });
+        };
+        self.masters.remove(oldest);
+        Ok(())
+    }
+
+    fn find(&self, address: &str) -> Option<usize> {
+        self.masters.iter().position(|(known, _)| known == address)
+    }
+
+    fn master(&self, address: &str) -> Option<Master> {
+        self.find(address).map(|at| self.masters[at].1.clone())
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let mut addresses: Vec<String> = self.masters.iter().map(|(address, _)| address.clone()).collect();
+        addresses
+            .sort_by_key(|address| (self.leader.as_ref() != Some(address), !self.members.contains(address)));
+        addresses
     }
 
     fn avoids(&self, address: &str, now: Moment) -> bool {
@@ -282,81 +349,23 @@ impl Shared {
     /// Another one each time, so that the lookups of many clients are spread over all.
     fn pick_next(&mut self) -> (String, Master) {
         self.turn = self.turn.wrapping_add(1);
-        let address = &self.order[self.turn % self.order.len()];
-        (address.clone(), self.masters[address].clone())
+        self.masters[self.turn % self.masters.len()].clone()
     }
 
     /// The leader if it is known, else the next in turn.
     fn pick(&self, now: Moment) -> (String, Master) {
+        let leader = self.leader.as_ref().and_then(|leader| self.find(leader));
         let in_turn = || {
-            let (before, after) = self.order.split_at(self.next % self.order.len());
+            let (before, after) = self.masters.split_at(self.next % self.masters.len());
             let mut turns = after.iter().chain(before);
-            turns.find(|address| !self.avoids(address, now)).unwrap_or(&self.order[0])
+            turns.find(|(address, _)| !self.avoids(address, now)).unwrap_or(&self.masters[0])
         };
-        let address = self.leader.as_ref().unwrap_or_else(in_turn);
-        (address.clone(), self.masters[address].clone())
+        leader.map_or_else(in_turn, |at| &self.masters[at]).clone()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn channel(masters: u16) -> (MasterChannel, Vec<String>) {
-        let masters: Vec<String> = (1..=masters).map(|port| format!("127.0.0.1:{port}")).collect();
-        (MasterChannel::new(&Environment::real(), &masters).unwrap(), masters)
-    }
-
-    impl MasterChannel {
-        fn picked(&self) -> String {
-            self.shared.lock().pick(self.environment.clock.moment()).0
-        }
-    }
-
-    #[tokio::test]
-    async fn whichever_master_falls_silent_the_next_one_to_be_asked_is_another() {
-        for leader in 0..3 {
-            let (channel, masters) = channel(3);
-            channel.shared.lock().leader = Some(masters[leader].clone());
-            let mut asked = vec![masters[leader].clone()];
-            for _ in 0..2 {
-                channel.turn_from(asked.last().unwrap(), &Error::unavailable("no answer"));
-                asked.push(channel.picked());
-            }
-            asked.sort();
-            assert_eq!(asked, masters, "beginning with {leader}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_has_fallen_silent_is_not_asked_again_because_others_still_name_it() {
-        let (channel, masters) = channel(3);
-        let lost = &masters[0];
-        channel.turn_from(lost, &Error::unavailable("no answer"));
-        for _ in 0..4 {
-            let asked = channel.picked();
-            assert_ne!(&asked, lost);
-            assert!(!channel.turn_from(&asked, &Error::NotLeader { leader: Some(lost.clone()) }));
-        }
-        // Until they know better.
-        let asked = channel.picked();
-        let new = masters.iter().find(|master| **master != asked && *master != lost).unwrap();
-        assert!(channel.turn_from(&asked, &Error::NotLeader { leader: Some(new.clone()) }));
-        assert_eq!(&channel.picked(), new);
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_says_wait_is_the_one_to_ask_again() {
-        let (channel, masters) = channel(3);
-        channel.shared.lock().leader = Some(masters[1].clone());
-        channel.turn_from(&masters[1], &Error::Busy { what: "the tree".into() });
-        assert_eq!(channel.picked(), masters[1]);
-    }
-
-    #[tokio::test]
-    async fn an_only_master_is_asked_again() {
-        let (channel, masters) = channel(1);
-        channel.turn_from(&masters[0], &Error::unavailable("no answer"));
-        assert_eq!(channel.picked(), masters[0]);
-    }
+/// Whether this is a `host:port`.
+fn is_address(text: &str) -> bool {
+    let named = |(host, port): (&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok();
+    text.len() <= ADDRESS_BYTES_MAX && text.rsplit_once(':').is_some_and(named)
 }

@@ -35,6 +35,8 @@ const PROBE: Duration = Duration::from_secs(1);
 const PROBES: u32 = 3;
 /// HTTP/2 flow-control window: the default of 64 KiB throttles snapshots.
 const WINDOW_BYTES: u32 = 4 << 20;
+/// Most bytes of the headers of an answer: an error travels in them, with up to two paths of which every byte may be escaped.
+const HEADER_BYTES_MAX: u32 = 128 << 10;
 /// Piece in which a file is copied where there is no `sendfile`.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -354,6 +356,7 @@ pub fn channel(
         .timeout(request_timeout)
         .http2_keep_alive_interval(ASK_AFTER)
         .keep_alive_timeout(ASK_PATIENCE)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(2 * WINDOW_BYTES);
     let address = address.to_owned();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use gfs_proto::frame::{self, Frame, Head, Kind, Payload};
 use gfs_proto::id::{ChunkHandle, DataId};
-use gfs_proto::link::{Forward, Links, Peer};
+use gfs_proto::link::{CALL_TIMEOUT, Forward, Links, Peer};
 use gfs_proto::size::{REPLICATION_MAX, block_pieces};
 use gfs_proto::{Error, Result, fault, pb};
 use tokio::io::AsyncRead;
@@ -116,7 +116,8 @@ impl Push {
         };
         let peer = Peer::from(next);
         let meta = pb::PushMeta { data_id: self.data.bytes().to_vec().into(), chain: rest.to_vec() };
-        let head = Head { request: 0, ..self.frame.head.clone() };
+        let deadline_ms = for_next(self.frame.head.deadline_ms);
+        let head = Head { request: 0, deadline_ms, ..self.frame.head.clone() };
         let frame = Frame { crcs: self.frame.crcs.clone(), ..Frame::new(head, &meta) };
         fault::try_reach("data::before_push_forward").await?;
         match links.forward(&peer, frame).await {
@@ -155,6 +156,16 @@ impl Received {
     }
 }
 
+/// The deadline of the next server of a chain, in milliseconds: shorter, since it begins to count later. Whoever waits for this
+/// one has to hear who is silent further down before it takes this one for silent.
+fn for_next(deadline_ms: u32) -> u32 {
+    let given = match deadline_ms {
+        0 => u32::try_from(CALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
+        given => given,
+    };
+    (given - given / 4).max(1)
+}
+
 /// Reads and forgets.
 pub(super) async fn drain(reader: &mut (impl AsyncRead + Unpin), length: u32) -> io::Result<()> {
     let mut rest = length as usize;
@@ -172,4 +183,20 @@ pub(super) async fn drain(reader: &mut (impl AsyncRead + Unpin), length: u32) ->
 async fn in_time<T>(read: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let patience: Duration = PAYLOAD_TIMEOUT;
     tokio::time::timeout(patience, read).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_of_a_chain_gives_up_before_the_one_that_waits_for_it() {
+        let mut deadline_ms = 5000;
+        for _ in 0..REPLICATION_MAX {
+            let next = for_next(deadline_ms);
+            assert!(next > 0 && next < deadline_ms.max(2), "{next} after {deadline_ms}");
+            deadline_ms = next;
+        }
+        assert_eq!([for_next(5000), for_next(1), for_next(0)], [3750, 1, 7500]);
+    }
 }

@@ -1,13 +1,14 @@
 //! A master: a namespace of files, grants at once, stored replies.
 
 use futures::StreamExt;
+use gfs_proto::leader::{CLUSTER_KEY, REV_KEY};
 use gfs_proto::net::Net;
 use gfs_proto::pb::master_server::{Master, MasterServer};
 use gfs_proto::{Error, pb};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{CHUNK_BYTES, Cluster, Fake, Verdict, cluster_id, replica};
+use super::{CHUNK_BYTES, Cluster, Fake, Verdict, cluster_of, replica};
 
 pub(super) async fn serve(fake: Fake, id: u64) {
     let listener = fake.net.listen(&format!("m{id}:1")).await.unwrap();
@@ -15,7 +16,17 @@ pub(super) async fn serve(fake: Fake, id: u64) {
         let accepted = listener.accept().await;
         Some((accepted, listener))
     });
-    let service = MasterServer::new(FakeMaster { fake, id });
+    let door = fake.clone();
+    let check = move |request: Request<()>| {
+        let meant = request.metadata().get(CLUSTER_KEY).map(|value| value.to_str().unwrap().to_owned());
+        let (ours, looks) = door.with(|cluster| (cluster_of(cluster, id), !cluster.answers_everybody));
+        let ours = ours.to_string();
+        match meant.filter(|_| looks) {
+            Some(theirs) if theirs != ours => Err(Error::WrongCluster { ours, theirs }.into()),
+            Some(_) | None => Ok(request),
+        }
+    };
+    let service = MasterServer::with_interceptor(FakeMaster { fake, id }, check);
     tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming(incoming.boxed())
@@ -39,8 +50,9 @@ impl FakeMaster {
         if let Verdict::Refuse(error) = verdict {
             return Err(error.into());
         }
-        let leader = self.fake.with(|cluster| cluster.leader);
-        if leader != self.id {
+        let (leader, foreign) =
+            self.fake.with(|cluster| (cluster.leader, cluster.foreign.contains(&self.id)));
+        if leader != self.id && !foreign {
             return Err(Error::NotLeader { leader: Some(format!("m{leader}:1")) }.into());
         }
         if verdict == Verdict::Silence {
@@ -50,7 +62,11 @@ impl FakeMaster {
         if verdict == Verdict::LoseReply {
             return Err(Status::unavailable("the connection broke"));
         }
-        answer.map(Response::new).map_err(Status::from)
+        answer.map(Response::new).map_err(|error| {
+            let mut status = Status::from(error);
+            status.metadata_mut().insert(REV_KEY, self.fake.with(|cluster| cluster.rev).into());
+            status
+        })
     }
 
     /// Carries a mutation out once for each request id.
@@ -102,10 +118,13 @@ impl Master for FakeMaster {
         if let Verdict::Refuse(error) = verdict {
             return Err(error.into());
         }
-        let (leader, members) = self.fake.with(|cluster| (cluster.leader, cluster.masters.clone()));
+        let (leader, members, cluster) = self.fake.with(|cluster| {
+            (cluster.leader, cluster.masters.clone(), cluster_of(cluster, self.id).to_string())
+        });
         let member = |id: u64| pb::MasterMember { address: format!("m{id}:1"), ..Default::default() };
         let members = members.into_iter().map(member).collect();
-        Ok(Response::new(pb::LeaderReply { leader: format!("m{leader}:1"), members, ..Default::default() }))
+        let leader = format!("m{leader}:1");
+        Ok(Response::new(pb::LeaderReply { cluster, leader, members, ..Default::default() }))
     }
     async fn open_session(
         &self,
@@ -116,8 +135,8 @@ impl Master for FakeMaster {
             let client = *cluster.nonces.entry(request.into_inner().nonce).or_insert(next);
             Ok(pb::OpenSessionReply {
                 client,
-                expires_in_ms: 600_000,
-                cluster: cluster_id().to_string(),
+                expires_in_ms: cluster.session_ms,
+                cluster: cluster_of(cluster, self.id).to_string(),
                 chunk_bytes: CHUNK_BYTES,
                 rev: cluster.next_rev(),
             })
@@ -134,7 +153,7 @@ impl Master for FakeMaster {
                 return Err(Error::SessionExpired { client: gfs_proto::id::ClientId::from_raw(client) });
             }
             cluster.first_unacked = first_unacked;
-            Ok(pb::RenewSessionReply { expires_in_ms: 600_000, rev: cluster.next_rev() })
+            Ok(pb::RenewSessionReply { expires_in_ms: cluster.session_ms, rev: cluster.next_rev() })
         })
         .await
     }
@@ -181,7 +200,9 @@ impl Master for FakeMaster {
     }
     async fn stat(&self, request: Request<pb::StatRequest>) -> Result<Response<pb::EntryReply>, Status> {
         let request = request.into_inner();
+        let floor = request.freshness.unwrap_or_default().min_rev;
         self.call("stat", |cluster| {
+            cluster.floors.push(floor);
             let id = *cluster.names.get(&request.path).ok_or_else(|| not_found(&request.path))?;
             Ok(pb::EntryReply { entry: entry(cluster, id, &request.path), rev: cluster.next_rev() })
         })

@@ -59,6 +59,10 @@ pub(crate) struct Cluster {
     pub(crate) leader: u64,
     /// Masters that are told as members.
     pub(crate) masters: Vec<u64>,
+    /// Masters whose addresses were given to another cluster, where each of them leads.
+    pub(crate) foreign: BTreeSet<u64>,
+    /// Whether masters do not look which cluster is meant.
+    pub(crate) answers_everybody: bool,
     pub(crate) dead: BTreeSet<u64>,
     pub(crate) names: BTreeMap<String, u64>,
     pub(crate) files: BTreeMap<u64, Vec<u64>>,
@@ -68,6 +72,8 @@ pub(crate) struct Cluster {
     pub(crate) replies: BTreeMap<(u64, u64), Result<Bytes, Error>>,
     pub(crate) nonces: BTreeMap<Bytes, u64>,
     pub(crate) expired: BTreeSet<u64>,
+    /// The life of a session.
+    pub(crate) session_ms: u64,
     pub(crate) first_unacked: u64,
     /// Of each data mutation, in the order in which they came: its number, and the first that is not given up.
     pub(crate) data_requests: Vec<(u64, u64)>,
@@ -75,9 +81,11 @@ pub(crate) struct Cluster {
     pub(crate) buffers: BTreeMap<(u64, Bytes), Bytes>,
     /// Most bytes that the buffers of one server ever held.
     pub(crate) buffered_max: usize,
+    /// Of each stat, in order: the state behind which its answer must not be.
+    pub(crate) floors: Vec<u64>,
     /// What came, in order.
     pub(crate) log: Vec<String>,
-    rev: u64,
+    pub(crate) rev: u64,
 }
 
 impl Cluster {
@@ -144,7 +152,7 @@ pub(crate) struct Fake {
 impl Fake {
     pub(crate) fn start() -> Self {
         let net = Arc::new(FakeNet::default());
-        let cluster = Arc::new(Mutex::new(Cluster { leader: 1, ..Cluster::default() }));
+        let cluster = Arc::new(Mutex::new(Cluster { leader: 1, session_ms: 600_000, ..Cluster::default() }));
         let judge: Judge = Box::new(|_, _| Verdict::Go);
         let fake = Self { cluster, judge: Arc::new(Mutex::new(judge)), net };
         for id in 1..=3 {
@@ -192,4 +200,9 @@ impl Fake {
 
 fn cluster_id() -> ClusterId {
     ClusterId::from_bytes([0xc1; 16])
+}
+
+/// The cluster of a master.
+fn cluster_of(cluster: &Cluster, master: u64) -> ClusterId {
+    if cluster.foreign.contains(&master) { ClusterId::from_bytes([0xc2; 16]) } else { cluster_id() }
 }

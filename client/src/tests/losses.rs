@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::future::join_all;
-use gfs_proto::id::ChunkHandle;
+use gfs_proto::id::{ChunkHandle, ServerId};
 use tokio::time::Instant;
 
 use super::*;
@@ -108,4 +108,35 @@ async fn a_master_that_broke_inside_has_not_said_that_nothing_happened() {
     fake.once("create", Verdict::Refuse(Error::internal("broke")));
     let told = client.create("/a", 0).await.unwrap_err();
     assert!(matches!(&told, Error::DeadlineExceeded { last, .. } if last.contains("broke")), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_members_that_can_not_reach_each_other_do_not_stop_a_large_write() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, Bytes::from_static(b"x")).await.unwrap();
+    // The master finds the accused well, and the primary reaches both.
+    let accused = fake.with(|cluster| cluster.chunks[&1].members[2]);
+    fake.judge(move |call, _| match call.contains(" push ") {
+        true => {
+            let (handle, server) = (ChunkHandle::from_raw(1), ServerId::from_raw(accused));
+            Verdict::Refuse(Error::MemberFailed { handle, server })
+        }
+        false => Verdict::Go,
+    });
+    let began = Instant::now();
+    file.write_at(0, pattern(PUSHED).into()).await.unwrap();
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(PUSHED));
+    let mut writer = file.writer(0);
+    writer.write(&pattern(3 * UNIT)).await.unwrap();
+    writer.finish().await.unwrap();
+    assert!(fake.with(|cluster| cluster.content("/a")) == pattern(3 * UNIT));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(fake.with(|cluster| cluster.calls(" push ").len()), 1, "it is not tried for each unit");
+    // Other members, another chain.
+    fake.judge(|_, _| Verdict::Go);
+    fake.with(|cluster| cluster.regrant(1));
+    file.write_at(0, pattern(PUSHED).into()).await.unwrap();
+    file.write_at(0, pattern(PUSHED).into()).await.unwrap();
+    assert!(fake.with(|cluster| cluster.calls(" push ").len()) > 1);
 }

@@ -216,3 +216,21 @@ async fn a_lookup_from_before_a_chunk_was_ever_granted_does_not_make_zeros_of_wh
     });
     assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_is_asked_for_only_when_no_replica_may_serve_a_read_for_a_while() {
+    let (fake, client) = start().await;
+    put(&client, "/a", b"abc").await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    // For so long a heartbeat is late; then something is wrong.
+    for (late, asks) in [(Duration::from_millis(400), false), (Duration::from_secs(2), true)] {
+        let until = tokio::time::Instant::now() + late;
+        fake.judge(move |call, _| match call.contains(" read ") && tokio::time::Instant::now() < until {
+            true => Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1) }),
+            false => Verdict::Go,
+        });
+        fake.with(|cluster| cluster.log.clear());
+        assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
+        assert_eq!(!fake.with(|cluster| cluster.calls("find_lease")).is_empty(), asks, "{late:?}");
+    }
+}

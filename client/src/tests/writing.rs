@@ -111,6 +111,31 @@ async fn bytes_of_a_stream_that_a_power_cut_took_before_their_promise_are_sent_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_writer_that_took_nothing_says_nothing_about_the_length() {
+    let (_fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    file.write_at(0, pattern(100).into()).await.unwrap();
+    assert_eq!(file.writer(1_000_000).finish().await.unwrap(), 1_000_000);
+    assert_eq!(file.read_at(0, 200).await.unwrap(), pattern(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_after_one_that_failed_says_again_what_is_wrong() {
+    let (fake, client) = start().await;
+    let file = client.create("/a", 0).await.unwrap();
+    fake.judge(|call, _| match call.contains(" write ") {
+        true => Verdict::Refuse(Error::bad_argument("no")),
+        false => Verdict::Go,
+    });
+    let mut writer = file.writer(0);
+    writer.write(b"abc").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(writer.flush().await, Err(Error::bad_argument("no")));
+    }
+    assert_eq!(writer.finish().await, Err(Error::bad_argument("no")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flush_without_new_bytes_syncs_what_is_deferred_and_a_second_one_asks_nobody() {
     let (fake, client) = start().await;
     let file = client.create("/a", 0).await.unwrap();

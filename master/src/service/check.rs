@@ -76,7 +76,7 @@ impl Service {
             granter.may_accept(&reign, &chunk, server, &given_up).await?;
         }
         let command = Command::AcceptReplica { handle, expected_version, server };
-        let (rev, version) = match self.mutate(request.request, command).await {
+        let (rev, version) = match self.mutate(request.request, command).await.map_err(Error::from) {
             Ok((rev, Applied::Prepared { version })) => (rev, version),
             Ok((_, other)) => return Err(super::convert::unexpected(&other)),
             Err(Error::VersionMismatch { here, .. }) => {

@@ -8,12 +8,14 @@ pub(crate) mod fuzz;
 mod incoming;
 mod moving;
 mod peer;
+mod refusal;
 mod registry;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use gfs_proto::id::{LogIndex, RequestId};
+use gfs_proto::leader::CLUSTER_KEY;
 use gfs_proto::net::Listener;
 use gfs_proto::pb::master_server::MasterServer;
 use gfs_proto::pb::peer_server::PeerServer;
@@ -24,6 +26,10 @@ use gfs_proto::{Environment, Error, Result, fault, pb};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
+
+use refusal::Refusal;
 
 use crate::leader::Leader;
 use crate::raft::{Node, ReadView};
@@ -71,14 +77,14 @@ impl Service {
         (listener, most): (Box<dyn Listener>, usize),
         stop: CancellationToken,
     ) -> Result<()> {
+        let master = MasterServer::new(self.clone())
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let door = self.clone();
         let router = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .add_service(
-                MasterServer::new(self.clone())
-                    .max_decoding_message_size(REQUEST_BYTES_MAX)
-                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
-            )
+            .add_service(InterceptedService::new(master, move |request| door.check_meant(request)))
             .add_service(
                 RegistryServer::new(self.clone())
                     .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -110,7 +116,11 @@ impl Service {
     }
 
     /// Puts a client's mutation into the log: the index at which it was decided, and the answer.
-    async fn mutate(&self, request: Option<pb::RequestId>, command: Command) -> Result<(u64, Applied)> {
+    async fn mutate(
+        &self,
+        request: Option<pb::RequestId>,
+        command: Command,
+    ) -> Result<(u64, Applied), Refusal> {
         let _permit = self.admit()?;
         let first_unacked = request.map_or(0, |request| request.first_unacked);
         let request = request.map(RequestId::from).filter(|request| request.client.raw() != 0);
@@ -124,10 +134,11 @@ impl Service {
         request: Option<RequestId>,
         first_unacked: u64,
         command: Command,
-    ) -> Result<(u64, Applied)> {
+    ) -> Result<(u64, Applied), Refusal> {
         let now = self.node.date().await;
         let (rev, applied) = self.node.propose(Proposal { request, first_unacked, now, command }).await?;
-        Ok((rev.raw(), applied?))
+        let applied = applied.map_err(|rejected| Refusal::in_state(rejected, rev))?;
+        Ok((rev.raw(), applied))
     }
 
     /// Looks something up in a state that is as fresh as asked for: the answer, and the state's log index.
@@ -135,13 +146,14 @@ impl Service {
         &self,
         freshness: Option<pb::Freshness>,
         lookup: impl FnOnce(&ReadView) -> Result<T, Rejected>,
-    ) -> Result<(T, u64)> {
+    ) -> Result<(T, u64), Refusal> {
         let _permit = self.admit()?;
         self.freshen(freshness.unwrap_or_default()).await?;
         let view = self.node.view();
         let found = lookup(&view);
         view.check()?;
-        Ok((found?, view.applied().raw()))
+        let found = found.map_err(|rejected| Refusal::in_state(rejected, view.applied()))?;
+        Ok((found, view.applied().raw()))
     }
 
     /// Waits until the state is as fresh as asked for (promise P8).
@@ -177,6 +189,14 @@ impl Service {
         }
         let theirs = theirs.chars().take(64).collect();
         Err(Error::WrongCluster { ours, theirs })
+    }
+
+    /// Checks that a client's call is for this cluster, before it is looked at: the address may have been another one's, and
+    /// a session or a path means something else there.
+    fn check_meant(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let meant = request.metadata().get(CLUSTER_KEY).and_then(|value| value.to_str().ok());
+        self.check_cluster(meant.unwrap_or_default())?;
+        Ok(request)
     }
 
     fn master_addresses(&self) -> Vec<String> {

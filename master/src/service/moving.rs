@@ -6,6 +6,7 @@ use gfs_proto::id::{EntryId, RequestId};
 use gfs_proto::path::FilePath;
 use gfs_proto::{Error, Result, pb};
 
+use super::refusal::Refusal;
 use super::{Service, convert};
 use crate::state::{Applied, Command, Proposal, Rejected, read};
 
@@ -22,7 +23,7 @@ impl Service {
         request: Option<pb::RequestId>,
         path: &FilePath,
         command: Command,
-    ) -> Result<u64> {
+    ) -> Result<u64, Refusal> {
         let reign = self.leader.reign()?;
         let granter = self.leader.granter();
         let file = read::stat(&self.node.view(), path).ok().filter(crate::state::Entry::is_file);
@@ -45,19 +46,19 @@ impl Service {
         request: Option<pb::RequestId>,
         source: FilePath,
         target: FilePath,
-    ) -> Result<pb::EntryReply> {
+    ) -> Result<pb::EntryReply, Refusal> {
         let reign = self.leader.reign()?;
         let command = Command::Snapshot { source: source.clone(), target: target.clone() };
         let mut hold = None;
         for _ in 0..TURNS_MAX {
             let made = self.mutate(request, command.clone()).await;
-            match (made, request) {
+            match (made.as_ref().map_err(Refusal::error), request) {
                 // Somebody may be writing there: no longer, from here to the end of this call.
                 (Err(Error::GrantPending { .. }), _) => {
                     hold = match self.leader.granter().still(&reign, &source).await {
                         Ok(held) => Some(held),
                         Err(Error::TooLarge { .. }) => None,
-                        Err(error) => return Err(error),
+                        Err(error) => return Err(error.into()),
                     };
                 }
                 (Err(Error::TooLarge { .. }), Some(request)) => {
@@ -68,11 +69,11 @@ impl Service {
                     };
                     self.build(request.into(), command).await?;
                 }
-                (made, _) => return convert::entry_reply(made?),
+                (_, _) => return Ok(convert::entry_reply(made?)?),
             }
         }
         drop(hold);
-        Err(Error::Busy { what: "the tree".into() })
+        Err(Error::Busy { what: "the tree".into() }.into())
     }
 
     /// Has a large snapshot built and waits until it is; what came of it the request itself is told.

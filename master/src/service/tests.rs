@@ -6,6 +6,7 @@ mod leases;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gfs_proto::leader::{CLUSTER_KEY, refused_at};
 use gfs_proto::net::{Listener, Net, TcpNet, channel};
 use gfs_proto::pb::chunkserver_server::{Chunkserver, ChunkserverServer};
 use gfs_proto::pb::master_client::MasterClient;
@@ -182,6 +183,32 @@ async fn a_master_serves_the_namespace_survives_garbage_and_stops_when_told() {
     let add = pb::AddChunkRequest { request: id(client, 3), file: file.id, expected_count: 0 };
     let error = Error::from(master.add_chunk(add).await.unwrap_err());
     assert_eq!(error, Error::NotEnoughServers { wanted: 3, alive: 0 });
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_meant_for_another_cluster_is_refused_and_a_refusal_says_in_which_state() {
+    let stage = Stage::new().await;
+    let client = stage.session().await;
+    let mut master = MasterClient::new(stage.channel());
+    let create =
+        |sequence| pb::CreateRequest { request: id(client, sequence), path: "/a".into(), replication: 0 };
+    let meant = |cluster: &str, sequence| {
+        let mut request = Request::new(create(sequence));
+        request.metadata_mut().insert(CLUSTER_KEY, cluster.parse().unwrap());
+        request
+    };
+    let refused = master.create(meant(&"ff".repeat(16), 1)).await.unwrap_err();
+    assert_eq!(refused_at(&refused), 0);
+    assert!(matches!(Error::from(refused), Error::WrongCluster { .. }));
+    let ours = master.leader(pb::LeaderRequest {}).await.unwrap().into_inner().cluster;
+    let rev = master.create(meant(&ours, 1)).await.unwrap().into_inner().rev;
+    let taken = master.create(create(2)).await.unwrap_err();
+    assert!(refused_at(&taken) > rev, "{taken:?}");
+    let stat = pb::StatRequest { path: "/b".into(), ..Default::default() };
+    let missing = master.stat(stat).await.unwrap_err();
+    assert!(refused_at(&missing) >= refused_at(&taken), "{missing:?}");
+    assert!(matches!(Error::from(missing), Error::NotFound { .. }));
     stage.end().await;
 }
 
