@@ -7,7 +7,10 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use anyhow::Result;
-use gfs_tests::Hosts;
+use gfs_tests::{Hosts, name_of_this_process, remove_leftovers};
+
+/// Names of the directories in which they lie.
+const PREFIX: &str = "gfs-faults-";
 
 /// How wrong a server's clock is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,7 +56,8 @@ fn clock_file(directory: &Path, name: &str) -> PathBuf {
 
 impl Inside {
     pub(crate) fn new() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("gfs-faults-").tempdir()?;
+        remove_leftovers(&std::env::temp_dir(), PREFIX)?;
+        let directory = tempfile::Builder::new().prefix(&name_of_this_process(PREFIX)).tempdir()?;
         Ok(Self { directory, skews: BTreeMap::new() })
     }
 

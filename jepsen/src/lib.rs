@@ -11,6 +11,7 @@ mod history;
 mod hosts;
 mod inside;
 mod ledger;
+mod matrix;
 mod measure;
 mod mutants;
 mod nemesis;
@@ -22,13 +23,18 @@ mod rot;
 mod runner;
 mod sweep;
 mod timeline;
+mod units;
 mod verdict;
 mod workload;
+
+// The simulation leaves things behind as well.
+pub use gfs_tests::{name_of_this_process, remove_leftovers};
 
 pub use export::{Format, export};
 pub use history::{Event, Operation, pair_up};
 pub use hosts::{Placement, Site};
 pub use ledger::{Ledger, Sum, tally};
+pub use matrix::{Mixes, mixes};
 pub use measure::{Loss, Measured, Subject, measure};
 pub use mutants::{Line, mutants};
 pub use nemesis::{FAULTS, Fault, Needs};
@@ -38,5 +44,6 @@ pub use report::report;
 pub use rot::{RotReport, rot};
 pub use runner::{Plan, check_file, run};
 pub use sweep::{ACTIONS, Cell, Sweep, sweep};
+pub use units::parse_time;
 pub use verdict::{Validity, Verdict};
 pub use workload::{Load, Scene, WORKLOADS, Workload};

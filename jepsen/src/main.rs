@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    ACTIONS, FAULTS, Format, Ledger, Loss, Placement, Plan, Promise, Site, Subject, Sweep, Verdict,
-    WORKLOADS, check_file, export, measure, mutants, power, report, rot, run, sweep, tally,
+    ACTIONS, Format, Ledger, Loss, Mixes, Placement, Plan, Promise, Site, Subject, Sweep, Verdict, WORKLOADS,
+    check_file, export, measure, mixes, mutants, parse_time, power, report, rot, run, sweep, tally,
 };
 use tokio::runtime::Runtime;
 
@@ -44,13 +44,13 @@ enum Command {
         #[arg(long, value_parser = parse_time)]
         time: Option<Duration>,
         /// How many operations each client does.
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         operations: Option<u64>,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
         seed: Option<u64>,
         /// Number of clients.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
         clients: u64,
         /// Keep the directory of a good run too.
         #[arg(long)]
@@ -104,7 +104,7 @@ enum Command {
     /// Cuts the power of all servers at once, under load, again and again; needs root.
     Power {
         /// How often.
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// What is promised: that an acknowledgement survives, or that a loss is told.
         #[arg(long, value_enum, default_value_t = Promised::Synced)]
@@ -116,7 +116,7 @@ enum Command {
     /// Damages replicas of chunks, up to all but one of each: all is found and made good, nothing of it is served.
     Rot {
         /// How many.
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
         corruptions: u64,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
@@ -134,7 +134,7 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         batch: usize,
         /// Strikes of a cell; with many, let fewer cells share a cluster.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
         strikes: u64,
         /// Seed of all choices; drawn if not given.
         #[arg(long)]
@@ -160,7 +160,7 @@ enum Command {
         #[arg(long, value_parser = parse_time)]
         within: Option<Duration>,
         /// How often.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// MiB, about, of all chunks that a chunkserver holds [default: 1024], or of the primary's chunk (at most 48), to
         /// which others append then [default: 0, nobody]
@@ -213,22 +213,6 @@ impl From<To> for Format {
 enum Promised {
     Synced,
     Replicated,
-}
-
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        other => Err(format!("no unit of time: {other:?}")),
-    }
-}
-
-/// The faults of a mix.
-fn split(mix: &str) -> Vec<String> {
-    mix.split('+').filter(|name| *name != "none").map(str::to_owned).collect()
 }
 
 /// A seed that differs from run to run.
@@ -297,7 +281,8 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
         Command::Tally { ledgers, json } => {
             let sum = tally(&ledgers)?;
             tell(&if json { serde_json::to_string_pretty(&sum)? } else { sum.to_string() })?;
-            Ok(sum.bad + sum.undecided == 0)
+            // Of no run at all nothing is good.
+            Ok(sum.bad + sum.undecided == 0 && sum.good > 0)
         }
         Command::Export { file, format, cell } => {
             tell(export(&std::fs::read_to_string(file)?, format.into(), cell)?.trim_end())?;
@@ -328,7 +313,7 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
                 How::Pause => Loss::Pause,
                 How::Cut => Loss::Cut,
             };
-            let measured = measure(subject, loss, rounds, site).await?;
+            let measured = measure((subject, loss), rounds, site, tell).await?;
             tell(&measured.to_string())?;
             Ok(within.is_none_or(|within| measured.longest() <= within))
         }
@@ -369,9 +354,15 @@ async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) 
     let started = Instant::now();
     let (directory, verdict) = run(plan, site).await.with_context(|| plan.command())?;
     ledger.map_or(Ok(()), |ledger| ledger.add(plan, &verdict))?;
-    let nemesis = if plan.nemesis.is_empty() { "none".into() } else { plan.nemesis.join(",") };
+    let (done, left_out) = plan.fault_names(site)?;
+    let nemesis = if done.is_empty() { "none".into() } else { done.join(",") };
+    let left_out =
+        if left_out.is_empty() { String::new() } else { format!("; left out: {}", left_out.join(",")) };
     let taken = started.elapsed().as_secs();
-    tell(&format!("{:<10} {nemesis:<40} seed {:<7} {verdict}; {taken} s", plan.workload, plan.seed))?;
+    tell(&format!(
+        "{:<10} {nemesis:<40} seed {:<7} {verdict}; {taken} s{left_out}",
+        plan.workload, plan.seed
+    ))?;
     if verdict.is_good() && !keep {
         std::fs::remove_dir_all(&directory)?;
     } else {
@@ -402,22 +393,7 @@ struct Runs<'a> {
 
 async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
     let Runs { time, seed, site, ledger } = *runs;
-    let all: Vec<String> = FAULTS
-        .iter()
-        .filter(|fault| !fault.beyond_promise && site.has(fault.needs))
-        .map(|fault| fault.name.to_owned())
-        .collect();
-    let mixes: Vec<Vec<String>> = if nemesis.is_empty() {
-        std::iter::once(vec![])
-            .chain(all.iter().map(|name| vec![name.clone()]))
-            .chain([all.clone()])
-            .collect()
-    } else {
-        nemesis.iter().map(|mix| split(mix)).collect()
-    };
-    let possible = |name: &String| FAULTS.iter().any(|fault| fault.name == name && site.has(fault.needs));
-    let (mixes, left_out): (Vec<_>, Vec<_>) =
-        mixes.into_iter().partition(|mix| mix.is_empty() || mix.iter().any(possible));
+    let Mixes { runs: mixes, left_out } = mixes(nemesis, |needs| site.has(needs))?;
     for mix in left_out {
         tell(&format!("left out, it can't be done here: {}", mix.join("+")))?;
     }
@@ -428,7 +404,7 @@ async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
                 workload: workload.name.into(),
                 nemesis: mix.clone(),
                 time_ms: u64::try_from(time.as_millis())?,
-                seed: seed + index,
+                seed: seed.wrapping_add(index),
                 clients: 8,
                 operations: None,
             };
@@ -444,7 +420,8 @@ async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
         }
     }
     tell(&format!("{passed} passed, {failed} failed"))?;
-    Ok(failed == 0)
+    // A matrix without a run has shown nothing.
+    Ok(failed == 0 && passed > 0)
 }
 
 async fn run_sweep(plan: &Sweep) -> Result<bool> {

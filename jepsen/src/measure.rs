@@ -83,6 +83,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    fn add(&mut self, wait: Duration) {
+        let at = self.waits.partition_point(|other| *other <= wait);
+        self.waits.insert(at, wait);
+    }
+
     /// The longest wait.
     pub fn longest(&self) -> Duration {
         self.waits.last().copied().unwrap_or_default()
@@ -118,12 +123,18 @@ pub(crate) fn middle_and_longest(times: &[Duration]) -> (u128, u128) {
     (percentile_ms(&times, 50), percentile_ms(&times, 100))
 }
 
-/// Takes the subject away so many times and measures the wait of a client each time.
+/// Takes the subject away so many times and measures the wait of a client each time; `tell` hears of each, and of what it came
+/// to before an error.
 ///
 /// # Errors
 /// The cluster does not come up, or an operation fails; a cut without hosts of their own; a primary's chunk that would hold
 /// more than fits beside what is appended meanwhile.
-pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> Result<Measured> {
+pub async fn measure(
+    (subject, loss): (Subject, Loss),
+    rounds: u32,
+    site: &Site,
+    mut tell: impl FnMut(&str) -> Result<()>,
+) -> Result<Measured> {
     if let Subject::Primary { holds } = subject {
         let most = CHUNK_BYTES - APPENDED_BYTES;
         ensure!(
@@ -138,6 +149,8 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         shape.chunk_bytes = CHUNK_BYTES;
     }
     let mut cluster = Cluster::start_on(shape, site.hosts()).await?;
+    // What a loss makes servers log is no matter here.
+    cluster.judge_elsewhere();
     // Clients live on their own host: the control host sees what they can't.
     let masters = cluster.masters();
     let user = site.clients().spawn(async move {
@@ -145,7 +158,7 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         let file = client.create("/measured", 0).await?;
         anyhow::Ok(User { client, file: Arc::new(file) })
     });
-    let user = user.await??;
+    let mut user = user.await??;
     let mut others = JoinSet::new();
     match subject {
         Subject::Chunkserver { holds } => {
@@ -160,35 +173,63 @@ pub async fn measure(subject: Subject, loss: Loss, rounds: u32, site: &Site) -> 
         }
         Subject::Leader | Subject::Primary { .. } => {}
     }
-    let mut waits = Vec::new();
+    let mut measured = Measured { subject, loss, waits: Vec::new() };
     for round in 0..rounds {
-        user.append(site).await?;
-        let victim = match subject {
-            Subject::Leader => cluster.leader().await?,
-            Subject::Primary { .. } => {
-                let chunks = user.chunks(site).await?;
-                let chunk = chunks.last().context("the file has no chunk")?;
-                let primary = chunk.replicas.iter().find(|replica| Some(replica.id) == chunk.primary);
-                cluster.name_at(&primary.context("nobody is primary")?.address).context("no such server")?
+        match one_round(&mut cluster, (subject, loss), (round, &mut user), site).await {
+            Ok(wait) => {
+                tell(&format!("round {round}: {} ms", wait.as_millis()))?;
+                measured.add(wait);
             }
-            Subject::Chunkserver { .. } => fullest(&cluster, &user.chunks(site).await?)?,
-        };
-        take_away(&mut cluster, &victim, loss, site)?;
-        let lost = Instant::now();
-        match subject {
-            Subject::Leader => user.mkdir(round, site).await?,
-            Subject::Primary { .. } => user.append(site).await?,
-            Subject::Chunkserver { .. } => wait_until_replaced(&cluster).await?,
+            Err(error) => {
+                tell(&format!("before it broke off: {measured}"))?;
+                return Err(error.context(format!("round {round}")));
+            }
         }
-        waits.push(lost.elapsed());
-        bring_back(&mut cluster, &victim, loss, site)?;
-        wait_until_whole(&mut cluster).await?;
     }
     others.shutdown().await;
-    waits.sort_unstable();
-    // What a loss makes servers log is no matter here.
-    cluster.expect_error("");
-    Ok(Measured { subject, loss, waits })
+    wait_until_whole(&mut cluster).await?;
+    let ends = cluster.take_ends()?;
+    ensure!(ends.is_empty(), "servers have ended by themselves: {ends:?}");
+    Ok(measured)
+}
+
+/// The wait of one round. The cluster is up again when it is over.
+async fn one_round(
+    cluster: &mut Cluster,
+    (subject, loss): (Subject, Loss),
+    (round, user): (u32, &mut User),
+    site: &Site,
+) -> Result<Duration> {
+    if subject == (Subject::Primary { holds: 0 }) {
+        // Replicas that the last round has cost its chunk come back only after a while.
+        user.begin_file(round, site).await?;
+    }
+    user.append(site).await?;
+    let victim = match subject {
+        Subject::Leader => cluster.leader().await?,
+        Subject::Primary { .. } => {
+            let chunks = user.chunks(site).await?;
+            let chunk = chunks.last().context("the file has no chunk")?;
+            let primary = chunk.replicas.iter().find(|replica| Some(replica.id) == chunk.primary);
+            cluster.name_at(&primary.context("nobody is primary")?.address).context("no such server")?
+        }
+        Subject::Chunkserver { .. } => fullest(cluster, &user.chunks(site).await?)?,
+    };
+    take_away(cluster, &victim, loss, site)?;
+    let lost = Instant::now();
+    match subject {
+        Subject::Leader => user.mkdir(round, site).await?,
+        Subject::Primary { .. } => user.append(site).await?,
+        Subject::Chunkserver { .. } => wait_until_replaced(cluster).await?,
+    }
+    let wait = lost.elapsed();
+    bring_back(cluster, &victim, loss, site)?;
+    match subject {
+        Subject::Leader | Subject::Primary { holds: 0 } => cluster.wait_until_up().await?,
+        // The same chunks are needed again.
+        Subject::Primary { .. } | Subject::Chunkserver { .. } => wait_until_whole(cluster).await?,
+    }
+    Ok(wait)
 }
 
 /// Who waits. All it does happens on the host of the clients, or its connections would not be theirs.
@@ -201,6 +242,14 @@ impl User {
     async fn append(&self, site: &Site) -> Result<()> {
         let file = self.file.clone();
         site.clients().spawn(async move { file.append("a record".into()).await }).await??;
+        Ok(())
+    }
+
+    /// Goes on with a new file.
+    async fn begin_file(&mut self, round: u32, site: &Site) -> Result<()> {
+        let client = self.client.clone();
+        let create = async move { client.create(&format!("/measured-{round}"), 0).await };
+        self.file = Arc::new(site.clients().spawn(create).await??);
         Ok(())
     }
 
@@ -279,5 +328,24 @@ fn bring_back(cluster: &mut Cluster, victim: &str, loss: Loss, site: &Site) -> R
             site.network().context("a cut needs hosts of their own")?.clear();
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_told_in_the_order_of_its_length() {
+        let mut measured = Measured { subject: Subject::Leader, loss: Loss::Kill, waits: Vec::new() };
+        assert_eq!(measured.longest(), Duration::ZERO);
+        for wait_ms in [30, 10, 20, 10] {
+            measured.add(Duration::from_millis(wait_ms));
+        }
+        let told = measured.to_string();
+        assert!(
+            told.contains("lost 4 times by Kill: p50 10 ms, p90 30 ms, p99 30 ms, longest 30 ms"),
+            "{told}"
+        );
     }
 }

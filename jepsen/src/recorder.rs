@@ -11,7 +11,7 @@ use anyhow::Result;
 use gfs_proto::time::{Clock, Moment, SystemClock};
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::history::Event;
 use crate::outcome::Outcome;
@@ -141,7 +141,39 @@ impl Process<'_> {
     }
 }
 
-/// Reads a history back.
+/// Reads a history back, without a last line that its writer did not finish.
 pub(crate) fn read<C: DeserializeOwned, R: DeserializeOwned>(text: &str) -> Result<Vec<Event<C, R>>> {
-    Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    let mut lines: Vec<&str> = text.lines().collect();
+    if is_torn(text) {
+        lines.pop();
+    }
+    Ok(lines.into_iter().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
+
+/// Whether the last line ends in the middle: its writer was killed.
+pub(crate) fn is_torn(text: &str) -> bool {
+    let last = text.lines().next_back().filter(|_| !text.ends_with('\n'));
+    last.is_some_and(|line| serde_json::from_str::<IgnoredAny>(line).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_last_line_is_left_out_and_any_other_is_no_history() {
+        let line = r#"{"event":"nemesis","at_ns":1,"what":"heal"}"#;
+        let count = |text: &str| read::<(), ()>(text).map(|events| events.len()).ok();
+        for (text, torn, lines) in [
+            (format!("{line}\n{line}\n"), false, Some(2)),
+            (format!("{line}\n{line}"), false, Some(2)),
+            (format!("{line}\n{}", &line[..20]), true, Some(1)),
+            (line[..1].to_owned(), true, Some(0)),
+            (String::new(), false, Some(0)),
+            (format!("{}\n", &line[..20]), false, None),
+            (format!("{}\n{line}\n", &line[..20]), false, None),
+        ] {
+            assert_eq!((is_torn(&text), count(&text)), (torn, lines), "{text:?}");
+        }
+    }
 }

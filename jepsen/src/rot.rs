@@ -111,6 +111,8 @@ pub async fn rot(corruptions: u64, seed: u64, mut tell: impl FnMut(&str) -> Resu
     // What servers log is what shows that they have noticed.
     let shape = Shape { masters: 3, chunkservers: 4, log: Some("info"), ..Shape::default() };
     let mut cluster = Cluster::start(shape).await?;
+    // What goes wrong in it is for the report.
+    cluster.judge_elsewhere();
     let client = Client::connect(&cluster.masters(), Options::default()).await?;
     let mut dice = StdRng::seed_from_u64(seed);
     let files = write_files(&client, corruptions.min(FILES_MAX), &mut dice).await?;
@@ -130,11 +132,10 @@ pub async fn rot(corruptions: u64, seed: u64, mut tell: impl FnMut(&str) -> Resu
         report.findings.push(format!("of {} corruptions only {} were noticed", report.put, report.found));
     }
     report.findings.extend(cluster.unexpected_errors().into_iter().map(|line| format!("logged: {line}")));
+    report.findings.extend(cluster.take_ends()?.into_iter().map(|end| end.what));
     if !report.findings.is_empty() {
         report.kept = Some(cluster.keep());
     }
-    // They are in the report now.
-    cluster.expect_error("");
     Ok(report)
 }
 

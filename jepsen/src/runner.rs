@@ -1,23 +1,22 @@
 //! One run: a cluster, clients, faults, a last look, a verdict.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use gfs_tests::{Cluster, Role, Shape};
+use gfs_tests::{Cluster, End, Role, Shape};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::check::lease;
+use crate::check::{WRITES, lease};
 use crate::converge;
 use crate::hosts::Site;
 use crate::inside::Inside;
-use crate::nemesis::{FAULTS, Fault, Needs, Ring};
+use crate::nemesis::{Deeds, FAULTS, Fault, Needs, Ring};
 use crate::power::DISK_BYTES;
 use crate::recorder::Recorder;
 use crate::report::report;
@@ -75,12 +74,22 @@ impl Plan {
         Ok((possible, impossible))
     }
 
+    /// Names of the faults that can be had there, and of the others.
+    ///
+    /// # Errors
+    /// There is no such fault, or none of them can be had.
+    pub fn fault_names(&self, site: &Site) -> Result<(Vec<&'static str>, Vec<&'static str>)> {
+        let (possible, impossible) = self.faults(site)?;
+        let names = |faults: Vec<&'static Fault>| faults.into_iter().map(|fault| fault.name).collect();
+        Ok((names(possible), names(impossible)))
+    }
+
     /// With fewer acknowledged operations the run proves nothing.
     fn load_min(&self, workload: &Workload) -> u64 {
         match self.operations {
             // Few may have an unknown outcome.
-            Some(operations) => operations * self.clients * 9 / 10,
-            None => workload.minimum.all_per_second * self.time_ms / 1000,
+            Some(operations) => operations.saturating_mul(self.clients).saturating_mul(9) / 10,
+            None => workload.minimum.all_per_second.saturating_mul(self.time_ms) / 1000,
         }
     }
 
@@ -128,7 +137,9 @@ pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
             serde_json::from_str::<Plan>(&text)?.workload()?
         }
     };
-    (workload.check)(&std::fs::read_to_string(file)?)
+    // The last line may be torn, also within a letter.
+    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    (workload.check)(&String::from_utf8_lossy(&bytes))
 }
 
 /// Does what the plan says, in a directory that stays; returns it and the verdict.
@@ -144,6 +155,8 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     let inside = site.has(Needs::Inside).then(Inside::new).transpose()?;
     let hosts = inside.as_ref().map_or_else(|| site.hosts(), |inside| inside.hosts(site.hosts(), ""));
     let mut cluster = Cluster::start_on(shape, hosts).await?;
+    // What goes wrong in it is for the verdict.
+    cluster.judge_elsewhere();
     let directory = cluster.keep();
     std::fs::write(directory.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
     let history = directory.join("history.jsonl");
@@ -158,21 +171,25 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
         network: site.network(),
         inside,
         dice,
-        counts: BTreeMap::new(),
+        deeds: Deeds::default(),
         corruptions: Vec::new(),
         unusable: None,
     };
     let mut outcome = drive(plan, &faults, site, &scene, &mut ring).await;
     let mut end = Verdict::new();
-    let Ring { counts, corruptions, inside: _inside, .. } = ring;
-    end.counts = counts;
+    let Ring { deeds, corruptions, inside: _inside, .. } = ring;
+    if !deeds.idle().is_empty() {
+        end.note(format!("faults that began and did not strike: {}", deeds.idle().join(", ")));
+    }
+    end.counts = deeds.counts;
     if outcome.is_ok() {
-        outcome = converge::check(&cluster, &corruptions, &mut end).await;
+        outcome = converge::check(&cluster, (&corruptions, shape.trash), &mut end).await;
     }
     scene.recorder.finish()?;
     let text = std::fs::read_to_string(&history)?;
     let mut verdict = (workload.check)(&text)?;
-    check_leases(&cluster, &mut end)?;
+    let wrote = verdict.counts.get(WRITES).is_some_and(|writes| *writes > 0);
+    check_leases(&cluster, wrote, &mut end)?;
     verdict.absorb("end", end);
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
@@ -185,6 +202,14 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     if plan.operations.is_none() {
         timeline::check_load(&text, workload.minimum, &mut verdict)?;
     }
+    judge_servers(&mut cluster, &mut verdict)?;
+    std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
+    report(&directory)?;
+    Ok((directory, verdict))
+}
+
+/// What the servers have logged that is not good, and those that have ended by themselves.
+fn judge_servers(cluster: &mut Cluster, verdict: &mut Verdict) -> Result<()> {
     for line in cluster.unexpected_errors() {
         if line.contains("panicked at") {
             verdict.finding(format!("panic: {line}"));
@@ -192,15 +217,21 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
             verdict.note(format!("logged: {line}"));
         }
     }
-    // They are in the verdict now.
-    cluster.expect_error("");
-    std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
-    report(&directory)?;
-    Ok((directory, verdict))
+    cluster.take_ends()?.iter().for_each(|end| judge_end(end, verdict));
+    Ok(())
+}
+
+/// No fault makes a server end that the cluster does not know to have a reason.
+fn judge_end(end: &End, verdict: &mut Verdict) {
+    if end.from_outside {
+        verdict.doubt(format!("killed by somebody else, for want of memory perhaps: {}", end.what));
+    } else {
+        verdict.finding(format!("ended: {}", end.what));
+    }
 }
 
 /// Who was primary when, as the chunkservers have traced it.
-fn check_leases(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
+fn check_leases(cluster: &Cluster, wrote: bool, verdict: &mut Verdict) -> Result<()> {
     let mut logs = Vec::new();
     // Of those too that have left for good.
     for log in std::fs::read_dir(cluster.directory().join("logs"))? {
@@ -212,7 +243,7 @@ fn check_leases(cluster: &Cluster, verdict: &mut Verdict) -> Result<()> {
             logs.push((name, String::from_utf8_lossy(&text).into_owned()));
         }
     }
-    lease::check(logs.iter().map(|(name, text)| (name.as_str(), text.as_str())), verdict);
+    lease::check(logs.iter().map(|(name, text)| (name.as_str(), text.as_str())), wrote, verdict);
     Ok(())
 }
 
@@ -275,6 +306,16 @@ pub(crate) async fn wait_until_whole(cluster: &mut Cluster) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Validity;
+
+    #[test]
+    fn a_server_that_ended_by_itself_is_a_finding_and_one_that_the_machine_killed_a_doubt() {
+        for (from_outside, validity) in [(false, Validity::Bad), (true, Validity::Unknown)] {
+            let mut verdict = Verdict::new();
+            judge_end(&End { what: "chunkserver-3".into(), from_outside }, &mut verdict);
+            assert_eq!(verdict.validity, validity);
+        }
+    }
 
     #[test]
     fn what_is_left_out_is_told_with_what_it_wants() {

@@ -165,8 +165,6 @@ async fn run_batch(cells: &mut [Cell], plan: &Sweep, seed: u64) -> Result<(PathB
     );
     findings
         .extend(stage.cluster.unexpected_errors().into_iter().filter(|line| line.contains("panicked at")));
-    // They are told now; the others are the echo of the faults.
-    stage.cluster.expect_error("");
     Ok((directory, findings))
 }
 
@@ -251,8 +249,7 @@ async fn end(
     stage.disarm()?;
     fault::clear();
     for (_, scene) in scenes {
-        scene.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        scene.recorder.nemesis("heal")?;
+        scene.stop()?;
     }
     stage.revive()?;
     let ended = tokio::time::timeout(CLIENTS_PATIENCE, async {

@@ -2,6 +2,7 @@
 
 mod change;
 mod disk;
+mod ends;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -97,6 +98,10 @@ pub struct Cluster {
     hosts: Arc<dyn Hosts>,
     /// Parts of ERROR lines that a story means to see.
     expected_errors: Vec<&'static str>,
+    /// Whether the end of the cluster is no matter of what went wrong in it.
+    judged_elsewhere: bool,
+    /// Whether servers may end by themselves.
+    ends_expected: bool,
 }
 
 impl Cluster {
@@ -114,11 +119,18 @@ impl Cluster {
     /// It does not come up.
     pub async fn start_on(shape: Shape, hosts: Arc<dyn Hosts>) -> Result<Self> {
         let mut cluster = Self::prepare_on(shape, hosts)?;
-        for server in cluster.servers.values_mut() {
-            server.start()?;
+        if let Err(error) = cluster.come_up().await {
+            // That is why: what is in the logs would hide it.
+            cluster.judge_elsewhere();
+            let kept = cluster.keep();
+            return Err(error.context(format!("its files stay in {}", kept.display())));
         }
-        cluster.wait_until_up().await?;
         Ok(cluster)
+    }
+
+    async fn come_up(&mut self) -> Result<()> {
+        self.restart_all()?;
+        self.wait_until_up().await
     }
 
     /// A cluster on the loopback of which no server runs yet.
@@ -145,6 +157,8 @@ impl Cluster {
             shape,
             hosts: hosts.clone(),
             expected_errors: Vec::new(),
+            judged_elsewhere: false,
+            ends_expected: false,
         };
         let mut masters = Vec::new();
         for index in 0..shape.masters {
@@ -270,9 +284,7 @@ impl Cluster {
     /// A process can't be killed.
     pub fn kill_all(&mut self) -> Result<()> {
         // First all, then the waiting: none shall see much of the end of the others.
-        for server in self.servers.values().filter(|server| server.id().is_some()) {
-            server.signal(Signal::KILL)?;
-        }
+        self.signal_all(Signal::KILL)?;
         self.servers.values_mut().try_for_each(Process::kill)
     }
     /// Stops a server without its knowing (SIGSTOP): it is silent, its connections stay.
@@ -282,12 +294,12 @@ impl Cluster {
     pub fn pause(&mut self, name: &str) -> Result<()> {
         self.server(name)?.signal(Signal::STOP)
     }
-    /// Lets a paused server go on.
+    /// Lets a paused server go on; one that has ended meanwhile stays so.
     ///
     /// # Errors
-    /// It does not run.
+    /// There is no such server.
     pub fn resume(&mut self, name: &str) -> Result<()> {
-        self.server(name)?.signal(Signal::CONT)
+        self.server(name)?.signal_if_it_runs(Signal::CONT).map(drop)
     }
     /// Starts a server that was killed, on its directory and port.
     ///
@@ -301,6 +313,7 @@ impl Cluster {
     /// # Errors
     /// One can't be started.
     pub fn restart_all(&mut self) -> Result<()> {
+        self.servers.values_mut().try_for_each(Process::look)?;
         self.servers.values_mut().filter(|server| server.id().is_none()).try_for_each(Process::start)
     }
     /// Waits until a server has ended by itself; returns its exit code and the end of its log.
@@ -317,6 +330,16 @@ impl Cluster {
     /// Lets ERROR lines with this text in the logs pass: the story means to cause them.
     pub fn expect_error(&mut self, part: &'static str) {
         self.expected_errors.push(part);
+    }
+
+    /// Whoever holds the cluster asks for what went wrong in it: its end says nothing of that.
+    pub fn judge_elsewhere(&mut self) {
+        self.judged_elsewhere = true;
+    }
+
+    /// Sends a signal to every server that runs.
+    fn signal_all(&mut self, signal: Signal) -> Result<()> {
+        self.servers.values_mut().try_for_each(|server| server.signal_if_it_runs(signal).map(drop))
     }
 
     fn server(&mut self, name: &str) -> Result<&mut Process> {
@@ -360,11 +383,20 @@ impl Cluster {
         let masters = self.masters();
         let options = Options { patience: Duration::from_secs(5), ..Options::default() };
         eventually("the cluster is up", PATIENCE, async || {
-            self.servers.values_mut().try_for_each(Process::check_runs)?;
+            // Whoever has ended does not come up by being waited for.
+            if let Err(ended) = self.check_runs() {
+                return Ok(Err(ended));
+            }
             let status = Client::connect(&masters, options.clone()).await?.cluster_status().await?;
-            self.missing(&status)
+            self.missing(&status).map(Ok)
         })
-        .await
+        .await?
+    }
+
+    /// Fails if a server has ended by itself without a reason, and was not started again.
+    fn check_runs(&mut self) -> Result<()> {
+        let check = if self.ends_expected { Process::look } else { Process::check_runs };
+        self.servers.values_mut().try_for_each(check)
     }
 
     fn missing(&self, status: &ClusterStatusReply) -> Result<()> {
@@ -439,7 +471,8 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// A story that failed leaves its directory for a look; one that passed must have left no ERROR.
+    /// A story that failed leaves its directory for a look; one that passed must have left no ERROR, and no server may have
+    /// ended by itself.
     fn drop(&mut self) {
         if std::thread::panicking() {
             if let Some(directory) = self.directory.take() {
@@ -447,6 +480,13 @@ impl Drop for Cluster {
             }
             return;
         }
+        if self.judged_elsewhere {
+            return;
+        }
+        let ends = self.take_ends().unwrap_or_default();
+        // The kernel kills a server with the thread that has started it.
+        let ended: Vec<_> = ends.iter().filter(|end| !end.from_outside).collect();
+        assert!(ended.is_empty(), "{ended:?}");
         let errors = self.unexpected_errors();
         assert!(errors.is_empty(), "unexpected errors in the logs:\n{}", errors.join("\n"));
     }

@@ -17,8 +17,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::leftovers::is_gone;
+
 /// Names of the directories under which disks are mounted: this, and the id of the process that made them.
 const PREFIX: &str = "gfs-disks-";
+/// How the names of the files end that are disks.
+const IMAGE: &str = "image";
 /// Where the operating system says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// What must be installed.
@@ -76,7 +80,7 @@ impl Disks {
     /// # Errors
     /// The machine says no.
     pub(crate) fn add(&mut self, name: &str, bytes: u64) -> Result<()> {
-        let image = self.home.with_file_name(format!("{name}.image"));
+        let image = self.home.with_file_name(format!("{name}.{IMAGE}"));
         fs::File::create_new(&image)?.set_len(bytes)?;
         run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), "-m0".as_ref(), image.as_os_str()])?;
         fs::create_dir(self.home.join(name))?;
@@ -174,16 +178,30 @@ impl Drop for Disks {
     }
 }
 
-/// Unmounts what runs have left whose process is gone.
+/// Unmounts what runs have left whose process is gone, and removes their disks, which are large.
 fn sweep() -> Result<()> {
+    let mut homes = BTreeSet::new();
     for path in mounts()? {
-        let owner = path
-            .components()
-            .find_map(|part| part.as_os_str().to_str()?.strip_prefix(PREFIX)?.parse::<u32>().ok());
-        if let Some(owner) = owner
-            && !Path::new(&format!("/proc/{owner}")).exists()
-        {
+        if let Some(home) = path.ancestors().find(|home| owner(home).is_some_and(is_gone)) {
             unmount(&path)?;
+            homes.insert(home.to_owned());
+        }
+    }
+    homes.iter().try_for_each(|home| remove_images(home))
+}
+
+/// Whose disks are mounted under this directory.
+fn owner(home: &Path) -> Option<u32> {
+    home.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// Removes the files that the disks under a directory were: they lie beside it.
+fn remove_images(home: &Path) -> Result<()> {
+    let Some(beside) = home.parent() else { return Ok(()) };
+    for entry in fs::read_dir(beside)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == IMAGE) {
+            fs::remove_file(path)?;
         }
     }
     Ok(())
@@ -217,6 +235,20 @@ fn run<'a>(program: &str, arguments: impl IntoIterator<Item = &'a std::ffi::OsSt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_of_the_dead_are_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join(format!("{PREFIX}1"));
+        fs::create_dir(&home).unwrap();
+        for name in ["master-1.image", "history.jsonl"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        assert_eq!((owner(&home), owner(directory.path())), (Some(1), None));
+        remove_images(&home).unwrap();
+        assert!(!directory.path().join("master-1.image").exists());
+        assert!(directory.path().join("history.jsonl").exists() && home.exists());
+    }
 
     #[test]
     fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {

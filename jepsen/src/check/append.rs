@@ -6,10 +6,9 @@ use std::fmt::Debug;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{count, doubt_without};
-use crate::history::{Operation, pair_up};
+use super::{History, count, count_writes, doubt_without, read};
+use crate::history::Operation;
 use crate::outcome::Outcome;
-use crate::recorder;
 use crate::verdict::Verdict;
 
 /// What is asked.
@@ -74,8 +73,8 @@ pub(crate) struct Scan {
 
 /// Judges a history of appends.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
     let mut verdict = Verdict::new();
+    let History { operations, healed_ns } = read::<Call, Reply>(text, &mut verdict)?;
     let appends: Vec<_> = operations
         .iter()
         .filter_map(|operation| match operation.call {
@@ -83,7 +82,8 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
             Call::Layout | Call::Scan { .. } => None,
         })
         .collect();
-    count(&mut verdict, appends.iter().map(|(_, operation)| *operation));
+    count(&mut verdict, appends.iter().map(|(_, operation)| *operation), healed_ns);
+    count_writes(&mut verdict, appends.iter().map(|(_, operation)| *operation));
     let Some(found) = one_content(&operations, &mut verdict) else {
         return Ok(verdict);
     };
@@ -95,20 +95,31 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// What is known of a log at the end.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Offsets and records.
+    pub(super) records: Vec<(u64, Record)>,
+    /// Parts that nobody has read: what may be there is neither lost nor found.
+    pub(super) unread: Vec<std::ops::Range<u64>>,
+}
+
 /// Judges what is in a log at the end, with the offset that each append was told.
 pub(super) fn check_log<C, R: Debug>(
     appends: &[(Record, &Operation<C, R>)],
     offset_of: impl Fn(&R) -> Option<u64>,
-    found: &[(u64, Record)],
+    found: &Found,
     verdict: &mut Verdict,
 ) {
-    let places = places(found, verdict);
+    let places = places(&found.records, verdict);
+    let is_unread = |offset: u64| found.unread.iter().any(|part| part.contains(&offset));
     let mut moments = Vec::new();
     for (record, operation) in appends {
         let place = places.get(&(record.producer, record.sequence));
         match (&operation.outcome, place) {
             (Outcome::Ok { value }, Some((offset, there)))
                 if offset_of(value) == Some(*offset) && there == record => {}
+            (Outcome::Ok { value }, None) if offset_of(value).is_some_and(is_unread) => {}
             (Outcome::Ok { value }, _) => {
                 verdict
                     .finding(format!("lost: {record:?} was acknowledged with {value:?}, there is {place:?}"));
@@ -138,7 +149,7 @@ pub(super) fn check_log<C, R: Debug>(
 }
 
 /// The records of the file, if every replica of each chunk tells the same.
-fn one_content(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) -> Option<Vec<(u64, Record)>> {
+fn one_content(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) -> Option<Found> {
     let layout = operations.iter().rev().find_map(|operation| match &operation.outcome {
         Outcome::Ok { value: Reply::Layout { chunk_bytes, servers } } => Some((*chunk_bytes, servers)),
         Outcome::Ok { .. } | Outcome::Fail { .. } | Outcome::Info { .. } => None,
@@ -155,7 +166,7 @@ fn one_content(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) -> 
             scans.insert((*chunk, *server), scan);
         }
     }
-    let mut found = Vec::new();
+    let mut found = Found::default();
     for (chunk, servers) in (0_u32..).zip(layout) {
         let mut first: Option<(u64, &Scan)> = None;
         for server in servers {
@@ -172,13 +183,18 @@ fn one_content(operations: &[Operation<Call, Reply>], verdict: &mut Verdict) -> 
             }
         }
         let Some((server, scan)) = first else {
-            verdict.finding(format!("nobody holds chunk {chunk}"));
+            if servers.is_empty() {
+                verdict.finding(format!("nobody holds chunk {chunk}"));
+            } else {
+                let start = u64::from(chunk).saturating_mul(chunk_bytes);
+                found.unread.push(start..start.saturating_add(chunk_bytes));
+            }
             continue;
         };
         check_scan((chunk, server), scan, chunk_bytes, verdict);
-        found.extend(scan.records.iter().copied());
+        found.records.extend(scan.records.iter().copied());
     }
-    verdict.note(format!("{} chunks, {} records in the file", layout.len(), found.len()));
+    verdict.note(format!("{} chunks, {} records in the file", layout.len(), found.records.len()));
     Some(found)
 }
 
@@ -190,9 +206,10 @@ fn check_scan((chunk, server): (u32, u64), scan: &Scan, chunk_bytes: u64, verdic
     for (at, length) in &scan.gaps {
         verdict.finding(format!("gap: {length} zeros at {at} inside chunk {chunk} of server {server}"));
     }
-    let start = u64::from(chunk) * chunk_bytes;
+    let start = u64::from(chunk).saturating_mul(chunk_bytes);
     for (offset, record) in &scan.records {
-        if *offset < start || offset + u64::from(record.length) > start + chunk_bytes {
+        let end = offset.saturating_add(record.length.into());
+        if *offset < start || end > start.saturating_add(chunk_bytes) {
             verdict.finding(format!("across chunks: {record:?} at {offset}"));
         }
     }
@@ -244,6 +261,11 @@ mod tests {
 
     /// The same with appends that were refused: producer, called at, returned at.
     fn judge_all(calls: &[Asked], refused: &[(u64, u64, u64)], files: &[&[(u64, u64)]]) -> Verdict {
+        check(&text(calls, refused, files)).unwrap()
+    }
+
+    /// The history of it.
+    fn text(calls: &[Asked], refused: &[(u64, u64, u64)], files: &[&[(u64, u64)]]) -> String {
         let record = |producer| Record { producer, sequence: 1, length: 10, crc: 7 };
         let mut events: Vec<(u64, serde_json::Value)> = Vec::new();
         let mut push = |process: u64, call: &Call, at: u64, end: u64, outcome: Outcome<Reply>| {
@@ -289,7 +311,7 @@ mod tests {
         }
         events.sort_by_key(|(at, _)| *at);
         let text: Vec<String> = events.iter().map(|(_, line)| line.to_string()).collect();
-        check(&text.join("\n")).unwrap()
+        text.join("\n")
     }
 
     fn first_word(verdict: &Verdict) -> &str {
@@ -326,6 +348,28 @@ mod tests {
         let reordered = [(1, 1, Some((5, 10))), (2, 6, Some((9, 0)))];
         let file: &[(u64, u64)] = &[(0, 2), (10, 1)];
         assert_eq!(first_word(&judge(&reordered, &[file, file])), "order");
+    }
+
+    #[test]
+    fn what_the_last_look_did_not_come_to_is_doubted_and_not_called_lost() {
+        let (good, ends) = ([(1, 1, Some((5, 0))), (2, 6, Some((9, 10)))], Some((12, 250)));
+        // Three chunks of 100 bytes; nobody has read the third, and its append is not there.
+        let layout = |third: &str| {
+            let told = format!(r#"{{"layout":{{"chunk_bytes":100,"servers":[[0],[],{third}]}}}}"#);
+            [
+                r#"{"event":"call","process":200,"at_ns":1100,"call":"layout"}"#.to_owned(),
+                format!(
+                    r#"{{"event":"return","process":200,"at_ns":1101,"outcome":{{"type":"ok","value":{told}}}}}"#
+                ),
+            ]
+            .join("\n")
+        };
+        let history = text(&[&good[..], &[(3, 10, ends)]].concat(), &[], &[&[(0, 1), (10, 2)]]);
+        let cut_short = check(&format!("{history}\n{}", layout("[0]"))).unwrap();
+        assert_eq!(cut_short.findings, ["nobody holds chunk 1"], "{cut_short:?}");
+        assert_eq!(cut_short.doubts, ["chunk 2 was not read from server 0"]);
+        let lost = check(&format!("{history}\n{}", layout("[]"))).unwrap();
+        assert!(lost.findings.iter().any(|finding| finding.starts_with("lost")), "{lost:?}");
     }
 
     #[test]

@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use super::namespace::{Op, check_load, judge};
-use super::tree::{Call, Entry, Reply};
-use crate::history::pair_up;
+use super::namespace::{Op, judge_text};
+use super::tree::{Call, Entry};
 use crate::outcome::Outcome;
-use crate::recorder;
 use crate::verdict::Verdict;
 
 /// Directories between which tokens move.
@@ -16,11 +14,13 @@ pub(crate) const SIDES: [&str; 2] = ["left", "right"];
 /// Tokens of a bank: each has its number as name, wherever it is.
 pub(crate) const TOKENS: usize = 8;
 
+/// So many moves and lists of tokens come with an audit, as certainly as it matters: clients draw one for every twelfth.
+const MOVES_WITH_AUDIT: usize = 150;
+
 /// Judges a history of a bank.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
-    let mut verdict = judge(&operations);
-    check_load(&operations, &mut verdict);
+    let mut verdict = Verdict::new();
+    let operations = judge_text(text, &mut verdict)?;
     check_books(&operations, &mut verdict);
     Ok(verdict)
 }
@@ -61,11 +61,23 @@ fn check_books(operations: &[Op], verdict: &mut Verdict) {
         }
     }
     verdict.note(format!("{audited} audits"));
+    let moves = operations.iter().filter(|operation| is_move(operation)).count();
+    if audited == 0 && moves >= MOVES_WITH_AUDIT {
+        verdict.doubt(format!("no audit was told of, and {moves} moves and lists of tokens"));
+    }
+}
+
+/// Whether an operation has moved or listed tokens of a bank that was founded.
+fn is_move(operation: &Op) -> bool {
+    let (path, _) = operation.call.paths();
+    let moves = matches!(operation.call, Call::Rename { .. } | Call::List { .. }) && path.contains("/bank/");
+    moves && matches!(operation.outcome, Outcome::Ok { .. })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::tree::Reply;
 
     /// Two lists of a snapshot with these tokens.
     fn audit(left: &[usize], right: &[usize]) -> Verdict {
@@ -91,6 +103,26 @@ mod tests {
         let mut verdict = Verdict::new();
         check_books(&[list("left", left), list("right", right)], &mut verdict);
         verdict
+    }
+
+    #[test]
+    fn a_bank_at_work_without_an_audit_is_doubted() {
+        let list = |path: &str| Op {
+            process: 0,
+            call: Call::List { path: path.to_owned(), stale: None },
+            called_at_ns: 1,
+            returned_at_ns: Some(2),
+            outcome: Outcome::Ok { value: Reply { rev: 1, entries: Vec::new() } },
+        };
+        for (path, count, good) in [
+            ("/b0/bank/left", MOVES_WITH_AUDIT, false),
+            ("/b0/bank/left", MOVES_WITH_AUDIT - 1, true),
+            ("/b0/aside/left", MOVES_WITH_AUDIT, true),
+        ] {
+            let mut verdict = Verdict::new();
+            check_books(&vec![list(path); count], &mut verdict);
+            assert_eq!(verdict.is_good(), good, "{path} {count} {verdict:?}");
+        }
     }
 
     #[test]

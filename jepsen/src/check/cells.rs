@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{count, doubt_without};
-use crate::history::{Operation, pair_up};
+use super::{History, count, count_writes, doubt_without, read};
+use crate::history::Operation;
 use crate::outcome::Outcome;
-use crate::recorder;
 use crate::verdict::Verdict;
 
 /// The value of a cell that nobody wrote.
 pub(crate) const HOLE: u64 = 0;
 /// What is in no write: a torn or damaged cell.
 pub(crate) const TORN: u64 = u64::MAX;
+
+/// Most cells of an operation and of a chunk, and where the last one may be: more is no history of ours.
+const CELLS_MAX: u64 = 1 << 26;
+const CELL_MAX: u64 = 1 << 48;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,12 +67,14 @@ type Cells = BTreeMap<u64, BTreeMap<u64, Value>>;
 
 /// Judges a history of cells.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
     let mut verdict = Verdict::new();
+    let History { operations, healed_ns } = read::<Call, Reply>(text, &mut verdict)?;
+    operations.iter().try_for_each(check_bounds)?;
     let load = operations.iter().filter(|op| matches!(op.call, Call::Write { .. } | Call::Read { .. }));
-    count(&mut verdict, load);
-    let writes = operations.iter().filter(|op| matches!(op.call, Call::Write { .. }));
-    doubt_without(&mut verdict, "write", writes);
+    count(&mut verdict, load, healed_ns);
+    let writes = || operations.iter().filter(|op| matches!(op.call, Call::Write { .. }));
+    count_writes(&mut verdict, writes());
+    doubt_without(&mut verdict, "write", writes());
     // The file is there, and nobody deletes it.
     for operation in &operations {
         if let (Call::Write { .. } | Call::Read { .. }, Outcome::Fail { reason }) =
@@ -94,6 +99,27 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     }
     verdict.note(format!("{} cells were written", cells.len()));
     Ok(verdict)
+}
+
+/// Numbers with which nothing can be reckoned are not from a client.
+fn check_bounds(operation: &Op) -> Result<()> {
+    let (first, count) = match operation.call {
+        Call::Write { first, count, .. } | Call::Read { first, count } => (first, count),
+        Call::Scan { chunk, .. } => (chunk.saturating_mul(CELLS_MAX), 0),
+        Call::Layout => (0, 0),
+    };
+    let count = match &operation.outcome {
+        Outcome::Ok { value: Reply::Cells(runs) } => {
+            runs.iter().fold(count, |sum, (cells, _)| sum.saturating_add(*cells))
+        }
+        Outcome::Ok { value: Reply::Layout { cells_per_chunk, .. } } => {
+            ensure!((1..=CELLS_MAX).contains(cells_per_chunk), "{cells_per_chunk} cells in a chunk");
+            count
+        }
+        Outcome::Ok { value: Reply::Written } | Outcome::Fail { .. } | Outcome::Info { .. } => count,
+    };
+    ensure!(count <= 2 * CELLS_MAX && first <= CELL_MAX, "too many cells: {:?}", operation.call);
+    Ok(())
 }
 
 fn note_write(operation: &Op, cells: &mut Cells) {
@@ -195,6 +221,8 @@ fn check_cell(cell: u64, values: &BTreeMap<u64, Value>, verdict: &mut Verdict) {
 struct Contents {
     per_chunk: u64,
     tags: BTreeMap<u64, u64>,
+    /// Chunks that nobody has read.
+    unread: BTreeSet<u64>,
 }
 
 /// Every replica of a chunk holds the same.
@@ -217,7 +245,7 @@ fn check_replicas(operations: &[Op], verdict: &mut Verdict) -> Option<Contents> 
             scans.insert((*chunk, *server), (first, runs));
         }
     }
-    let mut tags = BTreeMap::new();
+    let (mut tags, mut unread) = (BTreeMap::new(), BTreeSet::new());
     for (chunk, servers) in (0_u64..).zip(layout) {
         let mut first: Option<&Runs> = None;
         for server in servers {
@@ -234,11 +262,13 @@ fn check_replicas(operations: &[Op], verdict: &mut Verdict) -> Option<Contents> 
                 cell += count;
             }
         }
-        if first.is_none() {
+        if servers.is_empty() {
             verdict.finding(format!("nobody holds chunk {chunk}"));
+        } else if first.is_none() {
+            unread.insert(chunk);
         }
     }
-    Some(Contents { per_chunk, tags })
+    Some(Contents { per_chunk, tags, unread })
 }
 
 /// A write is whole within a chunk: what two writes left over of one another has one order of the writes.
@@ -259,6 +289,9 @@ fn check_whole(operations: &[Op], contents: &Contents, verdict: &mut Verdict) {
             }
         }
         for (chunk, (there, others)) in over {
+            if contents.unread.contains(&chunk) {
+                continue;
+            }
             if written || there {
                 later.insert((chunk, tag), others);
             }
@@ -342,6 +375,49 @@ mod tests {
             ("torn", &[write(1, 2, 5), read(3, 4, TORN)]),
         ] {
             assert_eq!(first_word(&judge(operations, &all_5)), word, "{operations:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_last_look_did_not_come_to_is_doubted_and_not_called_parted() {
+        let event = |kind: &str, at: u64, rest: &str| {
+            format!(r#"{{"event":"{kind}","process":{at},"at_ns":{at},{rest}}}"#)
+        };
+        let returned = |process: u64, value: &str| {
+            let at = process + 1;
+            format!(
+                r#"{{"event":"return","process":{process},"at_ns":{at},"outcome":{{"type":"ok","value":{value}}}}}"#
+            )
+        };
+        let history = |servers: &str, tags: &str| {
+            [
+                event("call", 1, r#""call":{"write":{"tag":5,"first":0,"count":4}}"#),
+                returned(1, r#""written""#),
+                event("call", 3, r#""call":"layout""#),
+                returned(3, &format!(r#"{{"layout":{{"cells_per_chunk":2,"servers":{servers}}}}}"#)),
+                event("call", 5, r#""call":{"scan":{"chunk":0,"server":0}}"#),
+                returned(5, &format!(r#"{{"cells":{tags}}}"#)),
+            ]
+            .join("\n")
+        };
+        let verdict = |servers, tags| check(&history(servers, tags)).unwrap();
+        let cut_short = verdict("[[0],[0]]", "[[2,5]]");
+        assert_eq!((cut_short.findings.len(), cut_short.doubts.len()), (0, 1), "{cut_short:?}");
+        let nobody = verdict("[[0],[]]", "[[2,5]]");
+        assert_eq!(nobody.findings[0], "nobody holds chunk 1");
+        let read = verdict("[[0],[0]]", "[[1,5],[1,0]]");
+        assert!(read.findings.iter().any(|finding| finding.starts_with("parted: in chunk 0")), "{read:?}");
+        // Nobody can have done so much.
+        for (from, to) in [
+            ("\"cells_per_chunk\":2", "\"cells_per_chunk\":0"),
+            ("\"first\":0,\"count\":4", "\"first\":18446744073709551615,\"count\":4"),
+            ("\"count\":4", "\"count\":1152921504606846976"),
+            ("\"chunk\":0", "\"chunk\":9223372036854775808"),
+            ("[[2,5]]", "[[18446744073709551615,5],[3,5]]"),
+        ] {
+            let text = history("[[0]]", "[[2,5]]");
+            assert!(text.contains(from), "{from}");
+            assert!(check(&text.replace(from, to)).is_err(), "{to}");
         }
     }
 

@@ -81,8 +81,12 @@ impl Findings<'_> {
     }
 }
 
-/// Judges the logs of all chunkservers, by name.
-pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verdict: &mut Verdict) {
+/// Judges the logs of all chunkservers, by name; `wrote` if clients were told of writes, which some of them has traced then.
+pub(crate) fn check<'a>(
+    logs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    wrote: bool,
+    verdict: &mut Verdict,
+) {
     let mut chunks = Chunks::new();
     let mut findings = Findings { verdict, told: BTreeMap::new() };
     let mut names = Vec::new();
@@ -90,7 +94,7 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
         read_log(names.len(), name, text, &mut chunks, &mut findings);
         names.push(name);
     }
-    let (mut reigns, mut acknowledged) = (0, 0);
+    let (mut reigns, mut acknowledged, mut unknown) = (0, 0, 0);
     for (handle, versions) in &chunks {
         for (number, version) in versions {
             reigns += version.primaries.len();
@@ -100,6 +104,7 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
                     version.primaries.keys().filter_map(|(log, _)| names.get(*log).copied()).collect();
                 findings.add("two primaries", || format!("version {number} of chunk {handle} has {who:?}"));
             }
+            unknown += usize::from(version.members == 0 && !version.acknowledged.is_empty());
             check_members(*handle, *number, version, &mut findings);
         }
         check_reigns(*handle, versions, &mut findings);
@@ -107,6 +112,13 @@ pub(crate) fn check<'a>(logs: impl IntoIterator<Item = (&'a str, &'a str)>, verd
     let count = chunks.len();
     let note = format!("leases: {reigns} reigns over {count} chunks, {acknowledged} mutations acknowledged");
     findings.verdict.note(note);
+    if wrote && acknowledged == 0 {
+        findings.verdict.doubt("leases: clients were told of writes, and no chunkserver has traced one");
+    }
+    // A kill takes the line of one server at most: who stored it on others said so there.
+    if unknown > 0 {
+        findings.verdict.doubt(format!("leases: of {unknown} versions nobody said who is a member"));
+    }
 }
 
 /// What is known of a chunk on one server.
@@ -260,7 +272,7 @@ mod tests {
             })
             .collect();
         let mut verdict = Verdict::new();
-        check(texts.iter().map(|text| ("s", text.as_str())), &mut verdict);
+        check(texts.iter().map(|text| ("s", text.as_str())), false, &mut verdict);
         verdict
     }
     fn first(verdict: &Verdict) -> &str {
@@ -291,7 +303,16 @@ mod tests {
     #[test]
     fn lines_that_can_not_be_read_prove_nothing() {
         let mut verdict = Verdict::new();
-        check([("s", "2026 TRACE gfs::lease: took part chunk=7 at_ns=1")], &mut verdict);
+        check([("s", "2026 TRACE gfs::lease: took part chunk=7 at_ns=1")], false, &mut verdict);
+        assert_eq!((verdict.is_good(), verdict.findings.len()), (false, 0), "{verdict:?}");
+        // Nor do lines that are not there, if somebody wrote.
+        for (wrote, good) in [(false, true), (true, false)] {
+            let mut verdict = Verdict::new();
+            check([("s", "2026 INFO gfs_chunkserver: chunkserver started")], wrote, &mut verdict);
+            assert_eq!(verdict.is_good(), good, "{verdict:?}");
+        }
+        // Without its members nobody knows whether an acknowledgement came too early.
+        let verdict = judge(&["primary 1 2, applied 1 1 3, acknowledged 1 1 4"]);
         assert_eq!((verdict.is_good(), verdict.findings.len()), (false, 0), "{verdict:?}");
     }
 

@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::tree::{Call, Reply, Tree};
-use super::{count, doubt_without, second};
-use crate::history::{Operation, pair_up};
+use super::{History, count, doubt_without, read, second};
+use crate::history::Operation;
 use crate::outcome::Outcome;
-use crate::recorder;
 use crate::verdict::Verdict;
 
 /// An operation and what its client knows.
@@ -41,24 +40,29 @@ struct Refusal<'a> {
 
 /// Judges a history of namespace operations.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
-    let mut verdict = judge(&operations);
-    check_load(&operations, &mut verdict);
+    let mut verdict = Verdict::new();
+    judge_text(text, &mut verdict)?;
     Ok(verdict)
 }
 
+/// Judges a history of namespace operations; what was done in it.
+pub(super) fn judge_text(text: &str, verdict: &mut Verdict) -> Result<Vec<Op>> {
+    let History { operations, healed_ns } = read::<Call, Reply>(text, verdict)?;
+    count(verdict, &operations, healed_ns);
+    judge(&operations, verdict);
+    check_load(&operations, verdict);
+    Ok(operations)
+}
+
 /// A namespace that nobody could change proves nothing, however often it was read.
-pub(super) fn check_load(operations: &[Op], verdict: &mut Verdict) {
+fn check_load(operations: &[Op], verdict: &mut Verdict) {
     doubt_without(verdict, "change", operations.iter().filter(|op| op.call.changes()));
 }
 
 /// Judges namespace operations.
-pub(crate) fn judge(operations: &[Op]) -> Verdict {
-    let mut verdict = Verdict::new();
-    count(&mut verdict, operations);
-    replay_all(operations, &mut verdict);
-    second::opinion(operations, &mut verdict);
-    verdict
+fn judge(operations: &[Op], verdict: &mut Verdict) {
+    replay_all(operations, verdict);
+    second::opinion(operations, verdict);
 }
 
 /// The main check.
@@ -127,7 +131,11 @@ impl Told {
         // A lookup that may be old says nothing about what was seen before it.
         let bounds = decided.iter().filter(|one| one.operation.call.stale().is_none());
         let mut oldest: Vec<_> = bounds
-            .map(|one| (one.operation.called_at_ns, one.rev - u64::from(one.operation.call.changes())))
+            // A change at index 0 is a finding, and no reason to stop.
+            .map(|one| {
+                let changes = u64::from(one.operation.call.changes());
+                (one.operation.called_at_ns, one.rev.saturating_sub(changes))
+            })
             .collect();
         oldest.sort_unstable();
         let mut lowest = u64::MAX;
@@ -215,16 +223,22 @@ struct Replay<'a, 'v> {
 
 impl<'a> Replay<'a, '_> {
     fn run(mut self, decided: &[Decided<'a>], refusals: Vec<Refusal<'a>>) {
-        let (old, new): (Vec<_>, Vec<_>) =
+        let (mut old, new): (Vec<_>, Vec<_>) =
             refusals.into_iter().partition(|refusal| refusal.operation.call.stale().is_some());
         let mut waiting = new.into_iter().peekable();
-        // Those that may be old come in no order, and put no order on others.
-        let (mut open, mut open_old) = (Vec::new(), old);
+        // Those that may be old come in no order, and put no order on others: nothing is to be said of one before this.
+        let first_word = |refusal: &Refusal<'_>| refusal.from.min(refusal.to);
+        old.sort_by_key(first_word);
+        let mut waiting_old = old.into_iter().peekable();
+        let (mut open, mut open_old) = (Vec::new(), Vec::new());
         for next in 0..=decided.len() {
             // This state lasts until the next change, or until a lookup that needs a change of unknown outcome.
             let following = decided.get(next);
             let until = following.map_or(END, |one| one.rev);
             open.extend(std::iter::from_fn(|| waiting.next_if(|refusal| refusal.from < until)));
+            open_old.extend(std::iter::from_fn(|| {
+                waiting_old.next_if(|refusal| first_word(refusal) < until || until == END)
+            }));
             self.explain(&mut open, until);
             self.explain_old(&mut open_old, until);
             let Some(one) = following else { break };
@@ -348,13 +362,17 @@ mod tests {
         }
         events.sort_by_key(|(at, _)| *at);
         let lines: Vec<String> = events.iter().map(|(_, line)| line.to_string()).collect();
-        super::judge(&pair_up(recorder::read(&lines.join("\n")).unwrap()).unwrap())
+        let mut verdict = Verdict::new();
+        let History { operations, healed_ns } = read(&lines.join("\n"), &mut verdict).unwrap();
+        count(&mut verdict, &operations, healed_ns);
+        super::judge(&operations, &mut verdict);
+        verdict
     }
 
     /// Of a lookup that need not be the newest: milliseconds and the floor.
     fn stale(words: Option<&[&str]>) -> Option<Stale> {
         let [bound, floor] = words? else { return None };
-        Some(Stale { bound_ms: bound.parse().unwrap(), floor: floor.parse().unwrap() })
+        Some(Stale { bound_ms: bound.parse().unwrap(), floor: floor.parse().unwrap(), shadow: None })
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! Judges snapshots of a file that is appended to (GFS §3.4): each is the file at one moment between its call and its
 //! return, and the file itself keeps every promise of record appends, though copies on write go on under it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::append::{Record, check_log};
-use super::count;
-use crate::history::{Operation, pair_up};
+use super::append::{Found, Record, check_log};
+use super::{History, count, count_writes, read};
+use crate::history::Operation;
 use crate::outcome::Outcome;
-use crate::recorder;
 use crate::verdict::Verdict;
 
 /// What is asked.
@@ -42,10 +41,13 @@ type Op = Operation<Call, Reply>;
 
 /// Judges a history of snapshots.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let operations = pair_up(recorder::read::<Call, Reply>(text)?)?;
     let mut verdict = Verdict::new();
-    count(&mut verdict, operations.iter().filter(|op| !matches!(op.call, Call::Content { .. })));
+    let History { operations, healed_ns } = read::<Call, Reply>(text, &mut verdict)?;
+    count(&mut verdict, operations.iter().filter(|op| !matches!(op.call, Call::Content { .. })), healed_ns);
+    count_writes(&mut verdict, operations.iter().filter(|op| matches!(op.call, Call::Append(_))));
     let mut contents: BTreeMap<Option<u64>, BTreeMap<u64, Record>> = BTreeMap::new();
+    // Of what is there and could not be read nothing is known.
+    let mut unread = BTreeSet::new();
     for operation in &operations {
         let Call::Content { copy } = &operation.call else { continue };
         let whose = copy.map_or("the file".to_owned(), |copy| format!("copy {copy}"));
@@ -55,12 +57,14 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                     verdict.finding(format!("damage: {whose} at {at}"));
                 }
                 if contents.insert(*copy, records.iter().copied().collect()).is_none() && copy.is_none() {
-                    check_log(&appends(&operations), offset_of, records, &mut verdict);
+                    let found = Found { records: records.clone(), unread: Vec::new() };
+                    check_log(&appends(&operations), offset_of, &found, &mut verdict);
                 }
             }
             Outcome::Fail { reason } => verdict.finding(format!("lost: {whose} can't be read: {reason}")),
             Outcome::Ok { .. } | Outcome::Info { .. } => {
                 verdict.doubt(format!("{whose} could not be read: {:?}", operation.outcome));
+                unread.extend(*copy);
             }
         }
     }
@@ -77,6 +81,7 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
                 longest = longest.max(content.len());
                 check_copy((copy, operation), content, last, &operations, &mut verdict);
             }
+            (Outcome::Ok { .. }, None) if unread.contains(&copy) => {}
             (Outcome::Ok { .. }, None) => {
                 verdict.finding(format!("lost: copy {copy} was made, and was not there at the end"));
             }
@@ -128,6 +133,7 @@ fn check_copy(
             beginning.len()
         ));
     }
+    let there: BTreeSet<_> = content.values().map(|record| (record.producer, record.sequence)).collect();
     for operation in operations {
         let Call::Append(record) = operation.call else { continue };
         if let Outcome::Ok { value: Reply::At(at) } = operation.outcome
@@ -138,8 +144,7 @@ fn check_copy(
                 .finding(format!("lost: {record:?} at {at} was acknowledged before copy {copy} was begun"));
         }
         let later = snapshot.returned_at_ns.is_some_and(|returned| operation.called_at_ns > returned);
-        let same = |other: &&Record| (other.producer, other.sequence) == (record.producer, record.sequence);
-        if later && content.values().any(|other| same(&other)) {
+        if later && there.contains(&(record.producer, record.sequence)) {
             verdict.finding(format!("future: {record:?} was begun after copy {copy} was made"));
         }
     }
@@ -240,6 +245,20 @@ mod tests {
         }
         let never = judge_with(&appends, unknown(), None, content(&[1]));
         assert_eq!((never.validity, never.findings.len()), (Validity::Unknown, 0), "{never:?}");
+    }
+
+    #[test]
+    fn a_copy_that_could_not_be_read_is_doubted_and_not_called_lost() {
+        let text = [
+            r#"{"event":"call","process":1,"at_ns":1,"call":{"snapshot":{"copy":1}}}"#,
+            r#"{"event":"return","process":1,"at_ns":2,"outcome":{"type":"ok","value":"made"}}"#,
+            r#"{"event":"call","process":2,"at_ns":3,"call":{"content":{"copy":1}}}"#,
+            r#"{"event":"return","process":2,"at_ns":4,"outcome":{"type":"info","reason":"?"}}"#,
+            r#"{"event":"call","process":3,"at_ns":5,"call":{"content":{"copy":null}}}"#,
+            r#"{"event":"return","process":3,"at_ns":6,"outcome":{"type":"ok","value":{"content":{"records":[],"damage":[]}}}}"#,
+        ];
+        let verdict = check(&text.join("\n")).unwrap();
+        assert_eq!((verdict.validity, verdict.findings.len()), (Validity::Unknown, 0), "{verdict:?}");
     }
 
     #[test]

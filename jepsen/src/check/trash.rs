@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::count;
-use crate::history::{Event, Operation, pair_up};
+use super::{History, TORN, count, count_writes, doubt_without, pair};
+use crate::history::{Event, Operation};
 use crate::outcome::Outcome;
 use crate::recorder;
 use crate::verdict::Verdict;
@@ -77,17 +77,17 @@ impl Deleted {
 
 /// Judges a history of files that come and go.
 pub(crate) fn check(text: &str) -> Result<Verdict> {
-    let events = recorder::read::<Call, Reply>(text)?;
-    // Dates are on the masters' wall clocks.
-    let clocks_until_ns = events.iter().find_map(|event| match event {
-        Event::Nemesis { at_ns, what } if what.contains("of master") && what.contains("clock") => {
-            Some(*at_ns)
-        }
-        Event::Nemesis { .. } | Event::Call { .. } | Event::Return { .. } => None,
-    });
-    let operations = pair_up(events)?;
     let mut verdict = Verdict::new();
-    count(&mut verdict, &operations);
+    if recorder::is_torn(text) {
+        verdict.doubt(TORN);
+    }
+    let events = recorder::read::<Call, Reply>(text)?;
+    let clocks_until_ns = clocks_until(&events);
+    let History { operations, healed_ns } = pair(events)?;
+    count(&mut verdict, &operations, healed_ns);
+    let puts = || operations.iter().filter(|operation| matches!(operation.call, Call::Put { .. }));
+    count_writes(&mut verdict, puts());
+    doubt_without(&mut verdict, "file", puts());
     let mut known: BTreeMap<&str, Known> = BTreeMap::new();
     let mut listed = false;
     let (mut restored, mut refused) = (0_u64, 0_u64);
@@ -144,6 +144,16 @@ pub(crate) fn check(text: &str) -> Result<Verdict> {
     }
     verdict.note(format!("{live} files at the end, {restored} were restored, {refused} had gone before"));
     Ok(verdict)
+}
+
+/// When the clock of a master was first put off: dates are on the masters' wall clocks.
+fn clocks_until(events: &[Event<Call, Reply>]) -> Option<u64> {
+    events.iter().find_map(|event| match event {
+        Event::Nemesis { at_ns, what } if what.contains("of master") && what.contains("clock") => {
+            Some(*at_ns)
+        }
+        Event::Nemesis { .. } | Event::Call { .. } | Event::Return { .. } => None,
+    })
 }
 
 /// Nothing is in the way of a file: it has a name of its own.
@@ -295,7 +305,7 @@ mod tests {
     fn files_that_come_and_go_are_good() {
         for script in [
             "put a 1 -> ok, copy a b -> ok, remove a -> ok, read a -> no, read b -> 1, names x -> b",
-            "put a 1 -> ?, read a -> 1, read a -> no, names x -> a",
+            "put a 1 -> ?, read a -> 1, read a -> no, put c 3 -> ok, names x -> a c",
             "put a 1 -> ok, remove a -> ?, read a -> 1, read a -> no, remove a -> no, names x -> c",
             "put a 1 -> ok, copy a b -> ?, read b -> no, read b -> 1, names x -> a b",
             "put a 1 -> ok, remove a -> ok, read a -> no, undelete a -> ok, read a -> 1, names x -> a",
@@ -308,6 +318,14 @@ mod tests {
         ] {
             let verdict = judge(script);
             assert!(verdict.is_good(), "{script} {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn where_no_file_could_be_made_nothing_is_proved() {
+        for script in ["names x -> ", "put a 1 -> ?, read a -> no, names x -> "] {
+            let verdict = judge(script);
+            assert_eq!((verdict.validity, verdict.findings.len()), (Validity::Unknown, 0), "{verdict:?}");
         }
     }
 

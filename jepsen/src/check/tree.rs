@@ -58,6 +58,9 @@ pub(crate) struct Stale {
     pub(crate) bound_ms: u64,
     /// The newest index that this session has seen.
     pub(crate) floor: u64,
+    /// The number of the shadow that was asked, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shadow: Option<u32>,
 }
 
 impl Call {
@@ -162,11 +165,14 @@ impl Tree {
             .map(move |(name, (id, directory))| (&name[start..], *id, *directory))
     }
 
-    fn add(&mut self, path: &str, id: u64, directory: bool) -> Result<(), Refused> {
+    /// Whether there is room for something at a path.
+    fn can_add(&self, path: &str) -> Result<(), Refused> {
         let (_, is_directory) = self.find(Self::parent(path))?;
-        if !is_directory || self.0.contains_key(path) {
-            return Err(Refused);
-        }
+        if is_directory && !self.0.contains_key(path) { Ok(()) } else { Err(Refused) }
+    }
+
+    fn add(&mut self, path: &str, id: u64, directory: bool) -> Result<(), Refused> {
+        self.can_add(path)?;
         self.0.insert(path.to_owned(), (id, directory));
         Ok(())
     }
@@ -177,7 +183,7 @@ impl Tree {
         paths.into_iter().filter_map(|path| self.0.remove_entry(&path)).collect()
     }
 
-    fn rename(&mut self, source: &str, target: &str, replace: bool) -> Result<(), Refused> {
+    fn can_rename(&self, source: &str, target: &str, replace: bool) -> Result<(), Refused> {
         let (_, source_directory) = self.find(source)?;
         let (_, parent_directory) = self.find(Self::parent(target))?;
         // As rename(2): to itself is nothing, below itself is refused.
@@ -185,14 +191,19 @@ impl Tree {
             return Ok(());
         }
         let inside = target.strip_prefix(source).is_some_and(|rest| rest.starts_with('/'));
-        if !parent_directory || inside {
-            return Err(Refused);
+        // A file makes way for a file, an empty directory for a directory.
+        let in_the_way = self.0.get(target).is_some_and(|(_, target_directory)| {
+            !replace || *target_directory != source_directory || self.below(target).next().is_some()
+        });
+        if !parent_directory || inside || in_the_way { Err(Refused) } else { Ok(()) }
+    }
+
+    fn rename(&mut self, source: &str, target: &str, replace: bool) -> Result<(), Refused> {
+        self.can_rename(source, target, replace)?;
+        if source == target {
+            return Ok(());
         }
-        if let Some((_, target_directory)) = self.0.get(target) {
-            // A file makes way for a file, an empty directory for a directory.
-            if !replace || *target_directory != source_directory || self.below(target).next().is_some() {
-                return Err(Refused);
-            }
+        if self.0.contains_key(target) {
             self.bury(target);
         }
         for (path, entry) in self.take(source) {
@@ -213,11 +224,14 @@ impl Tree {
         Ok(())
     }
 
-    fn delete(&mut self, path: &str, recursive: bool) -> Result<(), Refused> {
+    fn can_delete(&self, path: &str, recursive: bool) -> Result<(), Refused> {
         let (_, directory) = self.find(path)?;
-        if path == "/" || (directory && !recursive && self.below(path).next().is_some()) {
-            return Err(Refused);
-        }
+        let is_full = directory && !recursive && self.below(path).next().is_some();
+        if path == "/" || is_full { Err(Refused) } else { Ok(()) }
+    }
+
+    fn delete(&mut self, path: &str, recursive: bool) -> Result<(), Refused> {
+        self.can_delete(path, recursive)?;
         self.bury(path);
         Ok(())
     }
@@ -232,8 +246,14 @@ impl Tree {
         }
     }
 
-    fn undelete(&mut self, id: u64, target: &str, told: Option<&Entry>) -> Result<(), Refused> {
+    /// Whether what has this id in the trash is a directory.
+    fn trashed(&self, id: u64) -> Result<bool, Refused> {
         let (_, directory) = *self.1.0.get(&id).and_then(|paths| paths.get("")).ok_or(Refused)?;
+        Ok(directory)
+    }
+
+    fn undelete(&mut self, id: u64, target: &str, told: Option<&Entry>) -> Result<(), Refused> {
+        let directory = self.trashed(id)?;
         if told.is_some_and(|told| told.id != id || told.directory != directory) {
             return Err(Refused);
         }
@@ -313,12 +333,20 @@ impl Tree {
         }
     }
 
-    /// Whether an operation would be refused.
+    /// Whether an operation would be refused. Asked of every refusal in many states: nothing is copied for it.
     pub(crate) fn refuses(&self, call: &Call) -> bool {
-        if matches!(call, Call::Undelete { expires: true, .. }) {
-            return true;
-        }
-        if call.changes() { self.clone().apply(call, None).is_err() } else { self.look(call, None).is_err() }
+        let possible = match call {
+            Call::Undelete { expires: true, .. } => Err(Refused),
+            Call::Mkdir { path } | Call::Create { path } => self.can_add(path),
+            Call::Delete { path, recursive } => self.can_delete(path, *recursive),
+            Call::Rename { source, target, replace } => self.can_rename(source, target, *replace),
+            Call::Snapshot { source, target } => self.find(source).and_then(|_| self.can_add(target)),
+            Call::Undelete { id, target, expires: false, .. } => {
+                self.trashed(*id).and_then(|_| self.can_add(target))
+            }
+            Call::Stat { .. } | Call::List { .. } => self.look(call, None).map(drop),
+        };
+        possible.is_err()
     }
 }
 
@@ -334,5 +362,55 @@ impl Tree {
         }
         let children = self.children(path);
         Some(children.map(|(name, id, directory)| Entry { name: name.to_owned(), id, directory }).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::seq::IndexedRandom;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn path(dice: &mut StdRng) -> String {
+        if dice.random_range(0..30) == 0 {
+            return "/".to_owned();
+        }
+        let depth = dice.random_range(1..=3);
+        (0..depth).map(|_| ["/a", "/b", "/ab"].choose(dice).copied().unwrap()).collect()
+    }
+
+    fn draw(dice: &mut StdRng) -> Call {
+        let (path, target) = (path(dice), path(dice));
+        match dice.random_range(0..8) {
+            0..2 => Call::Mkdir { path },
+            2 => Call::Create { path },
+            3 => Call::Delete { path, recursive: dice.random() },
+            4 | 5 => Call::Rename { source: path, target, replace: dice.random() },
+            6 => Call::Snapshot { source: path, target },
+            _ => Call::Undelete { id: dice.random_range(1..40), source: path, target, expires: false },
+        }
+    }
+
+    #[test]
+    fn what_would_be_refused_is_what_is() {
+        let (mut dice, mut refused) = (StdRng::seed_from_u64(1), 0);
+        for _ in 0..200 {
+            let mut tree = Tree::default();
+            for id in 1..100 {
+                let call = draw(&mut dice);
+                let directory = matches!(call, Call::Mkdir { .. });
+                let would = tree.refuses(&call);
+                let is = tree.clone().apply(&call, None).is_err();
+                assert_eq!(would, is, "{call:?} in {tree:?}");
+                refused += u32::from(is);
+                // With the id that what is made has, so that it can come back.
+                let reply = Reply { rev: 1, entries: vec![Entry { name: String::new(), id, directory }] };
+                let told = matches!(call, Call::Mkdir { .. } | Call::Create { .. }).then_some(&reply);
+                tree.apply(&call, told).ok();
+            }
+        }
+        assert!((5_000..18_000).contains(&refused), "{refused} of 19800");
     }
 }

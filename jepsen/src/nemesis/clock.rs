@@ -57,6 +57,7 @@ impl Ring<'_> {
         let skew = Skew { wall_ms, ..self.skew(name)? };
         self.set_clock(name, skew)?;
         self.count("clock-jumps", 1);
+        self.struck();
         Ok(())
     }
 
@@ -93,6 +94,7 @@ impl Ring<'_> {
         let skew = Skew { rate_ppm, ..self.skew(name)? };
         self.set_clock(name, skew)?;
         self.count("clock-rates", 1);
+        self.struck();
         Ok(())
     }
 

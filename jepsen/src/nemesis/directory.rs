@@ -27,9 +27,12 @@ impl Ring<'_> {
         self.recorder.nemesis(&format!("kill -9 {name}, and {what} in its directory is lost"))?;
         self.cluster.kill(&name)?;
         self.cluster.empty_data(&name, identity_stays)?;
+        self.struck();
         self.wait(AWAY_MS).await;
         if identity_stays {
             self.cluster.restart(&name)?;
+            // Also if nobody is left to wait for it: the run may be over before.
+            self.cluster.excuse(&name)?;
             let (code, log) = self.cluster.wait_for_end(&name).await?;
             ensure!(
                 code.is_some_and(|code| code != 0) && log.contains(REFUSAL),
@@ -65,6 +68,7 @@ impl Ring<'_> {
             self.cluster.kill(one)?;
             self.cluster.kill(other)?;
             self.cluster.swap_data(one, other)?;
+            self.struck();
             self.cluster.restart(one)?;
             self.cluster.restart(other)?;
             self.cluster.wait_until_up().await?;

@@ -29,6 +29,7 @@ impl Ring<'_> {
         }
         self.recorder.nemesis("power cut of everything")?;
         self.cluster.cut_power()?;
+        self.struck();
         self.wait(0..1000).await;
         self.recorder.nemesis("start everything")?;
         self.cluster.restart_all()
@@ -39,6 +40,7 @@ impl Ring<'_> {
         let name = self.any_server()?;
         self.recorder.nemesis(&format!("power cut of {name}"))?;
         self.cluster.cut_power_of(&name)?;
+        self.struck();
         self.wait(AWAY_MS).await;
         self.recorder.nemesis(&format!("start {name}"))?;
         self.cluster.restart(&name)
@@ -49,6 +51,7 @@ impl Ring<'_> {
         let name = self.any_server()?;
         self.recorder.nemesis(&format!("disk of {name} is dead"))?;
         self.cluster.kill_disk(&name)?;
+        self.struck();
         self.wait(AWAY_MS).await;
         self.recorder.nemesis(&format!("another start of {name}, on its disk as it was"))?;
         self.cluster.cut_power_of(&name)?;
@@ -61,6 +64,7 @@ impl Ring<'_> {
         let left_bytes = if self.dice.random() { 0 } else { 256 << 20 };
         self.recorder.nemesis(&format!("disk of {name} is full but for {left_bytes} bytes"))?;
         self.cluster.fill_disk(&name, left_bytes)?;
+        self.struck();
         self.wait(AWAY_MS).await;
         self.recorder.nemesis(&format!("disk of {name} has room"))?;
         self.cluster.empty_disk(&name)
@@ -73,6 +77,7 @@ impl Ring<'_> {
         self.recorder.nemesis(&format!("each sync of {name} takes {millis} ms"))?;
         let points: String = SYNCS.iter().map(|point| format!("{point}=sleep({millis});")).collect();
         self.inside.as_ref().context(super::NO_INSIDE)?.arm(&name, &points)?;
+        self.struck();
         self.wait(SLOW_MS).await;
         self.recorder.nemesis(&format!("syncs of {name} are quick"))?;
         self.inside.as_ref().context(super::NO_INSIDE)?.arm(&name, "")

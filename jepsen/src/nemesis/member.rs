@@ -20,6 +20,10 @@ impl Ring<'_> {
         }
         let name = self.cluster.join(role)?;
         self.recorder.nemesis(&format!("{name} joins"))?;
+        // Of a replacement this is not yet half.
+        if role != Role::Chunkserver {
+            self.struck();
+        }
         self.cluster.wait_until_up().await?;
         self.count("joins", 1);
         self.recorder.nemesis(&format!("{name} takes part"))
@@ -36,6 +40,7 @@ impl Ring<'_> {
         self.recorder.nemesis(&format!("{name} leaves for good"))?;
         self.cluster.retire(&name)?;
         self.count("leaves", 1);
+        self.struck();
         self.whole().await
     }
 }

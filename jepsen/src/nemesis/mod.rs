@@ -3,6 +3,7 @@
 //! A family of faults is a file beside this one: more functions of [`Ring`].
 
 mod clock;
+mod deeds;
 mod directory;
 mod disk;
 mod member;
@@ -10,7 +11,6 @@ mod net;
 mod process;
 mod rot;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::hosts::Network;
 use crate::inside::Inside;
 use crate::recorder::Recorder;
 
+pub(crate) use deeds::Deeds;
 pub(crate) use rot::{Corruption, Fate, chunk_file};
 
 /// A kind of fault.
@@ -157,8 +158,7 @@ pub(crate) struct Ring<'a> {
     /// What servers look for their faults in, if they have any in them.
     pub(crate) inside: Option<Inside>,
     pub(crate) dice: StdRng,
-    /// How often what was done, for the verdict.
-    pub(crate) counts: BTreeMap<String, u64>,
+    pub(crate) deeds: Deeds,
     /// What has rotted.
     pub(crate) corruptions: Vec<Corruption>,
     /// A server whose directory can't be started on as it is.
@@ -175,9 +175,23 @@ impl Ring<'_> {
             };
             // The report and the load know by these lines when a fault was at work.
             self.recorder.nemesis(&format!("begin {}", fault.name))?;
-            self.count(&format!("faults.{}", fault.name), 1);
+            self.deeds.begin(fault.name);
             (fault.strike)(self).await.with_context(|| format!("fault {}", fault.name))?;
+            self.rest()?;
             self.recorder.nemesis(&format!("end {}", fault.name))?;
+        }
+    }
+
+    /// The fault at work has done what it is there for.
+    fn struck(&mut self) {
+        self.deeds.strike();
+    }
+
+    /// No fault is at work any more; one that had begun and did not strike is told.
+    fn rest(&mut self) -> Result<()> {
+        match self.deeds.end() {
+            Some(idle) => self.recorder.nemesis(&format!("{idle} began and did not strike")),
+            None => Ok(()),
         }
     }
 
@@ -187,7 +201,7 @@ impl Ring<'_> {
     }
 
     fn count(&mut self, what: &str, times: u64) {
-        *self.counts.entry(what.to_owned()).or_default() += times;
+        self.deeds.count(what, times);
     }
 
     /// Waits until every server takes part and every chunk has its replicas.
@@ -210,6 +224,7 @@ impl Ring<'_> {
     /// Mends whatever a fault has left: one line a family, processes last.
     pub(crate) fn heal(&mut self) -> Result<()> {
         self.recorder.nemesis("heal")?;
+        self.rest()?;
         if let Some(network) = &self.network {
             network.clear();
         }

@@ -95,6 +95,9 @@ impl Ring<'_> {
         for (from, to) in &cables {
             network.set(from, to, weather)?;
         }
+        if !cables.is_empty() {
+            self.struck();
+        }
         self.wait(BAD_MS).await;
         network.clear();
         self.recorder.nemesis(&format!("{what} ends"))
@@ -198,6 +201,7 @@ impl Ring<'_> {
             for (from, to) in &cables {
                 network.set(from, to, CUT)?;
             }
+            self.struck();
             self.wait(FLAP_MS).await;
             network.clear();
             self.recorder.nemesis(&format!("flap: {name} is back"))?;

@@ -31,6 +31,7 @@ impl Ring<'_> {
     async fn kill_named(&mut self, name: &str) -> Result<()> {
         self.recorder.nemesis(&format!("kill -9 {name}"))?;
         self.cluster.kill(name)?;
+        self.struck();
         self.wait(AWAY_MS).await;
         self.recorder.nemesis(&format!("start {name}"))?;
         self.cluster.restart(name)
@@ -49,6 +50,7 @@ impl Ring<'_> {
     async fn pause_named(&mut self, name: &str) -> Result<()> {
         self.recorder.nemesis(&format!("pause {name}"))?;
         self.cluster.pause(name)?;
+        self.struck();
         self.wait(PAUSE_MS).await;
         self.recorder.nemesis(&format!("resume {name}"))?;
         self.cluster.resume(name)
@@ -61,6 +63,7 @@ impl Ring<'_> {
         for name in names {
             self.recorder.nemesis(&format!("rolling: kill -9 {name} and start"))?;
             self.cluster.kill(&name)?;
+            self.struck();
             self.cluster.restart(&name)?;
             self.cluster.wait_until_up().await?;
         }
@@ -73,6 +76,7 @@ impl Ring<'_> {
         for _ in 0..STORM_RESTARTS {
             self.recorder.nemesis(&format!("storm: kill -9 {name}"))?;
             self.cluster.kill(&name)?;
+            self.struck();
             self.wait(0..200).await;
             self.recorder.nemesis(&format!("storm: start {name}"))?;
             self.cluster.restart(&name)?;
@@ -91,6 +95,7 @@ impl Ring<'_> {
             self.cluster.restart(&name)?;
             self.wait(STARTING_MS).await;
             self.cluster.kill(&name)?;
+            self.struck();
         }
         self.recorder.nemesis(&format!("startup: start {name}"))?;
         self.cluster.restart(&name)
@@ -105,6 +110,7 @@ impl Ring<'_> {
     pub(super) async fn restart_everything(&mut self) -> Result<()> {
         self.recorder.nemesis("kill -9 everything")?;
         self.cluster.kill_all()?;
+        self.struck();
         self.wait(0..1000).await;
         self.recorder.nemesis("start everything")?;
         self.cluster.restart_all()

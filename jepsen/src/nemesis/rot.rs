@@ -170,6 +170,7 @@ impl Ring<'_> {
             if let Some(corruption) = Corruption::inflict(self.cluster, &name, path, &mut self.dice)? {
                 self.recorder.nemesis(&corruption.to_string())?;
                 self.corruptions.push(corruption);
+                self.struck();
             }
             self.wait(ROT_MS).await;
         }

@@ -102,6 +102,9 @@ impl Stage {
         let trash = Duration::from_millis(500);
         let shape = Shape { masters: 3, chunkservers: 4, trash, ..Shape::default() };
         let mut cluster = Cluster::start_on(shape, hosts).await?;
+        // Panics are told; errors and ends are the echo of the faults.
+        cluster.judge_elsewhere();
+        cluster.expect_ends();
         let kept = cluster.keep();
         Ok(Self { cluster, faults, kept })
     }

@@ -184,9 +184,13 @@ impl Scene {
         Ok(Arc::new(Self { environment, trash_expires, ..Self::new(masters, recorder, load.seed) }))
     }
 
-    /// Tells the clients that the time is over.
-    pub fn stop(&self) {
+    /// Tells the clients that the time is over. What is called from now on is no load any more.
+    ///
+    /// # Errors
+    /// The history can't be written.
+    pub fn stop(&self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
+        self.recorder.nemesis("heal")
     }
 
     /// Writes out and judges the history that was written to this file.

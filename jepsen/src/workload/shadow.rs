@@ -14,7 +14,7 @@ use rand::seq::IndexedRandom;
 
 use super::speaker::{self, Speaker, make_root};
 use super::{Minimum, Scene, Workload, namespace};
-use crate::check::namespace::check;
+use crate::check::shadow::check;
 use crate::check::tree::{Call, Reply, Stale};
 use crate::outcome::Outcome;
 
@@ -52,17 +52,18 @@ async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {
     let mut seen = 0;
     while scene.goes_on_after(process.performed()) {
         let tree = namespace::tree(&scene, number);
+        // Mostly the shadows, which come first.
+        let which = if dice.random_range(0..4) > 0 { scene.shadows.len().max(1) } else { looking.len() };
+        let asked = dice.random_range(0..which);
+        let shadow = u32::try_from(asked).ok().filter(|_| asked < scene.shadows.len());
         let call = if entered.replace(tree) == Some(tree) {
-            draw(&mut dice, tree, seen)
+            draw(&mut dice, tree, seen, shadow)
         } else {
             Call::Mkdir { path: format!("/t{tree}") }
         };
         let (request, first) = (speaker.next_request(), dice.random_range(0..scene.masters.len()));
         let outcome = if call.stale().is_some() {
-            // Mostly the shadows.
-            let which = if dice.random_range(0..4) > 0 { scene.shadows.len().max(1) } else { looking.len() };
-            let master = looking.get(dice.random_range(0..which)).cloned();
-            process.perform(call.clone(), look(master, &call, request)).await?
+            process.perform(call.clone(), look(looking.get(asked).cloned(), &call, request)).await?
         } else {
             process.perform(call.clone(), speaker.decide(first, &call, request)).await?
         };
@@ -84,14 +85,14 @@ async fn look(master: Option<Master>, call: &Call, request: pb::RequestId) -> Ou
     Outcome::of_mutation(answer)
 }
 
-fn draw(dice: &mut StdRng, tree: u64, seen: u64) -> Call {
+fn draw(dice: &mut StdRng, tree: u64, seen: u64, shadow: Option<u32>) -> Call {
     let call = namespace::draw(dice, tree);
     if dice.random_range(0..100) >= LOOK_PERCENT {
         return call;
     }
     let bound_ms = BOUNDS_MS.choose(dice).copied().unwrap_or(100);
     // With and without the session's floor.
-    let stale = Some(Stale { bound_ms, floor: if dice.random() { seen } else { 0 } });
+    let stale = Some(Stale { bound_ms, floor: if dice.random() { seen } else { 0 }, shadow });
     // A tree itself is listed, not the directory of all trees: others are at work there.
     let path = call.paths().0.to_owned();
     let list = namespace::parent_of(&path);

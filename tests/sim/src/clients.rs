@@ -96,9 +96,9 @@ impl Stage {
     }
 
     /// Tells the clients to end.
-    pub(crate) fn stop(&self) {
-        self.scenes.iter().for_each(|(_, scene)| scene.stop());
+    pub(crate) fn stop(&self) -> Result<()> {
         self.phase.set(Phase::Heal);
+        self.scenes.iter().try_for_each(|(_, scene)| scene.stop())
     }
 
     async fn wait_for(&self, phase: Phase) {

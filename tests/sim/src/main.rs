@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use gfs_jepsen::parse_time;
 
 use crate::plan::Plan;
 use crate::sweep::Sweep;
@@ -79,19 +80,10 @@ enum Command {
     },
 }
 
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        other => Err(format!("no unit of time: {other:?}")),
-    }
-}
-
 fn main() -> Result<ExitCode> {
-    let good = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    run::remove_dead_data()?;
+    let good = match command {
         Command::Run { seed, time, keep, trace, json } => {
             run_one(&Plan::draw(seed, time), keep, &trace, json)?
         }

@@ -100,7 +100,7 @@ pub(crate) struct Nemesis {
     /// Faults so far.
     pub(crate) counts: BTreeMap<String, u64>,
     /// Servers that ended by themselves, and why.
-    pub(crate) exits: Vec<String>,
+    pub(crate) exits: Vec<(Role, String)>,
     points: Points,
     /// When the next fail points are armed.
     next_points: Option<Duration>,
@@ -245,7 +245,7 @@ impl Nemesis {
             let Some(ended) = server.ended.take() else { continue };
             let why = format!("{} ended by itself: {ended:?}", server.name);
             self.say(sim, &why);
-            self.exits.push(why);
+            self.exits.push((server.role, why));
             self.crash(sim, &server, false)?;
             let at = sim.elapsed() + Duration::from_millis(500);
             self.later.push((at, Later::Restart(server)));

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::hosts::Role;
 use crate::nemesis::Fault;
 
 /// How much slower or faster than real time a host's clock may run, in parts per million: two hosts together stay within
@@ -169,6 +170,13 @@ impl Plan {
         command(self.seed, self.time)
     }
 
+    /// Whether a server may end by itself in this run: fail points fail what any stands on, and a chunkserver can't start on a
+    /// disk that is full or fails.
+    pub(crate) fn may_end(&self, role: Role) -> bool {
+        let ill = [Fault::DiskFull, Fault::DiskError].iter().any(|fault| self.faults.contains(fault));
+        self.points.is_some() || (role == Role::Chunkserver && ill)
+    }
+
     /// How far a wall clock jumps at most, in milliseconds: by half the life of a session clients would do nothing but begin anew.
     pub(crate) fn jump_ms_max(&self) -> i64 {
         i64::try_from((self.session * 2 / 5).as_millis()).unwrap_or(0)
@@ -186,5 +194,22 @@ impl Plan {
         }
         StdRng::seed_from_u64(self.seed ^ host.wrapping_mul(0xC10C_4A7E))
             .random_range(-RATE_PPM_MAX..=RATE_PPM_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_ends_by_itself_only_where_something_makes_it() {
+        let quiet =
+            Plan { faults: BTreeSet::from([Fault::Kill]), points: None, ..Plan::draw(1, Duration::ZERO) };
+        let ill = Plan { faults: BTreeSet::from([Fault::DiskFull]), ..quiet.clone() };
+        let armed = Plan { points: Some(Duration::from_secs(1)), ..quiet.clone() };
+        for role in [Role::Master, Role::Shadow, Role::Chunkserver] {
+            assert!(!quiet.may_end(role) && armed.may_end(role));
+            assert_eq!(ill.may_end(role), role == Role::Chunkserver);
+        }
     }
 }

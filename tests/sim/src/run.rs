@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use gfs_jepsen::Validity;
+use gfs_jepsen::{Validity, name_of_this_process, remove_leftovers};
 use gfs_proto::fault;
 use mad_turmoil::time::SimClocksGuard;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,11 @@ const EXTRA_TIME_MAX: Duration = Duration::from_secs(900);
 const LAST_TIME: Duration = Duration::from_secs(2);
 /// Messages that wait at a socket.
 const TCP_CAPACITY: usize = 65_536;
+/// Where the masters' databases lie, and names of the directories.
+const MEMORY: &str = "/dev/shm";
+const DATA: &str = "gfs-sim-";
+/// Findings, doubts and notes of a report, each.
+const LINES_MAX: usize = 100;
 /// Stack of the thread that runs all hosts.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -58,6 +63,19 @@ pub(crate) struct Report {
     pub(crate) findings: Vec<String>,
     pub(crate) doubts: Vec<String>,
     pub(crate) notes: Vec<String>,
+}
+
+impl Report {
+    /// Leaves off what nobody would read; how much it was is told.
+    fn shorten(&mut self) {
+        for lines in [&mut self.findings, &mut self.doubts, &mut self.notes] {
+            let left_off = lines.len().saturating_sub(LINES_MAX);
+            if left_off > 0 {
+                lines.truncate(LINES_MAX);
+                lines.push(format!("and {left_off} more are left off"));
+            }
+        }
+    }
 }
 
 /// Runs the seed of a plan in `directory`, which keeps trace and histories.
@@ -108,9 +126,15 @@ fn run_here(plan: Plan, directory: &Path, trace: &Trace) -> Result<Report> {
 /// Where the masters' databases lie: in memory if there is room for that. Its name is free at once: another try would take
 /// from the randomness of the run.
 fn data_directory(beside: &Path) -> Result<tempfile::TempDir> {
-    let memory = Path::new("/dev/shm");
+    let memory = Path::new(MEMORY);
     let parent = if memory.is_dir() { memory } else { beside };
-    Ok(tempfile::Builder::new().prefix(&format!("gfs-sim-{:07}-", std::process::id())).tempdir_in(parent)?)
+    Ok(tempfile::Builder::new().prefix(&name_of_this_process(DATA)).tempdir_in(parent)?)
+}
+
+/// Frees the memory that runs hold whose process was killed.
+pub(crate) fn remove_dead_data() -> Result<()> {
+    let memory = Path::new(MEMORY);
+    if memory.is_dir() { remove_leftovers(memory, DATA) } else { Ok(()) }
 }
 
 fn prepare<'a>(plan: &Rc<Plan>, data: &Path, directory: &Path, trace: &Trace) -> Result<Run<'a>> {
@@ -177,7 +201,7 @@ impl Run<'_> {
                 let since = *raging_since.get_or_insert(now);
                 if now >= since + self.plan.time {
                     self.nemesis.heal(&mut self.sim)?;
-                    self.stage.stop();
+                    self.stage.stop()?;
                 }
             }
             self.nemesis.act(&mut self.sim, phase)?;
@@ -216,6 +240,10 @@ impl Run<'_> {
         };
         report.findings.extend(panics().into_iter().map(|panic| format!("panic: {panic}")));
         report.findings.append(&mut self.probe.findings);
+        for (role, why) in &self.nemesis.exits {
+            let told = if self.plan.may_end(*role) { &mut report.notes } else { &mut report.findings };
+            told.push(why.clone());
+        }
         let ended = self.stage.phase.get() == Phase::Done;
         for (name, verdict) in verdicts(&self.stage).context("the histories can't be judged")? {
             report.acknowledged += verdict.ok;
@@ -233,8 +261,8 @@ impl Run<'_> {
             let acknowledged = report.acknowledged;
             report.doubts.push(format!("too little load: {acknowledged} acknowledged, {least} needed"));
         }
-        report.notes.extend(self.nemesis.exits.iter().cloned());
         report.notes.extend(trace.errors().into_iter().take(20).map(|line| format!("logged: {line}")));
+        report.shorten();
         report.hash = trace.hash();
         Ok(report)
     }
@@ -245,4 +273,19 @@ pub(crate) fn uptime_ms() -> u64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     let seconds: f64 = text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
     Duration::try_from_secs_f64(seconds).map_or(0, |uptime| u64::try_from(uptime.as_millis()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_report_is_shortened_and_says_so() {
+        let doubts: Vec<String> = (0..LINES_MAX + 7).map(|number| number.to_string()).collect();
+        let mut report = Report { doubts, ..Report::default() };
+        report.shorten();
+        assert_eq!(report.doubts.len(), LINES_MAX + 1);
+        assert_eq!(report.doubts[LINES_MAX], "and 7 more are left off");
+        assert!(report.findings.is_empty(), "a good one stays so");
+    }
 }

@@ -1,10 +1,12 @@
 //! Many seeds, one process each, and what they come to together.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,6 +22,9 @@ const LINE_SEEDS: u64 = 10;
 const LOOK: Duration = Duration::from_millis(10);
 /// What is traced where two runs are compared: not every message, which would be gigabytes.
 const COMPARED: &str = "info,openraft=warn,gfs_master=debug,gfs_chunkserver=debug,gfs_client=debug";
+/// How much real time a run may take: so much, and so many times its simulated time. The slowest took a tenth of it.
+const REAL_TIME_MAX: Duration = Duration::from_secs(600);
+const REAL_TIMES_MAX: u32 = 30;
 /// Findings of a seed that are printed.
 const FINDINGS_MAX: usize = 5;
 
@@ -27,7 +32,8 @@ const FINDINGS_MAX: usize = 5;
 pub(crate) fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
     let (first, end) = text.split_once("..").ok_or("seeds are given as 0..100")?;
     let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
-    Ok(number(first)?..number(end)?)
+    let seeds = number(first)?..number(end)?;
+    if seeds.is_empty() { Err("no seed lies between them".to_owned()) } else { Ok(seeds) }
 }
 
 /// What many runs come to.
@@ -126,7 +132,7 @@ pub(crate) fn add_up(records: &[PathBuf]) -> Result<bool> {
     }
     tell(&format!("all: {}", sum.line()))?;
     sum.tell()?;
-    Ok(sum.failed.is_empty())
+    Ok(sum.failed.is_empty() && sum.seeds > 0)
 }
 
 /// How a sweep goes.
@@ -149,11 +155,11 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
         how.real_time.map_or(u64::MAX, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
     let commit = commit();
     let mut record = match &how.record {
-        Some(path) => Some(std::fs::File::options().create(true).append(true).open(path)?),
+        Some(path) => Some(File::options().create(true).append(true).open(path)?),
         None => None,
     };
     let mut waiting = seeds;
-    let mut running: Vec<(u64, Child)> = Vec::new();
+    let mut running: Vec<Running> = Vec::new();
     let mut sum = Sum::default();
     // Seeds that run for the second time, and the trace of the first.
     let mut hashes: BTreeMap<u64, String> = BTreeMap::new();
@@ -162,17 +168,18 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
             && uptime_ms() - started < limit_ms
             && let Some(seed) = waiting.next()
         {
-            running.push((seed, start(seed, how)?));
+            running.push(Running::start(seed, how)?);
         }
-        let Some(ended) = first_ended(&mut running)? else { break };
-        let (seed, child) = running.swap_remove(ended);
-        let mut report = report_of(seed, child)?;
+        let Some((ended, status)) = first_ended(&mut running, limit_of(how.time))? else { break };
+        let run = running.swap_remove(ended);
+        let seed = run.seed;
+        let mut report = run.report(status)?;
         report.commit.clone_from(&commit);
         if how.twice && report.good {
             match hashes.remove(&seed) {
                 None => {
                     hashes.insert(seed, report.hash);
-                    running.push((seed, start(seed, how)?));
+                    running.push(Running::start(seed, how)?);
                     continue;
                 }
                 Some(hash) if hash != report.hash => {
@@ -195,7 +202,8 @@ pub(crate) fn sweep(seeds: Range<u64>, how: &Sweep) -> Result<bool> {
     }
     tell(&format!("all: {}; {} s", sum.line(), (uptime_ms() - started) / 1000))?;
     sum.tell()?;
-    Ok(sum.failed.is_empty())
+    // No seed at all proves nothing.
+    Ok(sum.failed.is_empty() && sum.seeds > 0)
 }
 
 /// What this was built from, as far as git knows.
@@ -205,43 +213,105 @@ fn commit() -> String {
     told.ok().filter(|told| !told.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn start(seed: u64, how: &Sweep) -> Result<Child> {
-    let time = format!("{}ms", how.time.as_millis());
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["run", "--json", "--seed", &seed.to_string(), "--time", &time]);
-    if how.twice {
-        command.args(["--trace", COMPARED]);
-    }
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("no process can be started")
+/// A process that runs a seed.
+struct Running {
+    seed: u64,
+    child: Child,
+    /// What it prints. Files, because a pipe that nobody empties holds up who writes into it.
+    output: File,
+    errors: File,
+    started_ms: u64,
 }
 
-/// Index of one that has ended; `None` if none runs.
-fn first_ended(running: &mut [(u64, Child)]) -> Result<Option<usize>> {
+impl Running {
+    fn start(seed: u64, how: &Sweep) -> Result<Self> {
+        let time = format!("{}ms", how.time.as_millis());
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["run", "--json", "--seed", &seed.to_string(), "--time", &time]);
+        if how.twice {
+            command.args(["--trace", COMPARED]);
+        }
+        Self::spawn(seed, &mut command)
+    }
+
+    fn spawn(seed: u64, command: &mut Command) -> Result<Self> {
+        let (output, errors) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        command.stdout(output.try_clone()?).stderr(errors.try_clone()?).stdin(Stdio::null());
+        let child = command.spawn().context("no process can be started")?;
+        Ok(Self { seed, child, output, errors, started_ms: uptime_ms() })
+    }
+
+    /// What has become of the seed. No report is good whose process says otherwise.
+    fn report(mut self, ended: Ended) -> Result<Report> {
+        let (output, errors) = (read(&mut self.output)?, read(&mut self.errors)?);
+        let mut report: Report = serde_json::from_slice(&output).unwrap_or_else(|_| Report {
+            findings: vec![format!("the process ended without a report: {ended}")],
+            ..Report::default()
+        });
+        report.seed = self.seed;
+        let well = matches!(ended, Ended::ByItself(status) if status.success());
+        if report.good && !well {
+            report.good = false;
+            report.findings.push(format!("the process did not end well: {ended}"));
+        }
+        if !report.good {
+            report.notes.insert(0, String::from_utf8_lossy(&errors).trim().to_owned());
+        }
+        Ok(report)
+    }
+}
+
+/// All that was written into a file.
+fn read(file: &mut File) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// How the process of a seed has ended.
+#[derive(Clone, Copy)]
+enum Ended {
+    ByItself(ExitStatus),
+    /// It was killed because it did not.
+    TooLate {
+        seconds: u64,
+    },
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByItself(status) => write!(f, "{status}"),
+            Self::TooLate { seconds } => write!(f, "it was killed after {seconds} s of real time"),
+        }
+    }
+}
+
+/// How long a run may take.
+fn limit_of(time: Duration) -> Duration {
+    REAL_TIME_MAX.saturating_add(time.saturating_mul(REAL_TIMES_MAX))
+}
+
+/// Index of one that has ended, or was killed because it takes longer than it may; `None` if none runs.
+fn first_ended(running: &mut [Running], limit: Duration) -> Result<Option<(usize, Ended)>> {
     if running.is_empty() {
         return Ok(None);
     }
     loop {
-        for (index, (_, child)) in running.iter_mut().enumerate() {
-            if child.try_wait()?.is_some() {
-                return Ok(Some(index));
+        for (index, run) in running.iter_mut().enumerate() {
+            if let Some(status) = run.child.try_wait()? {
+                return Ok(Some((index, Ended::ByItself(status))));
+            }
+            let taken = Duration::from_millis(uptime_ms().saturating_sub(run.started_ms));
+            if taken > limit {
+                run.child.kill()?;
+                run.child.wait()?;
+                return Ok(Some((index, Ended::TooLate { seconds: taken.as_secs() })));
             }
         }
         std::thread::sleep(LOOK);
     }
-}
-
-fn report_of(seed: u64, child: Child) -> Result<Report> {
-    let output = child.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let mut report = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| Report {
-        findings: vec![format!("the process ended without a report: {}", output.status)],
-        ..Report::default()
-    });
-    report.seed = seed;
-    if !report.good {
-        report.notes.insert(0, errors);
-    }
-    Ok(report)
 }
 
 fn tell_failure(report: &Report, time: Duration) -> Result<()> {
@@ -254,4 +324,46 @@ fn tell_failure(report: &Report, time: Duration) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A "run" that is a shell with this script, and what is made of it.
+    fn report_of(script: &str, limit: Duration) -> Report {
+        let mut running = vec![Running::spawn(7, Command::new("sh").args(["-c", script])).unwrap()];
+        let (index, ended) = first_ended(&mut running, limit).unwrap().unwrap();
+        running.swap_remove(index).report(ended).unwrap()
+    }
+
+    #[test]
+    fn a_report_is_read_whatever_its_size_and_is_good_only_if_its_process_ended_well() {
+        let patience = Duration::from_secs(60);
+        let report = Report { good: true, notes: vec!["n".repeat(1000); 300], ..Report::default() };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), serde_json::to_string(&report).unwrap()).unwrap();
+        let print = format!("cat {path}; cat {path} >&2", path = file.path().display());
+        let good = report_of(&print, patience);
+        assert!(good.good && good.seed == 7 && good.notes.len() == 300);
+        let bad = report_of(&format!("{print}; exit 3"), patience);
+        assert!(!bad.good && bad.findings[0].contains("did not end well"), "{:?}", bad.findings);
+        let none = report_of("echo oh >&2; exit 1", patience);
+        assert!(!none.good && none.findings[0].contains("without a report"), "{:?}", none.findings);
+        assert_eq!(none.notes, ["oh"]);
+    }
+
+    #[test]
+    fn a_run_that_does_not_end_is_ended_and_has_failed() {
+        let report = report_of("exec sleep 600", Duration::from_millis(200));
+        assert!(!report.good && report.findings[0].contains("was killed after"), "{:?}", report.findings);
+    }
+
+    #[test]
+    fn there_is_a_seed_in_what_is_asked_for() {
+        assert_eq!(parse_seeds("0..2").unwrap(), 0..2);
+        for none in ["40..0", "3..3", "3", "a..b"] {
+            assert!(parse_seeds(none).is_err(), "{none}");
+        }
+    }
 }

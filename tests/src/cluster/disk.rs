@@ -41,8 +41,7 @@ impl Cluster {
     /// # Errors
     /// One can't be stopped.
     pub fn freeze_all(&mut self) -> Result<()> {
-        let mut running = self.servers.values().filter(|server| server.id().is_some());
-        running.try_for_each(|server| server.signal(Signal::STOP))
+        self.signal_all(Signal::STOP)
     }
 
     /// Cuts the power of all servers at once and gives it back: every process is gone, and what was not synced with it.
@@ -52,8 +51,7 @@ impl Cluster {
     /// They have no disks of their own, or the machine says no.
     pub fn cut_power(&mut self) -> Result<()> {
         let names: Vec<String> = self.servers.keys().cloned().collect();
-        let disks = self.own_disks()?;
-        names.iter().try_for_each(|name| disks.shut_down(name))?;
+        names.iter().try_for_each(|name| self.kill_disk(name))?;
         self.kill_all()?;
         names.iter().try_for_each(|name| self.power_up(name))
     }
@@ -63,7 +61,7 @@ impl Cluster {
     /// # Errors
     /// It has no disk of its own, or the machine says no.
     pub fn cut_power_of(&mut self, name: &str) -> Result<()> {
-        self.own_disks()?.shut_down(name)?;
+        self.kill_disk(name)?;
         self.kill(name)?;
         self.power_up(name)
     }
@@ -73,6 +71,7 @@ impl Cluster {
     /// # Errors
     /// It has no disk of its own, or the machine says no.
     pub fn kill_disk(&mut self, name: &str) -> Result<()> {
+        self.excuse(name)?;
         self.own_disks()?.shut_down(name)
     }
 
@@ -81,6 +80,7 @@ impl Cluster {
     /// # Errors
     /// It has no disk of its own, or the machine says no.
     pub fn fill_disk(&mut self, name: &str, left_bytes: u64) -> Result<()> {
+        self.excuse(name)?;
         self.empty_disk(name)?;
         let directory = self.disk_of(name)?;
         let file = std::fs::File::create_new(directory.join(FILLER))?;
