@@ -377,20 +377,24 @@ impl Error {
 
 /// At most [`TEXT_BYTES_MAX`] bytes of a text.
 fn shortened(text: &str) -> String {
-    cut(text, TEXT_BYTES_MAX)
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
 }
 
-fn cut(text: &str, bytes_max: usize) -> String {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+/// At most [`STATUS_TEXT_BYTES_MAX`] bytes of an error's text: its two ends, since a name stands first and the reason last.
+fn both_ends(text: &str) -> String {
+    const BETWEEN: &str = " .. ";
+    if text.len() <= STATUS_TEXT_BYTES_MAX {
+        return text.to_owned();
     }
-    text[..end].to_owned()
+    let end_bytes = (STATUS_TEXT_BYTES_MAX - BETWEEN.len()) / 2;
+    let first = &text[..text.floor_char_boundary(end_bytes)];
+    let last = &text[text.ceil_char_boundary(text.len() - end_bytes)..];
+    [first, BETWEEN, last].concat()
 }
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let text = cut(&error.to_string(), STATUS_TEXT_BYTES_MAX);
+        let text = both_ends(&error.to_string());
         Self::with_details(error.code(), text, error.to_wire().into())
     }
 }
@@ -443,9 +447,10 @@ mod tests {
 
     #[test]
     fn the_text_beside_the_details_is_short_and_the_error_whole() {
-        let error = Error::NotFound { what: "\u{436}".repeat(2000) };
+        let error = Error::bad_path(&"\u{436}".repeat(2000), PathError::NameTooLong);
         let status = Status::from(error.clone());
         assert!(status.message().len() <= STATUS_TEXT_BYTES_MAX, "{}", status.message());
+        assert!(status.message().ends_with(&PathError::NameTooLong.to_string()), "{}", status.message());
         assert_eq!(Error::from(status), error);
     }
 
