@@ -85,7 +85,8 @@ impl Core {
         self.masters
             .ask_any(patience, |master: Master| {
                 let answer = call(master);
-                async move { self.sessions.heard(answer.await) }
+                // Boxed here, so that what is asked makes no caller's future larger.
+                Box::pin(async move { self.sessions.heard(answer.await) })
             })
             .await
     }
@@ -103,7 +104,8 @@ impl Core {
         self.masters
             .call(patience, |master: Master| {
                 let answer = call(master);
-                async move { self.sessions.heard(answer.await) }
+                // Boxed here, so that what is asked makes no caller's future larger.
+                Box::pin(async move { self.sessions.heard(answer.await) })
             })
             .await
     }

@@ -161,7 +161,7 @@ impl Sessions {
                 }
                 backoff.pause(&over).await?;
             }
-            self.open_new(backoff.remaining()).await?;
+            Box::pin(self.open_new(backoff.remaining())).await?;
             opened += 1;
         }
     }
@@ -191,7 +191,7 @@ impl Sessions {
             if let Some(ticket) = self.try_begin() {
                 return Ok(ticket);
             }
-            self.open_new(patience).await?;
+            Box::pin(self.open_new(patience)).await?;
         }
     }
 
@@ -261,14 +261,15 @@ impl Sessions {
                 .call(deadline.remaining(), |master: Master| {
                     let answer = call(master, ticket.attempt());
                     let unsettled = &unsettled;
-                    async move {
+                    // Boxed here, so that what is asked makes no caller's future larger.
+                    Box::pin(async move {
                         unsettled.fetch_add(1, Ordering::Relaxed);
                         let answer = self.heard(answer.await);
                         if answer.as_ref().err().is_none_or(is_settled) {
                             unsettled.fetch_sub(1, Ordering::Relaxed);
                         }
                         answer
-                    }
+                    })
                 })
                 .await;
             match outcome {
