@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkIndex, ChunkVersion, EntryId, ServerId};
 use gfs_proto::link::Peer;
+use gfs_proto::time::Moment;
 use gfs_proto::{Error, Result, Retry, pb};
 use parking_lot::Mutex;
 
@@ -18,6 +19,9 @@ use crate::write::Unsynced;
 
 /// Chunks that are asked for at once: those that follow are likely to be wanted too (GFS §2.4).
 const LOCATE_COUNT: u32 = 16;
+
+/// How long data is not pushed along a chain that it did not get through: whoever can't reach whom may do so again.
+const CHAIN_PAUSE: Duration = Duration::from_secs(30);
 
 /// What all handles and streams of one opened file share.
 #[derive(Debug)]
@@ -31,8 +35,8 @@ pub(crate) struct Opened {
     pub(crate) unsynced: Mutex<Unsynced>,
     /// One question for a lease at a time, so that overlapping writes share the answer.
     leasing: tokio::sync::Mutex<()>,
-    /// The chunk and version of which data last could not be pushed along the chain.
-    broken_chain: Mutex<Option<(ChunkHandle, ChunkVersion)>>,
+    /// The chunk and version of which data last could not be pushed along the chain, and when.
+    broken_chain: Mutex<Option<(ChunkHandle, ChunkVersion, Moment)>>,
     /// Held by the appender that finds the chunk after a sealed one; the others wait for that.
     pub(crate) moving_on: tokio::sync::Mutex<()>,
 }
@@ -57,13 +61,16 @@ impl Opened {
     }
     /// Takes note that data did not get through the members of this lease from one to the next. If the master says that they
     /// are all there it may be two of them that can't reach each other, which nobody has to be left out for: at this version
-    /// the data goes along in the request, and the primary brings it to each.
-    pub(crate) fn chain_broke(&self, lease: &Lease) {
-        *self.broken_chain.lock() = Some((lease.handle, lease.version));
+    /// the data goes along in the request for a while, and the primary brings it to each.
+    pub(crate) fn chain_broke(&self, lease: &Lease, now: Moment) {
+        *self.broken_chain.lock() = Some((lease.handle, lease.version, now));
     }
     /// Whether data can be pushed to the members of this lease, as far as is known.
-    pub(crate) fn has_chain(&self, lease: &Lease) -> bool {
-        *self.broken_chain.lock() != Some((lease.handle, lease.version))
+    pub(crate) fn has_chain(&self, lease: &Lease, now: Moment) -> bool {
+        let is_this = |(handle, version, since)| {
+            (handle, version) == (lease.handle, lease.version) && now.since(since) < CHAIN_PAUSE
+        };
+        !self.broken_chain.lock().is_some_and(is_this)
     }
 }
 

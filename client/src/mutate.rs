@@ -243,7 +243,7 @@ impl Unit {
         }
         let pushed = self.pushed.filter(|pushed| pushed.fits(lease));
         let is_small = self.payload.length() <= INLINE_BYTES_MAX;
-        let source = if is_small || (pushed.is_none() && !file.has_chain(lease)) {
+        let source = if is_small || (pushed.is_none() && !file.has_chain(lease, core.now())) {
             Source::Inline(self.payload.clone())
         } else {
             let pushed = match pushed {
@@ -286,7 +286,7 @@ pub(crate) async fn push(
         Err(error) => {
             // A full buffer has room again later.
             if !matches!(error, Error::Busy { .. }) {
-                file.chain_broke(lease);
+                file.chain_broke(lease, core.now());
             }
             Err(core.blamed(lease, &chain, error))
         }
@@ -305,7 +305,7 @@ pub(crate) async fn push_ahead(
     }
     let pushed = async {
         let lease = core.lease(file, index, core.patience()).await?;
-        if !file.has_chain(&lease) {
+        if !file.has_chain(&lease, core.now()) {
             return Ok(None);
         }
         let patience = ATTEMPT_TIMEOUT.min(core.patience());

@@ -227,6 +227,7 @@ impl MasterChannel {
             Error::NotEnoughServers { .. }
             | Error::NoReplica { .. }
             | Error::GrantPending { .. }
+            | Error::MastersFull { .. }
             | Error::Busy { .. } => false,
             _ => {
                 shared.leader = None;

@@ -98,6 +98,14 @@ impl Process {
         Ok(())
     }
 
+    /// Starts it where it may end at once.
+    pub(crate) fn start_to_refuse(&mut self) -> Result<()> {
+        self.start()?;
+        // Without a look: it may have ended already.
+        self.excused = true;
+        Ok(())
+    }
+
     /// The process id, while it runs.
     pub(crate) fn id(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

@@ -30,9 +30,8 @@ impl Ring<'_> {
         self.struck();
         self.wait(AWAY_MS).await;
         if identity_stays {
-            self.cluster.restart(&name)?;
-            // Also if nobody is left to wait for it: the run may be over before.
-            self.cluster.excuse(&name)?;
+            // Also if nobody is left to wait for its end: the run may be over before.
+            self.cluster.restart_to_refuse(&name)?;
             let (code, log) = self.cluster.wait_for_end(&name).await?;
             ensure!(
                 code.is_some_and(|code| code != 0) && log.contains(REFUSAL),

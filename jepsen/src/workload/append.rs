@@ -20,6 +20,7 @@ use crate::outcome::Outcome;
 const PATH: &str = "/log";
 /// Who appends when the faults are over.
 const LAST_PRODUCER: u64 = u64::MAX;
+const LAST: &str = "the last append";
 /// Payloads are mostly small; some are larger than what goes along in a request.
 const SMALL_BYTES: std::ops::Range<usize> = 0..3000;
 const LARGE_BYTES: std::ops::Range<usize> = 60_000..150_000;
@@ -87,7 +88,7 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     // Whole is not enough: a chunk whose primary takes nothing any more looks so, too.
     let (call, bytes) = record(LAST_PRODUCER, 1, b"after the faults")?;
     let append = async { Outcome::of_mutation(file.append(bytes).await.map(Reply::At)) };
-    demand(&process.perform(call, append).await?, "the last append")?;
+    let appended = process.perform(call, append).await?;
     let look = async {
         Outcome::of_read(
             layout(&file).await.map(|servers| Reply::Layout { chunk_bytes: chunk_bytes.into(), servers }),
@@ -95,7 +96,7 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     };
     let Outcome::Ok { value: Reply::Layout { servers, .. } } = process.perform(Call::Layout, look).await?
     else {
-        return Ok(());
+        return demand(&appended, LAST);
     };
     for (chunk, servers) in (0_u32..).zip(servers) {
         let start = u64::from(chunk) * u64::from(chunk_bytes);
@@ -107,7 +108,7 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
             process.perform(Call::Scan { chunk, server }, scan).await?;
         }
     }
-    Ok(())
+    demand(&appended, LAST)
 }
 
 /// Finds every record, also one that is there twice, and everything that is none.

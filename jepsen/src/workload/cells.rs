@@ -141,6 +141,7 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let file = client.open(path).await?;
     let mut process = scene.recorder.process();
     // Whole is not enough: a chunk whose primary takes nothing any more looks so, too.
+    let mut last = Vec::new();
     for chunk in 0..file.len().await?.div_ceil(u64::from(chunk_bytes)) {
         let (tag, first) = (FIRST_LAST_TAG + chunk, chunk * cells_per_chunk);
         let data = encode(tag, first, 1);
@@ -148,14 +149,14 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
         let write =
             async { Outcome::of_mutation(file.write_at(offset, data).await.map(|()| Reply::Written)) };
         let written = process.perform(Call::Write { tag, first, count: 1 }, write).await?;
-        demand(&written, &format!("the last write to chunk {chunk}"))?;
+        last.push((format!("the last write to chunk {chunk}"), written));
     }
     let look = async {
         Outcome::of_read(layout(&file).await.map(|servers| Reply::Layout { cells_per_chunk, servers }))
     };
     let Outcome::Ok { value: Reply::Layout { servers, .. } } = process.perform(Call::Layout, look).await?
     else {
-        return Ok(());
+        return demand_all(&last);
     };
     for (chunk, servers) in (0_u64..).zip(servers) {
         for server in servers {
@@ -167,7 +168,11 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
             process.perform(Call::Scan { chunk, server }, scan).await?;
         }
     }
-    Ok(())
+    demand_all(&last)
+}
+
+fn demand_all(last: &[(String, Outcome<Reply>)]) -> Result<()> {
+    last.iter().try_for_each(|(what, outcome)| demand(outcome, what))
 }
 
 #[cfg(test)]

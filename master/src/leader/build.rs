@@ -14,8 +14,8 @@ use crate::state::{Applied, Build, Command, Rejected, read};
 
 /// How long one tick builds before it lets the others of its kind have a look.
 const TURN: Duration = Duration::from_secs(1);
-/// How long a chunk may withstand its revocation before the snapshot is given up: longer than a lost server takes to be
-/// noticed, fenced out and replaced.
+/// How long a chunk may withstand its revocation, or the masters have no room, before the snapshot is given up: longer than a
+/// lost server takes to be noticed, fenced out and replaced.
 pub(super) const STUCK_MAX: Duration = Duration::from_secs(60);
 
 /// The build that does not come forward, and since when.
@@ -36,6 +36,11 @@ impl Duties {
 
     /// One step; whether there may be another.
     async fn build_on(&self, reign: &Reign, build: &Build) -> Result<bool> {
+        if let Err(error) = self.log.may_grow() {
+            // Nobody loses a lease for a step that would be refused.
+            tracing::debug!(%error, "a snapshot waits for room");
+            return self.wait_or_abandon(build, ChunkHandle::default()).await;
+        }
         let ahead = unsettled_ahead(&*self.log.view(), build)?;
         let (files, chunks) = ahead.iter().copied().unzip();
         // Guard snapshot_under_lease: until the step is taken nobody gets a lease there.
@@ -72,7 +77,7 @@ impl Duties {
             }
         };
         if now.since(since) >= STUCK_MAX {
-            tracing::info!(source = %build.source_path, %handle, "snapshot given up: a chunk can't be revoked");
+            tracing::info!(source = %build.source_path, %handle, "snapshot given up: a chunk can't be revoked, or (0) there is no room");
             self.log.propose(Command::AbandonSnapshot { root: build.root, handle }).await??;
         }
         Ok(false)

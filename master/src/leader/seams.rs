@@ -21,6 +21,11 @@ use crate::state::{Applied, Command, Proposal, Rejected, View};
 pub(crate) trait Log: Send + Sync {
     /// Puts a command of the leader's own into the log and applies it.
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<std::result::Result<Applied, Rejected>>>;
+    /// Whether the state may grow.
+    ///
+    /// # Errors
+    /// [`MastersFull`](gfs_proto::Error::MastersFull) if the masters' disks are nearly full.
+    fn may_grow(&self) -> Result<()>;
     /// The state as it is now here.
     fn view(&self) -> Box<dyn View + '_>;
     /// What each applied entry changes from now on.
@@ -39,6 +44,9 @@ impl Log for RaftLog {
             let proposal = Proposal::internal(self.node.date().await, command);
             Ok(self.node.propose(proposal).await?.1)
         })
+    }
+    fn may_grow(&self) -> Result<()> {
+        self.node.may_grow()
     }
     fn view(&self) -> Box<dyn View + '_> {
         Box::new(self.node.view())

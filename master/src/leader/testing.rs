@@ -30,6 +30,8 @@ pub(super) struct PlainLog {
     /// What the leader's commands are dated with.
     now: Mutex<UnixMs>,
     touched: broadcast::Sender<Touched>,
+    /// Masters whose disks are nearly full, too many of them.
+    pub(super) full: Mutex<Vec<MasterId>>,
 }
 
 impl PlainLog {
@@ -60,6 +62,10 @@ impl Log for PlainLog {
             }
             Ok(self.apply(command))
         })
+    }
+    fn may_grow(&self) -> Result<()> {
+        let masters = self.full.lock().clone();
+        if masters.is_empty() { Ok(()) } else { Err(gfs_proto::Error::MastersFull { masters }) }
     }
     fn view(&self) -> Box<dyn View + '_> {
         Box::new(self.state.lock().0.clone())
@@ -109,6 +115,7 @@ impl Stage {
     /// `count` chunkservers are alive, the leader has just begun its reign.
     pub(super) fn new(count: u64) -> Self {
         let log = Arc::new(PlainLog {
+            full: Mutex::default(),
             state: Mutex::default(),
             delay: Mutex::default(),
             now: Mutex::new(UnixMs::from_raw(1)),

@@ -187,9 +187,17 @@ impl Node {
             .try_acquire()
             .map_err(|_| Error::Busy { what: "the queue of commands".into() })?;
         if proposal.command.grows() {
-            self.inner.room.check()?;
+            self.may_grow()?;
         }
         propose(&self.inner.raft, &proposal).await
+    }
+
+    /// Whether the state may grow (decision 0025).
+    ///
+    /// # Errors
+    /// [`Error::MastersFull`] if the masters' disks are nearly full.
+    pub fn may_grow(&self) -> Result<()> {
+        self.inner.room.check()
     }
 
     /// Waits until this node has applied everything that was acknowledged anywhere before this call;

@@ -138,6 +138,10 @@ async fn look(directory: &Path, headroom_bytes: Option<u64>, workers: &Workers) 
     let directory = directory.to_owned();
     let look = move || rustix::fs::statvfs(&directory);
     let disk = workers.run(look).await?.map_err(Error::unavailable)?;
+    if disk.f_blocks == 0 {
+        // A filesystem that does not say how large it is.
+        return Ok(u64::MAX);
+    }
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
     let headroom_bytes = headroom_bytes.min(bytes(disk.f_blocks) / HEADROOM_PART);
     Ok(bytes(disk.f_bavail).saturating_sub(headroom_bytes))

@@ -185,10 +185,22 @@ impl pb::master_server::Master for Service {
         }
         // A leader that has only begun may not have applied the file's creation: only a state that is surely new enough may
         // say that there is no such file.
-        let (entry, _) = self.look_up(None, |view| read::file_by_id(view, file)).await?;
+        let expected_count = request.expected_count;
+        let wanted = ChunkIndex::from_raw(expected_count);
+        let look = |view: &ReadView| {
+            Ok((read::file_by_id(view, file)?, read::file_chunks(view, file, wanted, 1)?.into_iter().next()))
+        };
+        let ((entry, there), _) = self.look_up(None, look).await?;
+        if let Some((index, chunk)) = there {
+            // Nothing is added, so it needs no command: also while nothing may grow.
+            let granter = self.leader.granter();
+            let leased = granter.find_lease_of(&reign, (file, index), chunk.handle, None).await?;
+            let lease = Some(convert::lease(granter, &leased));
+            let rev = self.granted_by();
+            return Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev }));
+        }
         let goal = entry.replication;
         let (members, primary) = self.place(goal)?;
-        let expected_count = request.expected_count;
         let command = Command::AddChunk { file, expected_count, members, primary };
         let (_, applied) = self.mutate(request.request, command).await?;
         let Applied::ChunkAdded { index, handle, .. } = applied else {

@@ -241,7 +241,7 @@ tagged! {
         23 AbandonSnapshot {
             /// The copy, which names the build.
             root: EntryId,
-            /// The chunk that can't be settled.
+            /// The chunk that can't be settled; 0 if it is for want of room.
             handle: ChunkHandle,
         }
         /// An operator's decision on a chunk of which every current replica is partial (docs/decisions/0020): prepares a

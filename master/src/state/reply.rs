@@ -284,9 +284,9 @@ tagged! {
             /// The source of the snapshot.
             entry: EntryId,
         }
-        /// The snapshot was given up: the lease of this chunk can't be revoked.
+        /// The snapshot was given up: the lease of this chunk can't be revoked, or the masters' disks are nearly full.
         28 NotSettled {
-            /// The chunk.
+            /// The chunk; 0 if it is for want of room.
             handle: ChunkHandle,
         }
     }
@@ -397,6 +397,9 @@ impl fmt::Display for Rejected {
             Self::Shared { handle } => write!(f, "{handle} is shared: it is copied before it is written"),
             Self::Unsettled { handle } => write!(f, "{handle} may still be written"),
             Self::Held { entry } => write!(f, "a snapshot of {entry} is being made"),
+            Self::NotSettled { handle } if handle.raw() == 0 => {
+                f.write_str("the disks of the masters are nearly full, so there is no snapshot")
+            }
             Self::NotSettled { handle } => write!(f, "{handle} can't be revoked, so there is no snapshot"),
             Self::NotFound { .. }
             | Self::AlreadyExists { .. }
@@ -463,6 +466,7 @@ impl From<Rejected> for Error {
             Rejected::Held { entry } => {
                 Self::Busy { what: format!("{entry}, of which a snapshot is being made,") }
             }
+            Rejected::NotSettled { handle } if handle.raw() == 0 => Self::unavailable(rejected),
             Rejected::NotSettled { handle } => Self::NoReplica { handle },
             Rejected::BadChunkCount { .. }
             | Rejected::AlreadyAcknowledged { .. }

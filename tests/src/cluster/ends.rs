@@ -14,6 +14,14 @@ impl Cluster {
         self.server(name)?.excuse()
     }
 
+    /// Starts a server that has to refuse, and to end by itself.
+    ///
+    /// # Errors
+    /// There is no such server, or it can't be started.
+    pub fn restart_to_refuse(&mut self, name: &str) -> Result<()> {
+        self.server(name)?.start_to_refuse()
+    }
+
     /// Takes note that any server may end by itself from now on: somebody makes them fail.
     pub fn expect_ends(&mut self) {
         self.ends_expected = true;

@@ -1,6 +1,6 @@
 //! How a large snapshot comes to its end.
 
-use gfs_proto::id::{ChunkIndex, ClientId, EntryId, RequestId};
+use gfs_proto::id::{ChunkIndex, ClientId, EntryId, MasterId, RequestId};
 use gfs_proto::path::FilePath;
 
 use super::*;
@@ -88,6 +88,25 @@ async fn a_build_is_given_up_when_a_chunk_can_not_be_revoked_for_long_and_leaves
     duties.tick_expiry().await.unwrap();
     let counters = read::counters(&*stage.view()).unwrap();
     assert_eq!((counters.files, counters.chunks), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_masters_have_no_room_a_build_revokes_nothing_and_is_given_up_after_a_while() {
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    stage.servers.trace();
+    begin(&stage);
+    stage.log.full.lock().push(MasterId::from_raw(1));
+    let duties = duties(&stage);
+    let begun = stage.now();
+    while build(&stage).is_some() {
+        duties.tick_build(&stage.reign).await.unwrap();
+        stage.pass(Duration::from_secs(1)).await;
+        assert!(stage.now().since(begun) < STUCK_MAX * 2, "for ever");
+    }
+    assert!(stage.now().since(begun) >= STUCK_MAX);
+    check(&stage, &expect![""]);
+    assert_eq!((root_of(&stage, "/s"), stage.chunk(handle).references), (None, 1));
 }
 
 #[tokio::test(start_paused = true)]
