@@ -72,6 +72,8 @@ pub(crate) struct TableWriter<'a> {
 
 impl<'a> TableWriter<'a> {
     pub(crate) fn create(files: &'a dyn Files, directory: &'a Path) -> io::Result<Self> {
+        // A power cut in the middle of a rename may have left both names to one file: what counts must not be emptied.
+        files.remove(&directory.join(TEMPORARY)).unwrap_or_default();
         let file = files.open(&directory.join(TEMPORARY), Open::Create)?;
         file.set_len(0)?;
         Ok(Self { files, directory, file, buffer: Vec::new(), at: TABLE_HEADER_BYTES as u64, entries: 0 })
