@@ -141,33 +141,39 @@ impl Sessions {
     /// # Errors
     /// No session could be opened, or each was over at once.
     pub(crate) async fn data_request(self: &Arc<Self>) -> Result<Arc<DataRequest>> {
-        let mut backoff = Backoff::new(&self.environment, self.patience);
+        let mut deadline = Backoff::new(&self.environment, self.patience);
+        let begin = || self.window.lock().begin_data(self.environment.clock.moment());
+        let id = self.in_a_session(&mut deadline, begin).await?;
+        Ok(Arc::new(DataRequest { sessions: self.clone(), id }))
+    }
+
+    /// What `begin` gives in a session; opens a new one as long as it gives nothing in the last.
+    ///
+    /// # Errors
+    /// No session could be opened, or each was over at once.
+    async fn in_a_session<T>(&self, deadline: &mut Backoff, begin: impl Fn() -> Option<T>) -> Result<T> {
         let mut opened = 0;
         loop {
-            let begin = || self.window.lock().begin_data(self.environment.clock.moment());
-            if let Some(id) = begin() {
-                return Ok(self.named(id));
+            if let Some(begun) = begin() {
+                return Ok(begun);
             }
-            let _one_at_a_time = self.turn_to_open(backoff.remaining()).await?;
+            let turn = self.opening.lock();
+            let _one_at_a_time = in_turn(&*self.environment.clock, turn, deadline.remaining()).await?;
             // Another call may have opened one while this one waited.
-            if let Some(id) = begin() {
-                return Ok(self.named(id));
+            if let Some(begun) = begin() {
+                return Ok(begun);
             }
             if opened > 0 {
                 // Each is a row at the masters: a few, and not in a hurry.
                 let over = Error::unavailable("a new session was over at once");
                 if opened > REOPEN_MAX {
-                    return Err(backoff.gave_up(&over));
+                    return Err(deadline.gave_up(&over));
                 }
-                backoff.pause(&over).await?;
+                deadline.pause(&over).await?;
             }
-            Box::pin(self.open_new(backoff.remaining())).await?;
+            Box::pin(self.open_new(deadline.remaining())).await?;
             opened += 1;
         }
-    }
-
-    fn named(self: &Arc<Self>, id: RequestId) -> Arc<DataRequest> {
-        Arc::new(DataRequest { sessions: self.clone(), id })
     }
 
     /// Has to be asked before each attempt of a data mutation: the last attempts of a session are made while it is
@@ -181,27 +187,9 @@ impl Sessions {
     }
 
     /// A request id that no other mutation has; opens a new session if the last one has expired.
-    async fn begin(self: &Arc<Self>, deadline: &Backoff) -> Result<Ticket> {
-        loop {
-            if let Some(ticket) = self.try_begin() {
-                return Ok(ticket);
-            }
-            let (_one_at_a_time, patience) = self.turn_to_open(deadline.remaining()).await?;
-            // Another call may have opened one while this one waited.
-            if let Some(ticket) = self.try_begin() {
-                return Ok(ticket);
-            }
-            Box::pin(self.open_new(patience)).await?;
-        }
-    }
-
-    fn try_begin(self: &Arc<Self>) -> Option<Ticket> {
-        let request = self.window.lock().begin()?;
-        Some(Ticket { sessions: self.clone(), request })
-    }
-
-    async fn turn_to_open(&self, patience: Duration) -> Result<(tokio::sync::MutexGuard<'_, ()>, Duration)> {
-        in_turn(&*self.environment.clock, self.opening.lock(), patience).await
+    async fn begin(self: &Arc<Self>, deadline: &mut Backoff) -> Result<Ticket> {
+        let request = self.in_a_session(deadline, || self.window.lock().begin()).await?;
+        Ok(Ticket { sessions: self.clone(), request })
     }
 
     /// A place among the mutations at the masters.
@@ -250,11 +238,11 @@ impl Sessions {
         T: Send,
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
     {
-        let deadline = Backoff::new(&self.environment, patience);
+        let mut deadline = Backoff::new(&self.environment, patience);
         let mut reopened = 0;
         let _place = self.place(patience).await?;
         loop {
-            let ticket = self.begin(&deadline).await?;
+            let ticket = self.begin(&mut deadline).await?;
             let unsettled = AtomicU32::new(0);
             let outcome = self
                 .masters

@@ -11,8 +11,10 @@ mod writing;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use futures::future::join_all;
 use gfs_proto::Error;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::fake::{CHUNK_BYTES, Fake, Verdict};
@@ -35,6 +37,20 @@ fn pattern(length: usize) -> Vec<u8> {
 
 async fn put(client: &Client, path: &str, bytes: &[u8]) -> Result<u64, TransferError> {
     client.put(bytes, path, PutOptions { replication: 0, replace: true }, |_| {}).await
+}
+
+/// So many at a time, and none of them waits longer than its patience.
+async fn creations_give_up_together(client: &Client, count: u32) {
+    let began = Instant::now();
+    let told = join_all((0..count).map(|at| {
+        let (client, path) = (client.clone(), format!("/{at}"));
+        async move { client.create(&path, 0).await.map(drop) }
+    }))
+    .await;
+    for told in told {
+        assert!(matches!(told, Err(Error::DeadlineExceeded { .. })), "{told:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(35), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +202,7 @@ async fn an_idle_client_renews_its_session_and_says_what_it_has_seen() {
 async fn without_a_leader_a_call_gives_up_after_the_patience_and_says_why() {
     let (fake, client) = start().await;
     fake.judge(|_, _| Verdict::Refuse(Error::NotEnoughServers { wanted: 3, alive: 2 }));
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let error = client.create("/a", 0).await.unwrap_err();
     let waited = started.elapsed();
     assert!(
