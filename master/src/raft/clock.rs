@@ -19,8 +19,8 @@ use super::types::Raft;
 const READING_AGE_MAX: Duration = Duration::from_secs(10);
 /// For how long the group's clock goes on unasked: nearly as often as it is heard of.
 const GROUP_AGE_MAX: Duration = Duration::from_secs(1);
-/// Masters whose clocks are remembered; voters always are.
-const READINGS_MAX: usize = 64;
+/// Masters of whom something is remembered; voters always are.
+pub(super) const MASTERS_MAX: usize = 64;
 /// How long after a start commands wait for the group's time to be known.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Our own clock counts as it is if it is so near to the group's, which is late by the way of a message.
@@ -86,6 +86,22 @@ pub(super) fn voters_of(raft: Raft) -> Voters {
     })
 }
 
+/// Remembers the last word of a master.
+pub(super) fn remember<T>(
+    known: &mut BTreeMap<MasterId, T>,
+    (master, word): (MasterId, T),
+    voters: impl FnOnce() -> Vec<MasterId>,
+) {
+    if known.len() >= MASTERS_MAX && !known.contains_key(&master) {
+        let voters = voters();
+        if !voters.contains(&master) {
+            return;
+        }
+        known.retain(|other, _| voters.contains(other));
+    }
+    known.insert(master, word);
+}
+
 impl GroupClock {
     /// Knows this machine's clock only.
     pub(super) fn new(own: Arc<dyn Clock>, id: MasterId, voters: Voters) -> Self {
@@ -113,21 +129,14 @@ impl GroupClock {
 
     fn note(&self, master: MasterId, reading: Reading, voters: &[MasterId]) {
         let mut readings = self.readings.lock();
-        let others = &mut readings.others;
-        if others.len() >= READINGS_MAX && !others.contains_key(&master) {
-            if !voters.contains(&master) {
-                return;
-            }
-            others.retain(|other, _| voters.contains(other));
-        }
-        others.insert(master, reading);
+        remember(&mut readings.others, (master, reading), || voters.to_vec());
     }
 
     /// Tells people of a clock that is wrong, once, and when it is right again.
     fn judge(&self, master: MasterId, wall: UnixMs, middle: UnixMs) {
         let by = apart(wall, middle);
         let off = &mut self.readings.lock().off;
-        if by > OFF && off.len() < READINGS_MAX && off.insert(master) {
+        if by > OFF && off.len() < MASTERS_MAX && off.insert(master) {
             let way = if wall > middle { "ahead" } else { "behind" };
             tracing::warn!(%master, ?by, way, "the wall clock of a master is wrong, the others outvote it: set it");
         }
@@ -405,7 +414,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_two_of_five_voters_and_strangers_say_the_other_three_decide(
-            strangers in prop::collection::vec(6..u64::MAX, 0..2 * READINGS_MAX),
+            strangers in prop::collection::vec(6..u64::MAX, 0..2 * MASTERS_MAX),
             rounds in prop::collection::vec((4..100_u64, any::<u64>(), 0..9_000_u64), 1..100),
         ) {
             let (own, clock) = leader(5);
@@ -422,7 +431,7 @@ mod tests {
                 prop_assert!(wrong <= NEAR, "{wrong:?}");
             }
             let readings = clock.readings.lock();
-            prop_assert!(readings.others.len() <= READINGS_MAX && readings.off.len() <= READINGS_MAX);
+            prop_assert!(readings.others.len() <= MASTERS_MAX && readings.off.len() <= MASTERS_MAX);
         }
     }
 }

@@ -7,23 +7,23 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gfs_proto::id::MasterId;
+use gfs_proto::task::every;
 use gfs_proto::time::{Clock, Moment};
 use gfs_proto::work::Workers;
 use gfs_proto::{Error, Result, fault};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::clock::Voters;
+use super::clock::{Voters, remember};
 
 /// How often the own disk is looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// For how long it counts what a master said of its disk. Questions may wait for seconds.
 const WORD_AGE_MAX: Duration = Duration::from_secs(10);
-/// Masters whose disks are remembered; voters always are.
-const WORDS_MAX: usize = 64;
 /// A small disk keeps this part of itself free, not the whole headroom.
 const HEADROOM_PART: u64 = 10;
 
@@ -53,15 +53,7 @@ impl Room {
     /// Another master, or this one, has so many bytes beyond the headroom.
     pub(super) fn heard(&self, master: MasterId, free_bytes: u64) {
         let word = Word { at: self.clock.moment(), free_bytes };
-        let mut words = self.words.lock();
-        if words.len() >= WORDS_MAX && !words.contains_key(&master) {
-            let voters = (self.voters)().unwrap_or_default();
-            words.retain(|other, _| *other == self.id || voters.contains(other));
-            if words.len() >= WORDS_MAX && master != self.id && !voters.contains(&master) {
-                return;
-            }
-        }
-        words.insert(master, word);
+        remember(&mut self.words.lock(), (master, word), || (self.voters)().unwrap_or_default());
     }
 
     /// Bytes beyond the headroom on a master's disk, if it has said so lately.
@@ -94,38 +86,42 @@ impl Room {
     }
 }
 
+/// This master's disk.
+pub(super) struct OwnDisk {
+    pub(super) room: Arc<Room>,
+    pub(super) directory: PathBuf,
+    pub(super) headroom_bytes: Option<u64>,
+    pub(super) workers: Workers,
+    /// As it was at the last look.
+    pub(super) was_full: AtomicBool,
+}
+
 /// Looks at the own disk until `stop`, and tells people when it gets to its headroom and when it leaves it.
-pub(super) async fn watch(
-    room: Arc<Room>,
-    (directory, headroom_bytes): (PathBuf, Option<u64>),
-    workers: Workers,
-    stop: CancellationToken,
-) {
-    let mut interval = tokio::time::interval(LOOK_PERIOD);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut was_full = false;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = interval.tick() => {}
-        }
-        let free_bytes = match look(&directory, headroom_bytes, &workers).await {
-            Ok(free_bytes) => free_bytes,
-            Err(error) => {
-                tracing::warn!(%error, "how much room there is on this master's disk can't be told");
-                continue;
-            }
-        };
-        room.heard(room.id, free_bytes);
+pub(super) async fn watch(disk: Arc<OwnDisk>, stop: CancellationToken) {
+    let tick = move || {
+        let disk = disk.clone();
+        async move { disk.look_and_tell().await }
+    };
+    every("room", LOOK_PERIOD, stop, tick).await;
+}
+
+impl OwnDisk {
+    async fn look_and_tell(&self) -> Result<()> {
+        let looked = look(&self.directory, self.headroom_bytes, &self.workers).await;
+        let free_bytes = looked.inspect_err(|error| {
+            tracing::warn!(%error, "how much room there is on this master's disk can't be told");
+        })?;
+        self.room.heard(self.room.id, free_bytes);
         let is_full = free_bytes == 0;
+        let was_full = self.was_full.swap(is_full, Ordering::Relaxed);
         if is_full && !was_full {
-            let directory = directory.display();
+            let directory = self.directory.display();
             tracing::warn!(%directory, "this master's disk is nearly full: give it room, or the cluster can't grow");
         }
         if was_full && !is_full {
             tracing::info!("this master's disk has room again");
         }
-        was_full = is_full;
+        Ok(())
     }
 }
 
@@ -153,6 +149,7 @@ mod tests {
     use gfs_proto::time::ManualClock;
 
     use super::*;
+    use crate::raft::clock::MASTERS_MAX;
 
     const FULL: Option<u64> = Some(0);
     const ROOM: Option<u64> = Some(1);
@@ -222,12 +219,12 @@ mod tests {
         for stranger in 1_000..2_000 {
             room.heard(id(stranger), 5);
         }
-        assert!(room.words.lock().len() <= WORDS_MAX);
+        assert!(room.words.lock().len() <= MASTERS_MAX);
         for voter in 1..=3 {
             room.heard(id(voter), voter);
             assert_eq!(room.free_bytes(id(voter)), Some(voter));
         }
-        assert!(room.words.lock().len() <= WORDS_MAX);
+        assert!(room.words.lock().len() <= MASTERS_MAX);
     }
 
     #[tokio::test]

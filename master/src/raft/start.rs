@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use gfs_proto::id::{ClusterId, MasterId};
@@ -21,7 +22,7 @@ use super::machine::{Feeds, Machine};
 use super::members::Members;
 use super::network::{Factory, Network};
 use super::node::{self, Inner, propose};
-use super::room::Room;
+use super::room::{OwnDisk, Room};
 use super::store::StateStore;
 use super::types::{MasterNode, Raft};
 use super::{BootstrapConfig, Leadership, NodeConfig, Origin, room, tasks};
@@ -159,12 +160,18 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let (sender, leadership) = watch::channel(Leadership::default());
     let clock = Arc::new(GroupClock::new(environment.clock.clone(), id, voters_of(raft.clone())));
     let room = Arc::new(Room::new(id, environment.clock.clone(), voters_of(raft.clone())));
-    let disk = (config.dir.clone(), config.headroom_bytes);
+    let disk = OwnDisk {
+        room: room.clone(),
+        directory: config.dir.clone(),
+        headroom_bytes: config.headroom_bytes,
+        workers: environment.workers.clone(),
+        was_full: AtomicBool::new(false),
+    };
     let identity = (home.uuid(), config.address.clone());
     let members = Arc::new(Members::new(raft.clone(), clock.clone(), network.clone(), identity));
     tokio::spawn(tasks::follow(raft.clone(), sender, stop.clone()));
     tokio::spawn(tasks::care(members.clone(), stop.clone()));
-    tokio::spawn(room::watch(room.clone(), disk, environment.workers.clone(), stop.clone()));
+    tokio::spawn(room::watch(Arc::new(disk), stop.clone()));
     Ok(Inner {
         raft,
         cluster,

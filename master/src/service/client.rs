@@ -191,20 +191,18 @@ impl pb::master_server::Master for Service {
             Ok((read::file_by_id(view, file)?, read::file_chunks(view, file, wanted, 1)?.into_iter().next()))
         };
         let ((entry, there), _) = self.look_up(None, look).await?;
-        if let Some((index, chunk)) = there {
+        let (index, handle) = match there {
             // Nothing is added, so it needs no command: also while nothing may grow.
-            let granter = self.leader.granter();
-            let leased = granter.find_lease_of(&reign, (file, index), chunk.handle, None).await?;
-            let lease = Some(convert::lease(granter, &leased));
-            let rev = self.granted_by();
-            return Ok(Response::new(pb::AddChunkReply { index: index.raw(), lease, rev }));
-        }
-        let goal = entry.replication;
-        let (members, primary) = self.place(goal)?;
-        let command = Command::AddChunk { file, expected_count, members, primary };
-        let (_, applied) = self.mutate(request.request, command).await?;
-        let Applied::ChunkAdded { index, handle, .. } = applied else {
-            return Err(convert::unexpected(&applied).into());
+            Some((index, chunk)) => (index, chunk.handle),
+            None => {
+                let (members, primary) = self.place(entry.replication)?;
+                let command = Command::AddChunk { file, expected_count, members, primary };
+                let (_, applied) = self.mutate(request.request, command).await?;
+                let Applied::ChunkAdded { index, handle, .. } = applied else {
+                    return Err(convert::unexpected(&applied).into());
+                };
+                (index, handle)
+            }
         };
         let leased = self.leader.granter().find_lease_of(&reign, (file, index), handle, None).await?;
         let lease = Some(convert::lease(self.leader.granter(), &leased));
