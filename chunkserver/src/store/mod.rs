@@ -67,7 +67,7 @@ pub struct Options {
     pub segment_bytes: u32,
     /// Most segments of one log.
     pub segments: u32,
-    /// Room on each disk that chunks may not take, for the store itself.
+    /// Room on each disk that chunks may not take, for the store itself: the segments that its log may still get, and tables.
     pub headroom_bytes: u64,
     /// Most files that are kept open.
     pub open_files: usize,

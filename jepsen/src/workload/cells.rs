@@ -142,7 +142,8 @@ pub(super) async fn finish(scene: Arc<Scene>, path: &str) -> Result<()> {
     let mut process = scene.recorder.process();
     // Whole is not enough: a chunk whose primary takes nothing any more looks so, too.
     let mut last = Vec::new();
-    for chunk in 0..file.len().await?.div_ceil(u64::from(chunk_bytes)) {
+    // Also to a file that has none yet.
+    for chunk in 0..file.len().await?.div_ceil(u64::from(chunk_bytes)).max(1) {
         let (tag, first) = (FIRST_LAST_TAG + chunk, chunk * cells_per_chunk);
         let data = encode(tag, first, 1);
         let offset = first * CELL_BYTES as u64;

@@ -303,9 +303,9 @@ impl Node {
         }
     }
 
-    /// Bytes beyond the headroom on a master's disk, if it has told this one lately.
+    /// Bytes beyond the headroom on a master's disk, if it has told this one lately, and its disk tells how large it is.
     pub fn free_bytes(&self, master: MasterId) -> Option<u64> {
-        self.inner.room.free_bytes(master)
+        self.inner.room.known_free_bytes(master)
     }
 
     /// The group's time, if it is known.

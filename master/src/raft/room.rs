@@ -26,6 +26,8 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 const WORD_AGE_MAX: Duration = Duration::from_secs(10);
 /// A small disk keeps this part of itself free, not the whole headroom.
 const HEADROOM_PART: u64 = 10;
+/// What a disk without a known end has.
+const BOUNDLESS: u64 = u64::MAX;
 
 /// What the masters said of their disks.
 pub(super) struct Room {
@@ -62,6 +64,11 @@ impl Room {
         let young = self.clock.moment().since(word.at) <= WORD_AGE_MAX;
         // This master's disk is looked at all the time; one that takes longer to tell has not changed for the better.
         (young || master == self.id).then_some(word.free_bytes)
+    }
+
+    /// The same for people: `None` also of a disk without a known end.
+    pub(super) fn known_free_bytes(&self, master: MasterId) -> Option<u64> {
+        self.free_bytes(master).filter(|free_bytes| *free_bytes < BOUNDLESS)
     }
 
     /// On the leader: whether the state may grow.
@@ -130,13 +137,13 @@ async fn look(directory: &Path, headroom_bytes: Option<u64>, workers: &Workers) 
     if fault::try_reach("raft::room::look").await.is_err() {
         return Ok(0);
     }
-    let Some(headroom_bytes) = headroom_bytes else { return Ok(u64::MAX) };
+    let Some(headroom_bytes) = headroom_bytes else { return Ok(BOUNDLESS) };
     let directory = directory.to_owned();
     let look = move || rustix::fs::statvfs(&directory);
     let disk = workers.run(look).await?.map_err(Error::unavailable)?;
     if disk.f_blocks == 0 {
         // A filesystem that does not say how large it is.
-        return Ok(u64::MAX);
+        return Ok(BOUNDLESS);
     }
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
     let headroom_bytes = headroom_bytes.min(bytes(disk.f_blocks) / HEADROOM_PART);
@@ -223,7 +230,10 @@ mod tests {
         for voter in 1..=3 {
             room.heard(id(voter), voter);
             assert_eq!(room.free_bytes(id(voter)), Some(voter));
+            assert_eq!(room.known_free_bytes(id(voter)), Some(voter));
         }
+        room.heard(id(1), BOUNDLESS);
+        assert_eq!((room.free_bytes(id(1)), room.known_free_bytes(id(1))), (Some(BOUNDLESS), None));
         assert!(room.words.lock().len() <= MASTERS_MAX);
     }
 
@@ -241,7 +251,7 @@ mod tests {
         let most = all.saturating_sub(part);
         assert!(is_near(free_bytes(Some(u64::MAX)).await, most));
         assert!(is_near(free_bytes(Some(1 << 20)).await, all.saturating_sub(1 << 20)));
-        assert_eq!(free_bytes(None).await, u64::MAX);
+        assert_eq!(free_bytes(None).await, BOUNDLESS);
         assert!(look(Path::new("/nowhere"), Some(0), &workers).await.is_err());
     }
 }
