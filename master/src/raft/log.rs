@@ -261,9 +261,13 @@ fn load(db: &DB) -> io::Result<(Option<Vote>, Option<LogId>, Tail)> {
         let entry: Entry = codec::from_disk::<EntryRow>(bytes.into_vec())?.into_entry()?;
         last = last.max(Some(entry.log_id));
     }
-    // It is written before the entries that it names are surely durable, and openraft starts only if they are there.
+    // openraft starts only if the entry is there. An end of an older term is not what was committed.
     let committed: Option<LogId> = id(KEY_COMMITTED)?;
-    Ok((vote, committed.min(last), Tail::new(purged, last)))
+    let committed = match (committed, last) {
+        (Some(noted), Some(end)) if noted > end && noted.leader_id != end.leader_id => purged,
+        _ => committed.min(last),
+    };
+    Ok((vote, committed, Tail::new(purged, last)))
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {

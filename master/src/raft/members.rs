@@ -187,7 +187,8 @@ impl Members {
         let answering = answering(&metrics);
         let lags: Vec<_> = lags(&metrics).into_iter().filter(|(id, _)| answering.contains(id)).collect();
         let members = list(&metrics);
-        for id in looks.ready(&members, &lags) {
+        // One at a look: the next change needs the members as they are after this one.
+        if let Some(id) = looks.ready(&members, &lags) {
             tracing::info!(%id, "a master has caught up and votes from now on");
             let gone = replaced(&members, id, &answering);
             if gone.is_empty() {
@@ -250,8 +251,8 @@ fn replaced(members: &[Member], learner: MasterId, answering: &BTreeSet<MasterId
 }
 
 impl Looks {
-    /// The learners that were near the leader's end at some looks in a row.
-    fn ready(&mut self, members: &[Member], lags: &[(MasterId, u64)]) -> Vec<MasterId> {
+    /// A learner that was near the leader's end at some looks in a row.
+    fn ready(&mut self, members: &[Member], lags: &[(MasterId, u64)]) -> Option<MasterId> {
         let lags: BTreeMap<MasterId, u64> = lags.iter().copied().collect();
         let mut near = BTreeMap::new();
         for member in members.iter().filter(|member| !member.voter && !member.shadow) {
@@ -261,8 +262,8 @@ impl Looks {
             }
         }
         self.near = near;
-        let ready = self.near.iter().filter(|(_, looks)| **looks >= LOOKS);
-        ready.map(|(id, _)| MasterId::from_raw(*id)).collect()
+        let ready = self.near.iter().find(|(_, looks)| **looks >= LOOKS);
+        ready.map(|(id, _)| MasterId::from_raw(*id))
     }
 }
 
@@ -279,8 +280,8 @@ mod tests {
         let mut looks = Looks::default();
         let mut seen = Vec::new();
         for lag in [0, 0, PROMOTE_LAG_MAX, 0, 5, 9] {
-            seen.push(looks.ready(&members, &lags(lag)).len());
+            seen.push(looks.ready(&members, &lags(lag)));
         }
-        assert_eq!(seen, [0, 0, 0, 0, 0, 1]);
+        assert_eq!(seen, [None, None, None, None, None, Some(MasterId::from_raw(2))]);
     }
 }

@@ -96,7 +96,8 @@ impl Room {
 /// This master's disk.
 pub(super) struct OwnDisk {
     pub(super) room: Arc<Room>,
-    pub(super) directory: PathBuf,
+    /// Where it keeps what: each may be a filesystem of its own.
+    pub(super) directories: Vec<PathBuf>,
     pub(super) headroom_bytes: Option<u64>,
     pub(super) workers: Workers,
     /// As it was at the last look.
@@ -114,7 +115,7 @@ pub(super) async fn watch(disk: Arc<OwnDisk>, stop: CancellationToken) {
 
 impl OwnDisk {
     async fn look_and_tell(&self) -> Result<()> {
-        let looked = look(&self.directory, self.headroom_bytes, &self.workers).await;
+        let looked = look(&self.directories, self.headroom_bytes, &self.workers).await;
         let free_bytes = looked.inspect_err(|error| {
             tracing::warn!(%error, "how much room there is on this master's disk can't be told");
         })?;
@@ -122,8 +123,11 @@ impl OwnDisk {
         let is_full = free_bytes == 0;
         let was_full = self.was_full.swap(is_full, Ordering::Relaxed);
         if is_full && !was_full {
-            let directory = self.directory.display();
-            tracing::warn!(%directory, "this master's disk is nearly full: give it room, or the cluster can't grow");
+            let directories = &self.directories;
+            tracing::warn!(
+                ?directories,
+                "this master's disk is nearly full: give it room, or the cluster can't grow"
+            );
         }
         if was_full && !is_full {
             tracing::info!("this master's disk has room again");
@@ -132,15 +136,23 @@ impl OwnDisk {
     }
 }
 
-/// Bytes that the state may still take on the disk of this directory.
-async fn look(directory: &Path, headroom_bytes: Option<u64>, workers: &Workers) -> Result<u64> {
+/// Bytes that the state may still take on the disk of these directories that has the least.
+async fn look(directories: &[PathBuf], headroom_bytes: Option<u64>, workers: &Workers) -> Result<u64> {
     if fault::try_reach("raft::room::look").await.is_err() {
         return Ok(0);
     }
     let Some(headroom_bytes) = headroom_bytes else { return Ok(BOUNDLESS) };
-    let directory = directory.to_owned();
-    let look = move || rustix::fs::statvfs(&directory);
-    let disk = workers.run(look).await?.map_err(Error::unavailable)?;
+    let directories = directories.to_owned();
+    let look = move || -> Result<u64> {
+        let room = |directory: &PathBuf| room_of(directory, headroom_bytes);
+        directories.iter().map(room).try_fold(BOUNDLESS, |least, room| Ok(least.min(room?)))
+    };
+    workers.run(look).await?
+}
+
+/// The same of one directory.
+fn room_of(directory: &Path, headroom_bytes: u64) -> Result<u64> {
+    let disk = rustix::fs::statvfs(directory).map_err(Error::unavailable)?;
     if disk.f_blocks == 0 {
         // A filesystem that does not say how large it is.
         return Ok(BOUNDLESS);
@@ -242,7 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let workers = Environment::real().workers;
         let free_bytes =
-            async |headroom_bytes| look(directory.path(), headroom_bytes, &workers).await.unwrap();
+            async |headroom_bytes| look(&[directory.path().into()], headroom_bytes, &workers).await.unwrap();
         let disk = rustix::fs::statvfs(directory.path()).unwrap();
         let (all, part) = (free_bytes(Some(0)).await, disk.f_blocks * disk.f_frsize / HEADROOM_PART);
         assert!(all > 0, "this test needs some room");
@@ -252,6 +264,7 @@ mod tests {
         assert!(is_near(free_bytes(Some(u64::MAX)).await, most));
         assert!(is_near(free_bytes(Some(1 << 20)).await, all.saturating_sub(1 << 20)));
         assert_eq!(free_bytes(None).await, BOUNDLESS);
-        assert!(look(Path::new("/nowhere"), Some(0), &workers).await.is_err());
+        let both = [directory.path().into(), "/nowhere".into()];
+        assert!(look(&both, Some(0), &workers).await.is_err(), "each of them is looked at");
     }
 }

@@ -11,6 +11,7 @@ use gfs_proto::retry::Backoff;
 use gfs_proto::work::Workers;
 use gfs_proto::{Environment, Error, Result, Retry};
 use openraft::errors::{InitializeError, RaftError};
+use openraft::storage::RaftLogStorage;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -23,8 +24,8 @@ use super::members::Members;
 use super::network::{Factory, Network};
 use super::node::{self, Inner, propose};
 use super::room::{OwnDisk, Room};
-use super::store::StateStore;
-use super::types::{MasterNode, Raft};
+use super::store::{self, StateStore};
+use super::types::{LogId, MasterNode, Raft};
 use super::{BootstrapConfig, Leadership, NodeConfig, Origin, room, tasks};
 use crate::identity::{Home, Membership};
 use crate::state::{Command, Proposal, Rejected};
@@ -79,8 +80,15 @@ struct Stores {
     state: Arc<StateStore>,
 }
 
+/// Whose log it is.
+pub(super) fn owner_of(home: &Home, member: Membership) -> String {
+    format!("{} {} {}", member.cluster, member.id, home.uuid())
+}
+
 fn open(mut home: Home, member: Membership, cache_bytes: usize, workers: &Workers) -> Result<Stores> {
-    let owner = format!("{} {} {}", member.cluster, member.id, home.uuid());
+    // They may hold the last room, without which RocksDB opens nothing.
+    store::drop_unfinished(&home.state_dir()).map_err(Error::unavailable)?;
+    let owner = owner_of(&home, member);
     // Guard emptied_log: without its log a member has forgotten its votes and what it acknowledged.
     let log = if home.has_started() {
         LogStore::reopen(&home.log_dir(), &owner, workers)
@@ -143,10 +151,26 @@ pub(super) async fn start(config: NodeConfig, origin: &Origin, environment: &Env
     Ok(inner)
 }
 
+/// Drops the end of a log that the leader of a later term has replaced, if the state has what took its place already: the
+/// removal is not synced by itself, so a power cut may have taken it back.
+///
+/// What was applied is committed. An entry of an older term in its place is not, and nothing after it; what is before it the
+/// state has, and a checkpoint covers it (`open`). What was acknowledged of the later term was synced after the removal.
+async fn drop_replaced_end(log: &mut LogStore, applied: Option<LogId>) -> io::Result<()> {
+    let found = log.get_log_state().await?;
+    let (Some(applied), Some(last)) = (applied, found.last_log_id) else { return Ok(()) };
+    if last < applied && last.index >= applied.index {
+        tracing::warn!(%applied, %last, "the end of the log was replaced when it was lost: it goes");
+        log.truncate_after(found.last_purged_log_id).await?;
+    }
+    Ok(())
+}
+
 /// Starts openraft on the stores.
 async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> Result<Inner> {
-    let Stores { home, member, log, state } = stores;
+    let Stores { home, member, mut log, state } = stores;
     let Membership { cluster, id } = member;
+    drop_replaced_end(&mut log, state.applied().0).await.map_err(Error::unavailable)?;
     let feeds = Feeds::new(state.applied().0);
     let network = Arc::new(Network::new(environment.clone(), cluster, id.raw()));
     let log_shared = Arc::downgrade(log.shared());
@@ -162,7 +186,7 @@ async fn run(config: &NodeConfig, stores: Stores, environment: &Environment) -> 
     let room = Arc::new(Room::new(id, environment.clock.clone(), voters_of(raft.clone())));
     let disk = OwnDisk {
         room: room.clone(),
-        directory: config.dir.clone(),
+        directories: vec![config.dir.clone(), home.log_dir(), home.state_dir()],
         headroom_bytes: config.headroom_bytes,
         workers: environment.workers.clone(),
         was_full: AtomicBool::new(false),

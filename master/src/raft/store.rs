@@ -30,7 +30,7 @@ use crate::state::{Table, Writes};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use checkpoint::open as open_checkpoint;
-pub(crate) use checkpoint::{CheckpointFile, CheckpointHandle, FILES_MAX, check_file_name};
+pub(crate) use checkpoint::{CheckpointFile, CheckpointHandle, FILES_MAX, check_file_name, drop_unfinished};
 pub(crate) use view::Direct;
 pub use view::ReadView;
 

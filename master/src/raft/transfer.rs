@@ -22,6 +22,8 @@ const FRAME_BYTES: usize = 1 << 20;
 const FRAMES_MAX: usize = 4;
 /// A transfer without a frame for this long has ended.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Room that a checkpoint leaves on the receiver's disk: without any, nothing there can be opened again.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
 /// How long the receiver may take to install the whole.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -182,6 +184,13 @@ impl Receiver {
 
     fn begin(&mut self, file: &pb::SnapshotFile) -> Result<()> {
         check_file_name(&file.name).map_err(|error| bad(&error.to_string()))?;
+        let disk = rustix::fs::statvfs(&self.path).map_err(Error::unavailable)?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if disk.f_blocks > 0 && free_bytes < file.length.saturating_add(ROOM_BYTES_MIN) {
+            return Err(Error::unavailable(
+                "no room for the leader's checkpoint: make some on this master's disk",
+            ));
+        }
         if self.files.len() >= FILES_MAX {
             return Err(bad("too many files"));
         }
@@ -266,6 +275,8 @@ mod tests {
             vec![file("../a", 0)],
             vec![file("checkpoint.gfs", 0)],
             vec![file(".", 0)],
+            // No disk has room for that.
+            vec![file("a.sst", 1 << 60)],
         ] {
             assert!(take(bad.clone()).is_err(), "{bad:?}");
         }

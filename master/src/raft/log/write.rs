@@ -25,7 +25,7 @@ pub(crate) enum Command {
     Append { rows: Vec<(u64, Vec<u8>)>, generation: u64, callback: IOFlushed<TypeConfig> },
     /// Removes `from..until`: needs no sync, whatever is synced later carries it along.
     Delete { from: u64, until: u64 },
-    /// Removes `from..=id.index` for good.
+    /// Removes `from..=id.index` for good, durably.
     Purge { from: u64, id: LogId },
     /// Sets the vote; answers when it is durable.
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
@@ -56,7 +56,7 @@ pub(crate) fn run(shared: &Shared, mut commands: mpsc::Receiver<Command>) {
     }
     let last = *shared.committed.lock();
     if last != committed && shared.poison.check().is_ok() {
-        let written = Batch::default().write(shared, &mut committed);
+        let written = Batch::default().write(shared, last, &mut committed);
         if let Err(error) = written {
             shared.poison.set(error);
         }
@@ -80,6 +80,9 @@ fn write_waiting(
     committed: &mut Option<LogId>,
 ) {
     let mut batch = Batch::default();
+    // Taken before what is waiting: the entries that it names came into the queue before it was noted, so they are in this
+    // batch or in an earlier one.
+    let now = *shared.committed.lock();
     let mut result = batch.add(shared, first);
     while result.is_ok()
         && !batch.is_full()
@@ -87,9 +90,11 @@ fn write_waiting(
     {
         result = batch.add(shared, command);
     }
+    // Of a batch that was full something may still be waiting.
+    let now = if batch.is_full() { *committed } else { now };
     let result = result
         .and_then(|()| shared.poison.check())
-        .and_then(|()| batch.write(shared, committed))
+        .and_then(|()| batch.write(shared, now, committed))
         // Sticky: after a failed sync the disk may hold anything, and a later success proves nothing.
         .map_err(|error| shared.poison.set(error));
     batch.answer(shared, &result);
@@ -143,9 +148,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Writes the batch, and syncs it if anybody waits for that.
-    fn write(&mut self, shared: &Shared, committed: &mut Option<LogId>) -> io::Result<()> {
-        let now = *shared.committed.lock();
+    /// Writes the batch with what is committed by now, and syncs it if anybody waits for that, or files are removed after it:
+    /// that is durable at once, and a power cut must not take back what says that their entries are gone.
+    fn write(
+        &mut self,
+        shared: &Shared,
+        now: Option<LogId>,
+        committed: &mut Option<LogId>,
+    ) -> io::Result<()> {
         if now != *committed
             && let Some(id) = &now
         {
@@ -156,7 +166,8 @@ impl Batch {
         shared.db.write(std::mem::take(&mut self.writes)).map_err(io::Error::other)?;
         fail::point(Point::LogBeforeSync)?;
         // Mutant wal_not_synced: what the kernel has counts as durable.
-        if !self.waiters.is_empty() && !fault::mutant("wal_not_synced") {
+        let syncs = !self.waiters.is_empty() || self.purged.is_some();
+        if syncs && !fault::mutant("wal_not_synced") {
             shared.db.flush_wal(true).map_err(io::Error::other)?;
         }
         fail::point(Point::LogBeforeCallback)?;

@@ -216,6 +216,24 @@ pub(crate) fn open(path: &Path) -> io::Result<CheckpointHandle> {
     Ok(CheckpointHandle::new(path.to_owned(), meta, row.files))
 }
 
+/// Removes what no start ever needs: checkpoints that were not received or built to their end.
+///
+/// # Errors
+/// What the disk says.
+pub(crate) fn drop_unfinished(dir: &Path) -> io::Result<()> {
+    let items = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        items => items?,
+    };
+    for item in items {
+        let item = item?;
+        if matches!(item.file_name().to_string_lossy().split('-').next(), Some("building" | "receive")) {
+            fs::remove_dir_all(item.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes everything unfinished or replaced; returns the newest whole checkpoint and an unused serial.
 pub(super) fn sweep(dir: &Path, current: Option<&str>) -> io::Result<(Option<CheckpointHandle>, u64)> {
     let mut serial = 0;

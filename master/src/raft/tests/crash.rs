@@ -160,13 +160,12 @@ async fn apply(machine: &mut Machine, indexes: std::ops::Range<u64>) {
 }
 
 /// Applies blank entries to the state in `dir` beyond what it has; the last index.
-pub(super) async fn apply_beyond(dir: &Path, count: u64) -> u64 {
+pub(super) async fn apply_beyond(dir: &Path, count: u64, terms_later: u64) -> u64 {
     let store = StateStore::open(dir, 1 << 20, &Workers::Threads).unwrap();
     let last = store.applied().0.unwrap();
+    let term = last.leader_id.term + terms_later;
     let items: Vec<_> = (last.index + 1..=last.index + count)
-        .map(|index| {
-            Ok((Entry { log_id: LogId::new(last.leader_id, index), payload: EntryPayload::Blank }, None))
-        })
+        .map(|index| Ok((Entry { log_id: id(term, index), payload: EntryPayload::Blank }, None)))
         .collect();
     Machine::new(Arc::new(store), Feeds::new(None), Workers::Threads)
         .apply(futures::stream::iter(items))
@@ -274,5 +273,37 @@ fn no_more_is_noted_as_committed_after_a_crash_than_the_log_has() {
         drop(log);
         let mut log = open_log(dir.path());
         assert_eq!(log.read_committed().await.unwrap(), Some(id(1, 1)));
+    });
+}
+
+#[test]
+fn an_end_of_an_older_term_is_not_taken_for_what_was_noted_as_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        let mut log = open_log(dir.path());
+        log.blocking_append((0..10).map(|index| entry(1, index))).await.unwrap();
+        log.save_committed(Some(id(2, 8))).await.unwrap();
+        log.blocking_append([entry(1, 10)]).await.unwrap();
+        drop(log);
+        let mut log = open_log(dir.path());
+        assert_eq!(log.read_committed().await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_purge_is_synced_because_files_are_removed_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        let mut log = open_log(dir.path());
+        log.blocking_append((0..10).map(|index| entry(1, index))).await.unwrap();
+        let before = log.syncs();
+        log.purge(id(1, 5)).await.unwrap();
+        for _ in 0..1000 {
+            if log.syncs() > before {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("a power cut may take the purge back, and not the removal of the files");
     });
 }

@@ -10,14 +10,20 @@ use gfs_proto::path::FilePath;
 use gfs_proto::random::SeededRandom;
 use gfs_proto::size::ChunkBytes;
 use gfs_proto::time::UnixMs;
+use gfs_proto::work::Workers;
 use gfs_proto::{Environment, Error, Result, pb};
+use openraft::EntryPayload;
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use pb::raft_server::Raft as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::identity::{Home, Membership};
+use crate::raft::log::LogStore;
 use crate::raft::members::CARE_PERIOD;
+use crate::raft::start::owner_of;
+use crate::raft::types::{Entry, LogId, Vote};
 use crate::raft::{BootstrapConfig, Node, NodeConfig, Origin};
 use crate::state::{Applied, Command, Proposal, Rejected, read};
 
@@ -423,7 +429,7 @@ async fn a_state_ahead_of_its_log_is_covered_by_a_checkpoint_before_the_log_is_d
     let last = make(&group, "then").await;
     let stopped = group.remove(0).kill().await;
     // As after a power cut: the quorum had entries, the state was flushed with them, the log was not.
-    let applied = crate::raft::tests::crash::apply_beyond(&stopped.dir.path().join("state"), 50).await;
+    let applied = crate::raft::tests::crash::apply_beyond(&stopped.dir.path().join("state"), 50, 0).await;
     assert!(applied > last.raw());
     group.push(stopped.restart().await);
     // Who joins needs what the log does not have any more.
@@ -431,6 +437,47 @@ async fn a_state_ahead_of_its_log_is_covered_by_a_checkpoint_before_the_log_is_d
     let last = make(&group, "late").await;
     shadow.applies(last).await;
     assert!(exists(&shadow.node, "then") && exists(&shadow.node, "late"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_log_that_a_later_term_has_replaced_in_the_state_already_goes_at_the_start() {
+    let running = start(bootstrap()).await;
+    let mut group = vec![running];
+    make(&group, "early").await;
+    let stopped = group.remove(0).kill().await;
+    let (path, random) = (stopped.dir.path().to_owned(), SeededRandom::new(1));
+    until("nobody uses it", || Home::open(&path, &random).is_ok()).await;
+    let home = Home::open(&path, &random).unwrap();
+    let owner = owner_of(&home, home.member().unwrap());
+    let mut log = LogStore::reopen(&home.log_dir(), &owner, &Workers::Threads).unwrap();
+    let last = log.get_log_state().await.unwrap().last_log_id.unwrap();
+    let blank = |index| Entry { log_id: LogId::new(last.leader_id, index), payload: EntryPayload::Blank };
+    log.blocking_append((last.index + 1..last.index + 30).map(blank)).await.unwrap();
+    log.save_vote(&Vote::new(last.leader_id.term + 1, 1)).await.unwrap();
+    drop((log, home));
+    // As after a power cut: the next leader's entries were committed without this one's disk, and it had applied them.
+    let applied = crate::raft::tests::crash::apply_beyond(&path.join("state"), 10, 1).await;
+    assert!(applied < last.index + 29);
+    group.push(stopped.restart().await);
+    let shadow = start(group[0].joining(true)).await;
+    let last = make(&group, "late").await;
+    shadow.applies(last).await;
+    assert!(exists(&shadow.node, "early") && exists(&shadow.node, "late"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_received_to_its_end_goes_before_anything_that_needs_room() {
+    let stopped = start(bootstrap()).await.kill().await;
+    let (path, random) = (stopped.dir.path(), SeededRandom::new(1));
+    until("nobody uses it", || Home::open(path, &random).is_ok()).await;
+    let half = path.join("state/receive-9");
+    std::fs::create_dir(&half).unwrap();
+    std::fs::write(half.join("000001.sst"), "half").unwrap();
+    // As if there were no room for what RocksDB writes at each start.
+    std::fs::write(path.join("log/CURRENT"), "MANIFEST-none\n").unwrap();
+    let config = config(&stopped.dir, &stopped.address);
+    assert!(Node::start(config, &stopped.origin, &Environment::real()).await.is_err());
+    assert!(!half.exists());
 }
 
 fn message(cluster: ClusterId, target: u64, format: u32) -> Request<pb::RaftMessage> {
