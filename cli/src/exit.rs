@@ -105,7 +105,7 @@ fn code_of_wire(error: &Error) -> u8 {
         Error::BadPath { .. } | Error::BadArgument { .. } | Error::TooLarge { .. } => USAGE,
         Error::NotFound { .. } => NOT_FOUND,
         Error::AlreadyExists { .. } => EXISTS,
-        Error::Corrupt { .. } => CORRUPTION,
+        _ if error.is_damage() => CORRUPTION,
         Error::DeadlineExceeded { .. } => UNAVAILABLE,
         _ if error.retry() != Retry::Never => UNAVAILABLE,
         _ => OTHER,
@@ -136,7 +136,7 @@ fn known_step(error: &anyhow::Error) -> Option<&'static str> {
             "`gfs cluster status` tells who is alive; --timeout gives it more time; are the --masters right?"
         }
         Error::DiskFull { .. } => "`gfs df` shows where there is room",
-        Error::Corrupt { .. } => "`gfs chunks PATH` names the replicas",
+        _ if error.is_damage() => "`gfs fsck` names what is damaged, and what each replica holds",
         Error::TooLarge { .. } => "split it, or store it with `gfs put`",
         _ => return None,
     })
@@ -187,6 +187,8 @@ mod tests {
             (Error::DeadlineExceeded { waited_ms: 1, last: String::new() }.into(), UNAVAILABLE),
             (Error::NotLeader { leader: None }.into(), UNAVAILABLE),
             (std::io::Error::other(corrupt).into(), CORRUPTION),
+            (Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: true }.into(), CORRUPTION),
+            (Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: false }.into(), UNAVAILABLE),
             (usage("no"), USAGE),
             (Error::internal("x").into(), OTHER),
             (SomeFailed { failed: 1, all: 2, given_up: false, code: EXISTS }.into(), EXISTS),
