@@ -45,10 +45,10 @@ pub(crate) async fn run(session: &Session, args: &Get) -> Result<()> {
     let search = Search::start(&stop, |finds| search(session.client.clone(), root, finds));
     let reachable = async || is_reachable(&session.client).await;
     let force = args.force;
-    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+    let carried = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
         carry(session.client.clone(), job, force, (progress.clone(), stop.clone()))
     });
-    tell(session, &args.transfer, "fetched", &tally.await?)
+    tell(session, &args.transfer, "fetched", carried.await)
 }
 
 /// Finds all files from the root down; a local directory is made before what lies in it is told.

@@ -42,10 +42,10 @@ pub(crate) async fn run(session: &Session, args: &Put) -> Result<()> {
     let stop = stop_on_signal()?;
     let search = Search::start(&stop, |finds| search(session.client.clone(), roots, finds, progress.clone()));
     let reachable = async || is_reachable(&session.client).await;
-    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+    let carried = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
         carry(session.client.clone(), job, options, (progress.clone(), stop.clone()))
     });
-    tell(session, &args.transfer, "stored", &tally.await?)
+    tell(session, &args.transfer, "stored", carried.await)
 }
 
 /// Whether the remote path is a directory into which things go under their own names.
@@ -78,12 +78,12 @@ async fn put_stdin(session: &Session, args: &Put, remote: &str, options: PutOpti
     let search = Search::start(&stop, |finds| async move {
         finds.send(Found::File(())).await.ok();
     });
-    let tally = carry_all((search, async || true), &args.transfer, &progress, true, |()| {
+    let carried = carry_all((search, async || true), &args.transfer, &progress, true, |()| {
         let (client, remote, moved) = (session.client.clone(), remote.to_owned(), progress.of_file(remote));
         let source = Stoppable::new(tokio::io::stdin(), &stop);
         async move { client.put(source, &remote, options, moved).await.map_err(put_error) }
     });
-    tell(session, &args.transfer, "stored", &tally.await?)
+    tell(session, &args.transfer, "stored", carried.await)
 }
 
 /// Where a named file or directory goes.

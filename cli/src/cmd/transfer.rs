@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::args::Transfer;
-use crate::cmd::Session;
 use crate::cmd::dev::StopSignal;
+use crate::cmd::{Session, print_json};
 use crate::exit::{self, Interrupted, SomeFailed};
 use crate::units::show_bytes;
 
@@ -37,6 +37,12 @@ pub(crate) struct Tally {
     seconds: f64,
     /// Longest time in which nothing moved.
     longest_stall_ms: u64,
+}
+
+/// What was carried, and what went wrong.
+pub(crate) struct Carried {
+    tally: Tally,
+    error: Option<anyhow::Error>,
 }
 
 /// What the search for files finds.
@@ -149,17 +155,15 @@ impl Progress {
 }
 
 /// Carries everything that is found, at most `args.jobs` files at a time. A failure of one file is told and
-/// the others go on, unless the cluster can't be reached; `single` files fail by themselves.
-///
-/// # Errors
-/// The failure of a single file, or that some of many failed.
+/// the others go on, unless the cluster can't be reached; `single` files fail by themselves. What went wrong in the end is
+/// the failure of a single file, or that some of many failed.
 pub(crate) async fn carry_all<J, F>(
     (mut search, is_reachable): (Search<J>, impl AsyncFn() -> bool),
     args: &Transfer,
     progress: &Progress,
     single: bool,
     carry: impl Fn(J) -> F,
-) -> Result<Tally>
+) -> Carried
 where
     F: Future<Output = Result<u64>> + Send + 'static,
 {
@@ -195,7 +199,7 @@ where
     }
     progress.bar.finish_and_clear();
     if stopped {
-        return Err(Interrupted.into());
+        return Carried { error: Some(Interrupted.into()), ..outcome.finish(started.elapsed()) };
     }
     // One that broke off has not found everything.
     if !more && let Err(error) = (&mut search.task).await {
@@ -243,28 +247,35 @@ impl Outcome {
         }
     }
 
-    fn finish(mut self, took: Duration) -> Result<Tally> {
+    fn finish(mut self, took: Duration) -> Carried {
         self.tally.seconds = took.as_secs_f64();
         let longest = self.progress.stall.lock().longest;
         self.tally.longest_stall_ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-        match self.first {
-            None => Ok(self.tally),
-            Some(error) if self.single => Err(error),
-            Some(error) => {
-                let all = self.tally.files + self.tally.failed;
-                let (failed, given_up, code) = (self.tally.failed, self.given_up, exit::code_of(&error));
-                Err(SomeFailed { failed, all, given_up, code }.into())
+        let (failed, all) = (self.tally.failed, self.tally.files + self.tally.failed);
+        let error = self.first.map(|error| match self.single {
+            true => error,
+            false => {
+                let (given_up, code) = (self.given_up, exit::code_of(&error));
+                SomeFailed { failed, all, given_up, code }.into()
             }
-        }
+        });
+        Carried { tally: self.tally, error }
     }
 }
 
-/// Tells what was carried: as JSON, or on a terminal in one line.
-pub(crate) fn tell(session: &Session, args: &Transfer, verb: &str, tally: &Tally) -> Result<()> {
+/// Tells what was carried: as JSON also if something went wrong, on a terminal in one line.
+///
+/// # Errors
+/// What went wrong.
+pub(crate) fn tell(session: &Session, args: &Transfer, verb: &str, carried: Carried) -> Result<()> {
+    let Carried { tally, error } = carried;
     if session.json {
-        return session.print(tally, String::new);
+        print_json(&tally)?;
     }
-    if !args.quiet && std::io::stderr().is_terminal() {
+    if let Some(error) = error {
+        return Err(error);
+    }
+    if !session.json && !args.quiet && std::io::stderr().is_terminal() {
         #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
         let speed = tally.bytes as f64 / 1e6 / tally.seconds.max(1e-3);
         exit::say(&format!(
@@ -291,7 +302,7 @@ mod tests {
     }
 
     /// Carries a hundred files, of which the second and the tenth fail because nobody answers.
-    async fn carried(reachable: bool) -> (anyhow::Error, usize) {
+    async fn carried(reachable: bool) -> (anyhow::Error, Tally) {
         let search = Search::start(&CancellationToken::new(), |finds| async move {
             for number in 0..100 {
                 finds.send(Found::File(number)).await.ok();
@@ -309,16 +320,18 @@ mod tests {
                 }
             }
         });
-        (tally.await.unwrap_err(), done.load(Ordering::Relaxed))
+        let Carried { tally, error } = tally.await;
+        assert_eq!(tally.files, done.load(Ordering::Relaxed) as u64);
+        (error.unwrap(), tally)
     }
 
     #[tokio::test]
     async fn one_file_that_nobody_answers_for_stops_the_others_only_if_no_master_does() {
-        let (told, done) = carried(true).await;
-        assert_eq!((told.to_string(), done), ("3 of 100 failed".to_owned(), 97));
+        let (told, tally) = carried(true).await;
+        assert_eq!((told.to_string(), tally.failed, tally.files), ("3 of 100 failed".to_owned(), 3, 97));
         assert_eq!(exit::code_of(&told), exit::EXISTS);
-        let (told, done) = carried(false).await;
-        assert_eq!(done, 1);
+        let (told, tally) = carried(false).await;
+        assert_eq!((tally.failed, tally.files), (2, 1));
         assert!(told.to_string().starts_with("2 of 3 failed, the others were not tried"), "{told}");
     }
 
@@ -330,6 +343,6 @@ mod tests {
         });
         let (args, progress) = (Transfer { jobs: 2, quiet: true }, progress());
         let tally = carry_all((search, async || true), &args, &progress, false, |()| async { Ok(1) });
-        assert_eq!(tally.await.unwrap_err().to_string(), "1 of 2 failed");
+        assert_eq!(tally.await.error.unwrap().to_string(), "1 of 2 failed");
     }
 }

@@ -191,7 +191,9 @@ async fn of_a_tree_all_that_can_be_stored_is_and_the_rest_is_told_and_counted() 
     assert_eq!(printed(&cluster.run_gfs(&["cat", "/t/c-file", "/t/below/file"]).unwrap()), "cbelow");
     // A name that can't be stored is a failure.
     std::fs::write(std::path::Path::new(tree).join(std::ffi::OsStr::from_bytes(b"\xff")), "x").unwrap();
-    let partly = cluster.run_gfs(&["put", "-r", tree, "/u"]).unwrap();
+    let partly = cluster.run_gfs(&["--json", "put", "-r", tree, "/u"]).unwrap();
+    let tally: serde_json::Value = serde_json::from_slice(&partly.stdout).unwrap();
+    assert_eq!((tally["files"].as_u64(), tally["failed"].as_u64()), (Some(2), Some(1)), "{tally}");
     assert_eq!(partly.status.code(), Some(1), "{}", crate::complaint(&partly));
     assert!(crate::complaint(&partly).contains("no UTF-8"), "{}", crate::complaint(&partly));
     assert_eq!(printed(&cluster.run_gfs(&["cat", "/u/c-file"]).unwrap()), "c");
