@@ -1,5 +1,6 @@
 //! `gfs put`: files, trees and pipes of this machine into the cluster.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -37,6 +38,7 @@ pub(crate) async fn run(session: &Session, args: &Put) -> Result<()> {
     for local in locals {
         roots.push(root(args, local, remote, into)?);
     }
+    check_names(&roots)?;
     let single = matches!(roots.as_slice(), [root] if !root.local.is_dir());
     let progress = Progress::new(session, &args.transfer);
     let stop = stop_on_signal()?;
@@ -104,6 +106,21 @@ fn root(args: &Put, local: &str, remote: &str, into: bool) -> Result<Job> {
     let name = named.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| usage(format!("{local} has no name that can be stored")))?;
     Ok(Job { local: path, remote: join(trimmed(remote), name), named: true })
+}
+
+/// Of two sources with one name the later would take the place of the other, which nobody would notice.
+fn check_names(roots: &[Job]) -> Result<()> {
+    let mut names = BTreeMap::new();
+    for Job { local, remote, .. } in roots {
+        if let Some(other) = names.insert(remote, local) {
+            return Err(usage(format!(
+                "{} and {} would both be stored as {remote}: store them in different directories, one after the other",
+                other.display(),
+                local.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Finds all files below the roots; a directory is made before what lies in it is told.
@@ -247,5 +264,20 @@ fn put_error(error: TransferError) -> anyhow::Error {
             Interrupted.into()
         }
         error @ (TransferError::Local(_) | TransferError::Gfs(_)) => transfer_error(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sources_of_one_name_are_refused_and_both_are_named() {
+        let job = |local: &str, remote: &str| Job { local: local.into(), remote: remote.into(), named: true };
+        check_names(&[job("a/x", "/docs/x"), job("b/y", "/docs/y")]).unwrap();
+        let told = check_names(&[job("a/x", "/docs/x"), job("b/y", "/docs/y"), job("b/x", "/docs/x")]);
+        let told = told.unwrap_err();
+        assert_eq!(crate::exit::code_of(&told), crate::exit::USAGE);
+        assert!(told.to_string().starts_with("a/x and b/x would both be stored as /docs/x"), "{told}");
     }
 }

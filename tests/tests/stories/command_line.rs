@@ -16,7 +16,7 @@ async fn exit_codes_tell_usage_not_found_exists_and_unavailable_apart() {
     let missing = cluster.directory().join("missing");
     let missing = missing.to_str().unwrap();
     let version = "/proc/version";
-    let cases: [(&[&str], i32, &str); 13] = [
+    let cases: [(&[&str], i32, &str); 14] = [
         (&["no-such-command"], 2, "no-such-command"),
         (&["ls", "relative"], 2, "a path starts with '/'"),
         (&["mkdir", "/a/../b"], 2, "'.' and '..' are no names"),
@@ -28,6 +28,7 @@ async fn exit_codes_tell_usage_not_found_exists_and_unavailable_apart() {
         (&["put", "-r", version, "/a", "--masters", "nonsense"], 2, "HOST:PORT"),
         (&["get", "/a", missing], 2, "-r"),
         (&["put", "/proc", "/p"], 2, "-r"),
+        (&["put", version, version, "/a"], 2, "/a/version"),
         (&["ls", "--masters", "127.0.0.1:1", "--timeout", "300ms"], 5, "gfs cluster status"),
         (&["rm", "/nothing"], 3, "gfs ls"),
     ];
