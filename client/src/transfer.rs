@@ -4,12 +4,21 @@ use std::io;
 use std::time::Duration;
 
 use gfs_proto::Error;
+use gfs_proto::path::FilePath;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::client::{Client, parsed};
 
 /// How long the removal of an unfinished file is tried.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(3);
+/// How the name of an unfinished file begins; 16 hexadecimal digits follow.
+const UNFINISHED: &str = ".gfs-put-";
+
+/// Whether a name is that of a file which [`Client::put`] has not stored to its end (yet).
+pub fn is_unfinished(name: &str) -> bool {
+    let digits = name.strip_prefix(UNFINISHED);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
 
 /// How [`Client::put`] stores a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,6 +40,20 @@ pub enum TransferError {
     Gfs(#[from] Error),
 }
 
+/// A file under its hidden name. Somebody hears of it if it may be left there, also when the work on it is given up.
+struct Unfinished<'a> {
+    path: &'a FilePath,
+    is_gone: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.is_gone {
+            tracing::warn!(path = %self.path, "an unfinished file may be left behind: `gfs rm` removes it");
+        }
+    }
+}
+
 impl Client {
     /// Stores everything that `source` gives under `target`, and returns the number of bytes. The file appears
     /// under its name only when it is whole: it is written under a hidden name (`.gfs-put-..`) in the same
@@ -40,6 +63,10 @@ impl Client {
     /// # Errors
     /// [`TransferError::Local`] if `source` fails; [`Error::AlreadyExists`] if `target` exists and may not be
     /// replaced; else what the cluster says. `target` is then as before, unless the deadline was exceeded.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: what was stored stays under the hidden name, and a warning says so. It is the same if it can't be
+    /// removed after a failure.
     pub async fn put(
         &self,
         mut source: impl AsyncRead + Unpin,
@@ -63,8 +90,9 @@ impl Client {
             Err(error) => return Err(error.into()),
         }
         tracing::debug!(%directory, name, "put");
-        let hidden = format!(".gfs-put-{:016x}", self.core.environment.random.bits64());
+        let hidden = format!("{UNFINISHED}{:016x}", self.core.environment.random.bits64());
         let hidden = directory.join(&hidden).map_err(|reason| Error::bad_path(target, reason))?;
+        let mut unfinished = Unfinished { path: &hidden, is_gone: false };
         let stored = self.put_under(&mut source, hidden.as_str(), options.replication, &mut progress).await;
         let stored = match stored {
             Ok(bytes) => {
@@ -73,12 +101,19 @@ impl Client {
             }
             Err(error) => Err(error),
         };
-        if stored.is_err()
-            && let Err(error) = self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await
-        {
-            tracing::debug!(path = %hidden, %error, "an unfinished file may be left behind");
-        }
+        unfinished.is_gone = stored.is_ok() || self.clean_up(&hidden).await;
         stored
+    }
+
+    /// Removes an unfinished file; whether nothing has its name any more.
+    async fn clean_up(&self, hidden: &FilePath) -> bool {
+        match self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await {
+            Ok(()) | Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => true,
+            Err(error) => {
+                tracing::debug!(path = %hidden, %error, "an unfinished file is not removed");
+                false
+            }
+        }
     }
 
     async fn put_under(

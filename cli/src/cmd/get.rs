@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
-use gfs_client::{Client, Entry, Error};
+use gfs_client::{Client, Entry, Error, is_unfinished};
 use gfs_proto::random::{Random, SystemRandom};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Get;
 use crate::cmd::transfer::{Finds, Found, Progress, Search, carry_all, is_reachable, stop_on_signal, tell};
 use crate::cmd::{Session, join, last_name, transfer_error, trimmed};
-use crate::exit::{Interrupted, usage};
+use crate::exit::{Interrupted, say, usage};
 
 /// What is to be fetched: a file or a directory, and where to.
 struct Job {
@@ -88,7 +88,13 @@ async fn list(
             local: directory.local.join(&entry.name),
             entry,
         };
-        let found = if job.entry.is_file() {
+        let found = if job.entry.is_file() && is_unfinished(&job.entry.name) {
+            say(&format!(
+                "gfs: {}: somebody stores it, or has not stored it to its end; left out",
+                job.remote
+            ));
+            Found::Skipped
+        } else if job.entry.is_file() {
             Found::File(job)
         } else {
             directories.push(job);

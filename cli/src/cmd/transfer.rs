@@ -9,6 +9,7 @@ use gfs_client::Client;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use crate::units::show_bytes;
 const FOUND_MAX: usize = 1024;
 /// How long a master has to answer, after a file failed as if nobody did, for the others to be tried.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long those under way have to remove what they have stored, if no master answers: longer than each of them tries.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a transfer came to.
 #[derive(Serialize, Default, Debug)]
@@ -31,7 +34,7 @@ pub(crate) struct Tally {
     pub(crate) files: u64,
     pub(crate) directories: u64,
     pub(crate) bytes: u64,
-    /// Neither files nor directories: links to directories, sockets and the like.
+    /// Neither files nor directories, as links to directories and sockets; of the cluster, what is not stored to its end.
     pub(crate) skipped: u64,
     failed: u64,
     seconds: f64,
@@ -79,21 +82,34 @@ impl<J: Send + 'static> Search<J> {
     }
 }
 
-/// Ctrl-C or SIGTERM: the first cancels this, so that what is half done is removed; the second ends the process.
+/// Ctrl-C, SIGTERM or the end of the terminal: the first cancels this, so that what is half done is removed; another Ctrl-C
+/// or SIGTERM ends the process.
 ///
 /// # Errors
 /// The signals can't be listened to.
 pub(crate) fn stop_on_signal() -> Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut signal = StopSignal::listen()?;
+    let mut hangup = if ignores_hangup() { None } else { Some(unix::signal(SignalKind::hangup())?) };
     let token = stop.clone();
     tokio::spawn(async move {
-        signal.received().await;
+        tokio::select! {
+            () = signal.received() => {}
+            Some(()) = async { hangup.as_mut()?.recv().await } => {}
+        }
         token.cancel();
         signal.received().await;
         std::process::exit(exit::INTERRUPTED.into());
     });
     Ok(stop)
+}
+
+/// Whether the end of the terminal ends nothing, as under `nohup`: to listen for it would change that.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // One bit for each signal; this one is the first.
+    ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 == 1)
 }
 
 /// How far a transfer is; shown on a terminal, counted anyway.
@@ -193,7 +209,9 @@ where
         }
         // Every other file would wait for the whole deadline as well; a file that has lost its replicas waits alone.
         if unavailable && !stopped && !is_reachable().await {
-            outcome.given_up = more || !running.is_empty();
+            outcome.given_up = more;
+            search.stop.cancel();
+            drain(&mut running, &mut outcome).await;
             break;
         }
     }
@@ -206,6 +224,18 @@ where
         outcome.note(Err(anyhow!(error).context("the search for files")));
     }
     outcome.finish(started.elapsed())
+}
+
+/// Lets those under way come to their end, but not for ever. Who is ended before has said itself what may be left behind.
+async fn drain(running: &mut JoinSet<Result<u64>>, outcome: &mut Outcome) {
+    let ends = async {
+        while let Some(done) = running.join_next().await {
+            outcome.note(done.unwrap_or_else(|error| Err(anyhow!(error))));
+        }
+    };
+    tokio::time::timeout(DRAIN_PATIENCE, ends).await.ok();
+    outcome.tally.failed += running.len() as u64;
+    running.shutdown().await;
 }
 
 /// Whether the cluster answers at all.
@@ -333,6 +363,31 @@ mod tests {
         let (told, tally) = carried(false).await;
         assert_eq!((tally.failed, tally.files), (2, 1));
         assert!(told.to_string().starts_with("2 of 3 failed, the others were not tried"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn those_under_way_when_no_master_answers_remove_what_they_have_stored() {
+        let stop = CancellationToken::new();
+        let search = Search::start(&stop, |finds| async move {
+            for number in 0..3 {
+                finds.send(Found::File(number)).await.ok();
+            }
+        });
+        let (removed, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Barrier::new(3)));
+        let (args, progress) = (Transfer { jobs: 3, quiet: true }, progress());
+        let carried = carry_all((search, async || false), &args, &progress, false, |number: u64| {
+            let (removed, begun, stop) = (removed.clone(), begun.clone(), stop.clone());
+            async move {
+                begun.wait().await;
+                if number == 0 {
+                    return Err(Error::DeadlineExceeded { waited_ms: 1, last: String::new() }.into());
+                }
+                stop.cancelled().await;
+                removed.fetch_add(1, Ordering::Relaxed);
+                Err(Interrupted.into())
+            }
+        });
+        assert_eq!((carried.await.tally.failed, removed.load(Ordering::Relaxed)), (3, 2));
     }
 
     #[tokio::test]
