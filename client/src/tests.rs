@@ -109,9 +109,14 @@ async fn a_put_that_fails_leaves_nothing_under_any_name() {
         true => Verdict::Refuse(Error::bad_argument("no")),
         false => Verdict::Go,
     });
+    client.create("/b", 0).await.unwrap();
+    client.delete("/b").await.unwrap();
     let failed = put(&client, "/a", b"x").await.unwrap_err();
     assert!(matches!(failed, TransferError::Gfs(Error::BadArgument { .. })), "{failed}");
     assert!(fake.with(|cluster| cluster.names.is_empty()));
+    // Nor does its room wait in the trash; what a user has deleted does.
+    let trash: Vec<_> = client.trash("/").map_ok(|trashed| trashed.path).try_collect().await.unwrap();
+    assert_eq!(trash, ["/b"]);
 }
 
 /// Takes down the warnings of this thread.

@@ -4,10 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use gfs_proto::Error;
+use gfs_proto::id::EntryId;
 use gfs_proto::path::FilePath;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::client::{Client, parsed};
+use crate::file::File;
 
 /// How long the removal of an unfinished file is tried.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(3);
@@ -93,43 +95,35 @@ impl Client {
         let hidden = format!("{UNFINISHED}{:016x}", self.core.environment.random.bits64());
         let hidden = directory.join(&hidden).map_err(|reason| Error::bad_path(target, reason))?;
         let mut unfinished = Unfinished { path: &hidden, is_gone: false };
-        let stored = self.put_under(&mut source, hidden.as_str(), options.replication, &mut progress).await;
-        let stored = match stored {
-            Ok(bytes) => {
-                let moved = self.move_entry(hidden.as_str(), target, options.replace).await;
-                moved.map(|()| bytes).map_err(TransferError::from)
-            }
-            Err(error) => Err(error),
+        let created = self.create(hidden.as_str(), options.replication).await;
+        let id = created.as_ref().map(File::id).ok();
+        let stored = async {
+            let bytes = fill(created?, &mut source, &mut progress).await?;
+            self.move_entry(hidden.as_str(), target, options.replace).await?;
+            Ok(bytes)
         };
-        unfinished.is_gone = stored.is_ok() || self.clean_up(&hidden).await;
+        let stored = stored.await;
+        unfinished.is_gone = stored.is_ok() || self.clean_up(&hidden, id).await;
         stored
     }
 
-    /// Removes an unfinished file; whether nothing has its name any more.
-    async fn clean_up(&self, hidden: &FilePath) -> bool {
+    /// Removes an unfinished file; whether nothing has its name any more. Nobody will want it back, so what it has stored is
+    /// not kept in the trash.
+    async fn clean_up(&self, hidden: &FilePath, id: Option<EntryId>) -> bool {
         match self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await {
-            Ok(()) | Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => true,
+            Ok(()) => {
+                if let Some(id) = id
+                    && let Err(error) = self.expedite_within(id, CLEANUP_PATIENCE).await
+                {
+                    tracing::debug!(path = %hidden, %id, %error, "an unfinished file stays in the trash until its date");
+                }
+                true
+            }
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => true,
             Err(error) => {
                 tracing::debug!(path = %hidden, %error, "an unfinished file is not removed");
                 false
             }
-        }
-    }
-
-    async fn put_under(
-        &self,
-        source: &mut (impl AsyncRead + Unpin),
-        path: &str,
-        replication: u32,
-        progress: &mut impl FnMut(u64),
-    ) -> Result<u64, TransferError> {
-        let mut writer = self.create(path, replication).await?.writer(0);
-        loop {
-            let count = writer.fill_from(source).await.map_err(TransferError::Local)??;
-            if count == 0 {
-                return Ok(writer.finish().await?);
-            }
-            progress(writer.position());
         }
     }
 
@@ -151,5 +145,21 @@ impl Client {
         }
         sink.flush().await.map_err(TransferError::Local)?;
         Ok(reader.position())
+    }
+}
+
+/// Writes everything that a source gives into a new file.
+async fn fill(
+    file: File,
+    source: &mut (impl AsyncRead + Unpin),
+    progress: &mut impl FnMut(u64),
+) -> Result<u64, TransferError> {
+    let mut writer = file.writer(0);
+    loop {
+        let count = writer.fill_from(source).await.map_err(TransferError::Local)??;
+        if count == 0 {
+            return Ok(writer.finish().await?);
+        }
+        progress(writer.position());
     }
 }

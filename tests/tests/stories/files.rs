@@ -155,6 +155,7 @@ async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
         send(&put, signal);
         assert_eq!(put.wait().unwrap().code(), Some(130), "{signal:?}");
         assert_eq!(printed(&cluster.run_gfs(&["ls", "/"]).unwrap()), "");
+        assert_eq!(printed(&cluster.run_gfs(&["trash", "list"]).unwrap()), "");
     }
 
     // A pipe that nobody empties keeps a get under way; what is being fetched beside it is not whole.
