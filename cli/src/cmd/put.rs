@@ -226,10 +226,18 @@ async fn carry(
     (progress, stop): (Progress, CancellationToken),
 ) -> Result<u64> {
     let local = || job.local.display().to_string();
-    let file = tokio::fs::File::open(&job.local).await.with_context(local)?;
+    let file = open(&job.local, &stop).await.with_context(local)?;
     let moved = progress.of_file(&job.remote);
     let source = Stoppable::new(file, &stop);
     client.put(source, &job.remote, options, moved).await.map_err(put_error).with_context(local)
+}
+
+/// Opens a source; a pipe that nobody writes into opens when somebody does, which may be never.
+async fn open(local: &Path, stop: &CancellationToken) -> Result<tokio::fs::File> {
+    tokio::select! {
+        file = tokio::fs::File::open(local) => Ok(file?),
+        () = stop.cancelled() => Err(Interrupted.into()),
+    }
 }
 
 /// A source that fails when the command is told to stop: then `put` removes what it has stored so far.
@@ -279,5 +287,17 @@ mod tests {
         let told = told.unwrap_err();
         assert_eq!(crate::exit::code_of(&told), crate::exit::USAGE);
         assert!(told.to_string().starts_with("a/x and b/x would both be stored as /docs/x"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_nobody_writes_into_does_not_keep_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let stop = CancellationToken::new();
+        let (opened, ()) = tokio::join!(open(&pipe, &stop), async { stop.cancel() });
+        assert_eq!(crate::exit::code_of(&opened.unwrap_err()), crate::exit::INTERRUPTED);
+        // Lets go the thread that still waits, whenever it comes to that.
+        std::mem::forget(std::fs::File::options().read(true).write(true).open(&pipe).unwrap());
     }
 }
