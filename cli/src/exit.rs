@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use gfs_proto::{Error, Retry};
 
+use crate::cmd::visible;
 use crate::telemetry::Verbosity;
 
 /// Done.
@@ -144,7 +145,12 @@ fn known_step(error: &anyhow::Error) -> Option<&'static str> {
 
 /// A line for people on the standard error. If nobody can take it, as on a full disk, what the command does matters more.
 pub(crate) fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").ok();
+    writeln!(std::io::stderr(), "{}", told(line)).ok();
+}
+
+/// What is in an error may come from a name: nothing in it commands the terminal, and none of its further lines looks like ours.
+fn told(text: &str) -> String {
+    text.lines().map(visible).collect::<Vec<_>>().join("\n     ")
 }
 
 /// Says what went wrong on the standard error, and ends the process with its code.
@@ -175,6 +181,11 @@ mod tests {
     use gfs_proto::id::ChunkHandle;
 
     use super::*;
+
+    #[test]
+    fn a_name_in_an_error_forges_no_line() {
+        assert_eq!(told("gfs: /a\ngfs: all is well\u{1b}[1A"), "gfs: /a\n     gfs: all is well\\u{1b}[1A");
+    }
 
     #[test]
     fn exit_codes_tell_the_kinds_of_failure_apart_also_through_context_and_io() {

@@ -51,7 +51,7 @@ struct Unfinished<'a> {
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.is_gone {
-            tracing::warn!(path = %self.path, "an unfinished file may be left behind: `gfs rm` removes it");
+            tracing::warn!(path = ?self.path.as_str(), "an unfinished file may be left behind: `gfs rm` removes it");
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::args::Transfer;
 use crate::cmd::dev::StopSignal;
-use crate::cmd::{Session, print_json};
+use crate::cmd::{Session, print_json, visible};
 use crate::exit::{self, Interrupted, SomeFailed};
 use crate::units::show_bytes;
 
@@ -156,7 +156,7 @@ impl Progress {
     /// A callback that hears the position within one file.
     pub(crate) fn of_file(&self, name: &str) -> impl FnMut(u64) + Send + use<> {
         let (bar, stall) = (self.bar.clone(), self.stall.clone());
-        bar.set_message(name.to_owned());
+        bar.set_message(visible(name));
         let mut last = 0;
         move |position: u64| {
             stall.lock().moved();

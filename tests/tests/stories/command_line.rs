@@ -105,6 +105,27 @@ async fn everything_that_prints_prints_json_lines_as_well() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_forges_no_line_of_the_output() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let (path, shown) = ("/a\nforged\u{1b}[2J", r"a\nforged\u{1b}[2J");
+    client.create(path, 1).await.unwrap();
+    let run = |arguments: &[&str]| cluster.run_gfs(arguments).unwrap();
+    assert_eq!(printed(&run(&["ls"])), format!("{shown}\n"));
+    assert_eq!(json_lines(&run(&["--json", "ls"]))[0]["path"], path);
+    let stat = printed(&run(&["stat", path]));
+    assert!(stat.starts_with(&format!("/{shown}: file\n")), "{stat}");
+    let missing = complaint(&run(&["stat", &format!("{path}-not")]));
+    assert!(
+        !missing.contains('\u{1b}') && missing.lines().all(|line| !line.starts_with("forged")),
+        "{missing}"
+    );
+    client.delete(path).await.unwrap();
+    let trash = printed(&run(&["trash", "list"]));
+    assert!(trash.ends_with(&format!("  /{shown}\n")) && trash.lines().count() == 1, "{trash}");
+}
+
 #[test]
 fn help_names_the_exit_codes_and_gives_examples() {
     let help = Command::new(gfs_binary().unwrap()).arg("--help").output().unwrap();
