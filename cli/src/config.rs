@@ -1,7 +1,7 @@
 //! Settings: flags win over the environment, that over the TOML file, that over the defaults. Checked once,
 //! here; what leaves this file is plain values.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -192,19 +192,27 @@ pub(crate) fn check_addresses(flag: &str, addresses: &[String]) -> Result<()> {
 /// The others must be able to reach what they are told.
 fn check_listen(listen: &str, advertise: Option<&str>) -> Result<()> {
     check_addresses("--listen", &[listen.to_owned()])?;
-    if let Some(advertise) = advertise {
-        return check_addresses("--advertise", &[advertise.to_owned()]);
-    }
-    let everywhere = listen.parse::<SocketAddr>().is_ok_and(|address| match address.ip() {
-        IpAddr::V4(ip) => ip.is_unspecified(),
-        IpAddr::V6(ip) => ip.is_unspecified(),
-    });
-    if everywhere {
+    let Some(advertise) = advertise else {
+        if is_everywhere(listen) {
+            return Err(usage(format!(
+                "--listen {listen} is every address of this machine: add --advertise HOST:PORT, as the others reach it"
+            )));
+        }
+        return Ok(());
+    };
+    check_addresses("--advertise", &[advertise.to_owned()])?;
+    let no_port = advertise.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(0_u16));
+    if is_everywhere(advertise) || no_port {
         return Err(usage(format!(
-            "--listen {listen} is every address of this machine: add --advertise HOST:PORT, as the others reach it"
+            "--advertise {advertise} leads nowhere: give the HOST:PORT by which the others reach this server"
         )));
     }
     Ok(())
+}
+
+/// Whether an address is all of a machine's: it can be listened on, but not reached.
+fn is_everywhere(address: &str) -> bool {
+    address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
 }
 
 #[cfg(test)]
@@ -264,5 +272,16 @@ mod tests {
         assert!(check_listen("0.0.0.0:7000", None).is_err());
         assert!(check_listen("[::]:7000", None).is_err());
         assert!(check_listen("0.0.0.0:7000", Some("host:7000")).is_ok());
+    }
+
+    #[test]
+    fn the_others_are_told_no_address_that_leads_nowhere() {
+        for nowhere in ["0.0.0.0:7000", "[::]:7000", "host:0", "10.0.0.1:0", "host", ":7000"] {
+            let error = check_listen("10.0.0.1:7000", Some(nowhere)).unwrap_err();
+            assert!(error.to_string().contains("--advertise"), "{error}");
+            assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+        }
+        check_listen("0.0.0.0:0", Some("10.0.0.1:7000")).unwrap();
+        check_listen("127.0.0.1:0", None).unwrap();
     }
 }
