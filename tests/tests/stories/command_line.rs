@@ -62,6 +62,16 @@ async fn every_command_does_what_its_name_says() {
     assert_eq!(run(&["cat", "/a/b/local"]), "hellohello");
     run(&["mv", "/a/b/local", "/a"]);
     run(&["mv", "/a/local", "/a/moved"]);
+    // With a slash at the end a file is not meant to be replaced, nor a name to be taken.
+    run(&["put", local, "/a/other"]);
+    for target in ["/a/other/", "/a/nothing/"] {
+        let refused = cluster.run_gfs(&["mv", "-f", "/a/moved", target]).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{target}: {}", complaint(&refused));
+    }
+    assert_eq!(run(&["cat", "/a/other"]), "hello");
+    run(&["rm", "/a/other"]);
+    run(&["mv", "/a/b", "/a/c/"]);
+    run(&["mv", "/a/c/", "/a/b/"]);
     assert_eq!(run(&["ls", "/a"]), "b/\nmoved\n");
     let long = run(&["ls", "-l", "/a/moved"]);
     assert!(long.starts_with("-  3             10 ") && long.ends_with("/a/moved\n"), "{long}");
