@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use gfs_chunkserver::ChunkserverConfig;
 use gfs_master::{MasterConfig, Start};
-use gfs_proto::size::ChunkBytes;
+use gfs_proto::size::{ChunkBytes, PAYLOAD_BYTES_MAX};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -154,6 +154,12 @@ pub(crate) fn chunkserver(
         config.rack = rack;
     }
     if let Some(bytes) = flags.buffer.or(file.buffer.map(|size| size.0)) {
+        if bytes < PAYLOAD_BYTES_MAX.into() {
+            return Err(usage(format!(
+                "--buffer {bytes} is too small: the largest write at a time, {PAYLOAD_BYTES_MAX} bytes, has to fit \
+                 (write --buffer 128MiB for mebibytes)"
+            )));
+        }
         config.buffer_bytes = bytes;
     }
     config.check()?;
@@ -272,6 +278,27 @@ mod tests {
         assert!(check_listen("0.0.0.0:7000", None).is_err());
         assert!(check_listen("[::]:7000", None).is_err());
         assert!(check_listen("0.0.0.0:7000", Some("host:7000")).is_ok());
+    }
+
+    #[test]
+    fn a_buffer_has_room_for_the_largest_write() {
+        let settled = |bytes| {
+            let flags = args::Chunkserver {
+                data: vec!["/d".into()],
+                listen: Some("127.0.0.1:1".into()),
+                buffer: Some(bytes),
+                ..args::Chunkserver::default()
+            };
+            chunkserver(&top(&["a:1"]), flags)
+        };
+        let least = u64::from(PAYLOAD_BYTES_MAX);
+        assert_eq!(settled(least).unwrap().0.buffer_bytes, least);
+        // Mebibytes were meant.
+        for bytes in [128, least - 1] {
+            let error = settled(bytes).unwrap_err();
+            assert!(error.to_string().contains("--buffer"), "{error}");
+            assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+        }
     }
 
     #[test]
