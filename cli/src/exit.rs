@@ -128,17 +128,19 @@ fn known_step(error: &anyhow::Error) -> Option<&'static str> {
     Some(match error {
         Error::NotFound { .. } => "`gfs ls -R /` shows what is there",
         Error::AlreadyExists { .. } => "--force replaces a file that exists; `mkdir -p` accepts a directory",
-        Error::IsADirectory { .. } => "-r works on whole directories",
+        Error::IsADirectory { .. } => "`gfs ls PATH` shows what is in it; `gfs get -r` fetches all of it",
         Error::NotEnoughServers { .. } => {
-            "start more chunkservers, or ask for fewer replicas with `put --replication`; `gfs df` lists the servers"
+            "start more chunkservers, or ask for fewer replicas with `put --replication`; `gfs df` lists the servers, \
+             and `gfs trash empty` gives back the room of what was deleted"
         }
         Error::NoReplica { .. } => "start the servers that hold it; `gfs chunks PATH` and `gfs df` name them",
         Error::Unavailable { .. } | Error::DeadlineExceeded { .. } | Error::NotLeader { .. } => {
             "`gfs cluster status` tells who is alive; --timeout gives it more time; are the --masters right?"
         }
-        Error::DiskFull { .. } => "`gfs df` shows where there is room",
+        Error::DiskFull { .. } => {
+            "`gfs df` shows where there is room; `gfs trash empty` gives back that of what was deleted"
+        }
         _ if error.is_damage() => "`gfs fsck` names what is damaged, and what each replica holds",
-        Error::TooLarge { .. } => "split it, or store it with `gfs put`",
         _ => return None,
     })
 }
@@ -185,6 +187,16 @@ mod tests {
     #[test]
     fn a_name_in_an_error_forges_no_line() {
         assert_eq!(told("gfs: /a\ngfs: all is well\u{1b}[1A"), "gfs: /a\n     gfs: all is well\\u{1b}[1A");
+    }
+
+    #[test]
+    fn no_step_is_named_that_the_command_does_not_have() {
+        let step = |error: Error| next_step(&error.into()).map(str::to_owned);
+        assert_eq!(step(Error::TooLarge { what: "replication".into(), size: 99, limit: 16 }), None);
+        let directory = step(Error::IsADirectory { path: "/d".into() }).unwrap();
+        assert!(directory.starts_with("`gfs ls"), "{directory}");
+        let full = step(Error::DiskFull { server: gfs_proto::id::ServerId::from_raw(1) }).unwrap();
+        assert!(full.contains("gfs trash empty"), "{full}");
     }
 
     #[test]
