@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gfs_chunkserver::ChunkserverConfig;
-use gfs_master::{MasterConfig, Start};
+use gfs_master::{MasterConfig, Start, identity};
 use gfs_proto::size::{ChunkBytes, PAYLOAD_BYTES_MAX};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -94,6 +94,11 @@ fn masters_of(lists: [&Vec<String>; 3]) -> Option<Vec<String>> {
 /// Usage: a setting is missing or makes no sense.
 pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(MasterConfig, String)> {
     let file: MasterFile = read_file(flags.config.as_deref().or(top.config.as_deref()))?;
+    let given = [
+        ("--chunk-size", flags.chunk_size.is_some()),
+        ("--replication", flags.replication.is_some()),
+        ("--trash", flags.trash.is_some()),
+    ];
     let data = flags.data.or(file.data).ok_or_else(|| usage("--data DIR is missing"))?;
     let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
     let advertise = flags.advertise.or(file.advertise);
@@ -126,7 +131,18 @@ pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(Ma
         config.trash = trash;
     }
     config.check()?;
+    let ignored = ignored(&given, &config);
+    if !ignored.is_empty() {
+        tracing::warn!(flags = ignored.join(" "), "ignored: they were settled when the cluster was made");
+    }
     Ok((config, listen))
+}
+
+/// Which of the flags that were given mean nothing, since there is a cluster already.
+fn ignored(given: &[(&'static str, bool)], config: &MasterConfig) -> Vec<&'static str> {
+    let makes_a_cluster = config.start == Start::Bootstrap && !identity::is_members(&config.data);
+    let ignored = given.iter().filter(|(_, given)| *given && !makes_a_cluster);
+    ignored.map(|(flag, _)| *flag).collect()
 }
 
 /// Settings of a chunkserver, and where it listens.
@@ -223,6 +239,9 @@ fn is_everywhere(address: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use gfs_proto::id::{ClusterId, MasterId};
+    use gfs_proto::random::SystemRandom;
+
     use super::*;
 
     fn top(masters: &[&str]) -> args::TopSettings {
@@ -278,6 +297,21 @@ mod tests {
         assert!(check_listen("0.0.0.0:7000", None).is_err());
         assert!(check_listen("[::]:7000", None).is_err());
         assert!(check_listen("0.0.0.0:7000", Some("host:7000")).is_ok());
+    }
+
+    #[test]
+    fn flags_of_a_new_cluster_mean_nothing_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = [("--chunk-size", true), ("--replication", false), ("--trash", true)];
+        let ignored = |start| ignored(&given, &MasterConfig::new(dir.path(), start));
+        assert!(ignored(Start::Bootstrap).is_empty());
+        assert_eq!(ignored(Start::Join(vec!["a:1".into()])), ["--chunk-size", "--trash"]);
+        // The directory is a member's now.
+        let (cluster, id) = (ClusterId::from_bytes([1; 16]), MasterId::from_raw(1));
+        let mut home = identity::Home::open(dir.path(), &SystemRandom).unwrap();
+        assert!(ignored(Start::Bootstrap).is_empty());
+        home.become_member(identity::Membership { cluster, id }).unwrap();
+        assert_eq!(ignored(Start::Bootstrap), ["--chunk-size", "--trash"]);
     }
 
     #[test]
