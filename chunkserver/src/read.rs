@@ -50,7 +50,7 @@ impl Chunkserver {
                         if !matches!(error, Error::NotValidated { .. }) {
                             self.doubts(chunk.handle, version, primary.server);
                         }
-                        Error::NotValidated { handle: chunk.handle }
+                        Error::NotValidated { handle: chunk.handle, damaged: false }
                     })?;
                     self.learn(chunk.handle, version, gfs_proto::id::Serial::from_raw(answer.serial));
                     asked = Some(version);
@@ -131,7 +131,7 @@ impl Chunkserver {
             let replica = state.replica(chunk.handle)?;
             let held = replica.collect(request.version)?;
             if held.partial || held.corrupt || replica.primary().is_some() {
-                return Err(Error::NotValidated { handle: chunk.handle });
+                return Err(Error::NotValidated { handle: chunk.handle, damaged: held.corrupt });
             }
             let length = held.end.length.saturating_sub(request.offset).min(request.length);
             let parts = self.take(replica, chunk.handle, (request.offset, length, true))?;

@@ -1,14 +1,14 @@
 //! Settings: flags win over the environment, that over the TOML file, that over the defaults. Checked once,
 //! here; what leaves this file is plain values.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gfs_chunkserver::ChunkserverConfig;
-use gfs_master::{MasterConfig, Start};
-use gfs_proto::size::ChunkBytes;
+use gfs_master::{MasterConfig, Start, identity};
+use gfs_proto::size::{ChunkBytes, PAYLOAD_BYTES_MAX};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -94,6 +94,11 @@ fn masters_of(lists: [&Vec<String>; 3]) -> Option<Vec<String>> {
 /// Usage: a setting is missing or makes no sense.
 pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(MasterConfig, String)> {
     let file: MasterFile = read_file(flags.config.as_deref().or(top.config.as_deref()))?;
+    let given = [
+        ("--chunk-size", flags.chunk_size.is_some()),
+        ("--replication", flags.replication.is_some()),
+        ("--trash", flags.trash.is_some()),
+    ];
     let data = flags.data.or(file.data).ok_or_else(|| usage("--data DIR is missing"))?;
     let listen = flags.listen.or(file.listen).ok_or_else(|| usage("--listen HOST:PORT is missing"))?;
     let advertise = flags.advertise.or(file.advertise);
@@ -126,7 +131,18 @@ pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(Ma
         config.trash = trash;
     }
     config.check()?;
+    let ignored = ignored(&given, &config);
+    if !ignored.is_empty() {
+        tracing::warn!(flags = ignored.join(" "), "ignored: they were settled when the cluster was made");
+    }
     Ok((config, listen))
+}
+
+/// Which of the flags that were given mean nothing, since there is a cluster already.
+fn ignored(given: &[(&'static str, bool)], config: &MasterConfig) -> Vec<&'static str> {
+    let makes_a_cluster = config.start == Start::Bootstrap && !identity::is_members(&config.data);
+    let ignored = given.iter().filter(|(_, given)| *given && !makes_a_cluster);
+    ignored.map(|(flag, _)| *flag).collect()
 }
 
 /// Settings of a chunkserver, and where it listens.
@@ -154,6 +170,12 @@ pub(crate) fn chunkserver(
         config.rack = rack;
     }
     if let Some(bytes) = flags.buffer.or(file.buffer.map(|size| size.0)) {
+        if bytes < PAYLOAD_BYTES_MAX.into() {
+            return Err(usage(format!(
+                "--buffer {bytes} is too small: the largest write at a time, {PAYLOAD_BYTES_MAX} bytes, has to fit \
+                 (write --buffer 128MiB for mebibytes)"
+            )));
+        }
         config.buffer_bytes = bytes;
     }
     config.check()?;
@@ -192,23 +214,34 @@ pub(crate) fn check_addresses(flag: &str, addresses: &[String]) -> Result<()> {
 /// The others must be able to reach what they are told.
 fn check_listen(listen: &str, advertise: Option<&str>) -> Result<()> {
     check_addresses("--listen", &[listen.to_owned()])?;
-    if let Some(advertise) = advertise {
-        return check_addresses("--advertise", &[advertise.to_owned()]);
-    }
-    let everywhere = listen.parse::<SocketAddr>().is_ok_and(|address| match address.ip() {
-        IpAddr::V4(ip) => ip.is_unspecified(),
-        IpAddr::V6(ip) => ip.is_unspecified(),
-    });
-    if everywhere {
+    let Some(advertise) = advertise else {
+        if is_everywhere(listen) {
+            return Err(usage(format!(
+                "--listen {listen} is every address of this machine: add --advertise HOST:PORT, as the others reach it"
+            )));
+        }
+        return Ok(());
+    };
+    check_addresses("--advertise", &[advertise.to_owned()])?;
+    let no_port = advertise.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(0_u16));
+    if is_everywhere(advertise) || no_port {
         return Err(usage(format!(
-            "--listen {listen} is every address of this machine: add --advertise HOST:PORT, as the others reach it"
+            "--advertise {advertise} leads nowhere: give the HOST:PORT by which the others reach this server"
         )));
     }
     Ok(())
 }
 
+/// Whether an address is all of a machine's: it can be listened on, but not reached.
+fn is_everywhere(address: &str) -> bool {
+    address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
+}
+
 #[cfg(test)]
 mod tests {
+    use gfs_proto::id::{ClusterId, MasterId};
+    use gfs_proto::random::SystemRandom;
+
     use super::*;
 
     fn top(masters: &[&str]) -> args::TopSettings {
@@ -264,5 +297,52 @@ mod tests {
         assert!(check_listen("0.0.0.0:7000", None).is_err());
         assert!(check_listen("[::]:7000", None).is_err());
         assert!(check_listen("0.0.0.0:7000", Some("host:7000")).is_ok());
+    }
+
+    #[test]
+    fn flags_of_a_new_cluster_mean_nothing_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = [("--chunk-size", true), ("--replication", false), ("--trash", true)];
+        let ignored = |start| ignored(&given, &MasterConfig::new(dir.path(), start));
+        assert!(ignored(Start::Bootstrap).is_empty());
+        assert_eq!(ignored(Start::Join(vec!["a:1".into()])), ["--chunk-size", "--trash"]);
+        // The directory is a member's now.
+        let (cluster, id) = (ClusterId::from_bytes([1; 16]), MasterId::from_raw(1));
+        let mut home = identity::Home::open(dir.path(), &SystemRandom).unwrap();
+        assert!(ignored(Start::Bootstrap).is_empty());
+        home.become_member(identity::Membership { cluster, id }).unwrap();
+        assert_eq!(ignored(Start::Bootstrap), ["--chunk-size", "--trash"]);
+    }
+
+    #[test]
+    fn a_buffer_has_room_for_the_largest_write() {
+        let settled = |bytes| {
+            let flags = args::Chunkserver {
+                data: vec!["/d".into()],
+                listen: Some("127.0.0.1:1".into()),
+                buffer: Some(bytes),
+                ..args::Chunkserver::default()
+            };
+            chunkserver(&top(&["a:1"]), flags)
+        };
+        let least = u64::from(PAYLOAD_BYTES_MAX);
+        assert_eq!(settled(least).unwrap().0.buffer_bytes, least);
+        // Mebibytes were meant.
+        for bytes in [128, least - 1] {
+            let error = settled(bytes).unwrap_err();
+            assert!(error.to_string().contains("--buffer"), "{error}");
+            assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+        }
+    }
+
+    #[test]
+    fn the_others_are_told_no_address_that_leads_nowhere() {
+        for nowhere in ["0.0.0.0:7000", "[::]:7000", "host:0", "10.0.0.1:0", "host", ":7000"] {
+            let error = check_listen("10.0.0.1:7000", Some(nowhere)).unwrap_err();
+            assert!(error.to_string().contains("--advertise"), "{error}");
+            assert_eq!(crate::exit::code_of(&error), crate::exit::USAGE);
+        }
+        check_listen("0.0.0.0:0", Some("10.0.0.1:7000")).unwrap();
+        check_listen("127.0.0.1:0", None).unwrap();
     }
 }

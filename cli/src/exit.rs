@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use gfs_proto::{Error, Retry};
 
+use crate::cmd::visible;
 use crate::telemetry::Verbosity;
 
 /// Done.
@@ -105,7 +106,7 @@ fn code_of_wire(error: &Error) -> u8 {
         Error::BadPath { .. } | Error::BadArgument { .. } | Error::TooLarge { .. } => USAGE,
         Error::NotFound { .. } => NOT_FOUND,
         Error::AlreadyExists { .. } => EXISTS,
-        Error::Corrupt { .. } => CORRUPTION,
+        _ if error.is_damage() => CORRUPTION,
         Error::DeadlineExceeded { .. } => UNAVAILABLE,
         _ if error.retry() != Retry::Never => UNAVAILABLE,
         _ => OTHER,
@@ -127,24 +128,31 @@ fn known_step(error: &anyhow::Error) -> Option<&'static str> {
     Some(match error {
         Error::NotFound { .. } => "`gfs ls -R /` shows what is there",
         Error::AlreadyExists { .. } => "--force replaces a file that exists; `mkdir -p` accepts a directory",
-        Error::IsADirectory { .. } => "-r works on whole directories",
+        Error::IsADirectory { .. } => "`gfs ls PATH` shows what is in it; `gfs get -r` fetches all of it",
         Error::NotEnoughServers { .. } => {
-            "start more chunkservers, or ask for fewer replicas with `put --replication`; `gfs df` lists the servers"
+            "start more chunkservers, or ask for fewer replicas with `put --replication`; `gfs df` lists the servers, \
+             and `gfs trash empty` gives back the room of what was deleted"
         }
         Error::NoReplica { .. } => "start the servers that hold it; `gfs chunks PATH` and `gfs df` name them",
         Error::Unavailable { .. } | Error::DeadlineExceeded { .. } | Error::NotLeader { .. } => {
             "`gfs cluster status` tells who is alive; --timeout gives it more time; are the --masters right?"
         }
-        Error::DiskFull { .. } => "`gfs df` shows where there is room",
-        Error::Corrupt { .. } => "`gfs chunks PATH` names the replicas",
-        Error::TooLarge { .. } => "split it, or store it with `gfs put`",
+        Error::DiskFull { .. } => {
+            "`gfs df` shows where there is room; `gfs trash empty` gives back that of what was deleted"
+        }
+        _ if error.is_damage() => "`gfs fsck` names what is damaged, and what each replica holds",
         _ => return None,
     })
 }
 
 /// A line for people on the standard error. If nobody can take it, as on a full disk, what the command does matters more.
 pub(crate) fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").ok();
+    writeln!(std::io::stderr(), "{}", told(line)).ok();
+}
+
+/// What is in an error may come from a name: nothing in it commands the terminal, and none of its further lines looks like ours.
+fn told(text: &str) -> String {
+    text.lines().map(visible).collect::<Vec<_>>().join("\n     ")
 }
 
 /// Says what went wrong on the standard error, and ends the process with its code.
@@ -177,6 +185,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_in_an_error_forges_no_line() {
+        assert_eq!(told("gfs: /a\ngfs: all is well\u{1b}[1A"), "gfs: /a\n     gfs: all is well\\u{1b}[1A");
+    }
+
+    #[test]
+    fn no_step_is_named_that_the_command_does_not_have() {
+        let step = |error: Error| next_step(&error.into()).map(str::to_owned);
+        assert_eq!(step(Error::TooLarge { what: "replication".into(), size: 99, limit: 16 }), None);
+        let directory = step(Error::IsADirectory { path: "/d".into() }).unwrap();
+        assert!(directory.starts_with("`gfs ls"), "{directory}");
+        let full = step(Error::DiskFull { server: gfs_proto::id::ServerId::from_raw(1) }).unwrap();
+        assert!(full.contains("gfs trash empty"), "{full}");
+    }
+
+    #[test]
     fn exit_codes_tell_the_kinds_of_failure_apart_also_through_context_and_io() {
         let corrupt = Error::Corrupt { handle: ChunkHandle::from_raw(1), block: 2 };
         let not_found = Error::NotFound { what: "/x".into() };
@@ -187,6 +210,8 @@ mod tests {
             (Error::DeadlineExceeded { waited_ms: 1, last: String::new() }.into(), UNAVAILABLE),
             (Error::NotLeader { leader: None }.into(), UNAVAILABLE),
             (std::io::Error::other(corrupt).into(), CORRUPTION),
+            (Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: true }.into(), CORRUPTION),
+            (Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: false }.into(), UNAVAILABLE),
             (usage("no"), USAGE),
             (Error::internal("x").into(), OTHER),
             (SomeFailed { failed: 1, all: 2, given_up: false, code: EXISTS }.into(), EXISTS),

@@ -404,7 +404,7 @@ mod tests {
             (Error::DiskFull { server: member }, Step::NewLease(Some(member))),
             (Error::NotPrimary { handle, version }, Step::NewLease(None)),
             (Error::VersionMismatch { handle, asked: version, here: version.next() }, Step::NewLease(None)),
-            (Error::NotValidated { handle }, Step::NewLease(None)),
+            (Error::NotValidated { handle, damaged: false }, Step::NewLease(None)),
             (Error::DataUnknown { data: DataId::from_bytes([0; 16]) }, Step::PushAgain),
             (Error::Busy { what: "buffer".into() }, Step::Wait),
             (Error::Sealed { handle }, Step::NextChunk),

@@ -58,7 +58,7 @@ pub use file::File;
 pub use options::{Durability, Options};
 pub use read::Reader;
 pub use replica::{Comparison, ReplicaBytes, ReplicaSums};
-pub use transfer::{PutOptions, TransferError};
+pub use transfer::{PutOptions, TransferError, is_unfinished};
 pub use trash::Trashed;
 pub use write::Writer;
 

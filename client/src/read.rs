@@ -148,8 +148,11 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
     let began = core.now();
     let mut timeout = ANSWER_TIMEOUT;
     let mut round = 0;
+    // What the last round came to, if all replicas are damaged. Until the patience ends another one may become good.
+    let mut damage = None;
     loop {
-        let location = locate(core, file, piece.index, backoff.remaining()).await?;
+        let located = locate(core, file, piece.index, backoff.remaining()).await;
+        let location = located.map_err(|error| in_the_end(error, damage.take()))?;
         let is_new = location.version == ChunkVersion::NONE;
         if is_new && known == 0 {
             // No grant was ever confirmed: nothing in it was ever acknowledged.
@@ -159,6 +162,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         let mut hopeless = !location.replicas.is_empty() && !is_new;
         // If something is known to be acknowledged the answer is from before that.
         let asked = if is_new { &[][..] } else { &location.replicas };
+        let mut all_damaged = !asked.is_empty();
         for replica in core.nearest(location.handle, asked) {
             let patience = timeout.min(backoff.remaining());
             match ask_replica(core, &replica, &location, (piece, known, patience)).await {
@@ -170,6 +174,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
                     }
                     // An address that was given to a server of another cluster tells nothing of the chunk.
                     let is_elsewhere = matches!(error, Error::WrongCluster { .. });
+                    all_damaged &= error.is_damage();
                     hopeless &= error.retry() == Retry::Never && !is_elsewhere;
                     last = error;
                 }
@@ -179,16 +184,27 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         if hopeless && round > 0 {
             return Err(last);
         }
+        if all_damaged {
+            damage = Some(last.clone());
+        } else if !backoff.remaining().is_zero() {
+            // A round that the patience cut short tells nothing new.
+            damage = None;
+        }
         // The first look at the master is at once: the location may just have been old.
         if round > 0 {
             if matches!(last, Error::NotValidated { .. }) && core.now().since(began) >= PRIMARY_AFTER {
                 ask_for_primary(core, file, (piece.index, &location), backoff.remaining()).await;
             }
-            backoff.pause(&last).await?;
+            backoff.pause(&last).await.map_err(|error| in_the_end(error, damage.take()))?;
         }
         round += 1;
         timeout = (timeout * 2).min(core.patience());
     }
+}
+
+/// The error of a read whose patience is over: that all replicas are damaged, if they are, says more than how long it was tried.
+fn in_the_end(error: Error, damage: Option<Error>) -> Error {
+    damage.filter(|_| matches!(error, Error::DeadlineExceeded { .. })).unwrap_or(error)
 }
 
 /// A replica that holds more than it knows to be committed has to ask the primary. If that one is dead, or has

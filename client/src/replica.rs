@@ -40,7 +40,7 @@ pub struct ReplicaSums {
     pub sealed: bool,
     /// CRC-32 of each 64 KiB block, computed here over the bytes that came.
     pub blocks: Vec<u32>,
-    /// Why it could not be read to its end: [`Error::Corrupt`] if a block does not match its own checksum.
+    /// Why it could not be read to its end: [`Error::is_damage`] if a block does not match its own checksum.
     pub error: Option<Error>,
 }
 
@@ -77,7 +77,7 @@ impl Comparison {
     }
 
     fn is_damaged(&self) -> bool {
-        self.replicas.iter().any(|replica| matches!(replica.error, Some(Error::Corrupt { .. })))
+        self.replicas.iter().any(|replica| replica.error.as_ref().is_some_and(Error::is_damage))
     }
 
     /// Whether every live replica could be read, and there is one.

@@ -8,18 +8,22 @@ mod records;
 mod trash;
 mod writing;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::future::join_all;
 use gfs_proto::Error;
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
+use tracing::field::Field;
+use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::client::Client;
 use crate::fake::{CHUNK_BYTES, Fake, Verdict};
 use crate::options::Options;
-use crate::transfer::{PutOptions, TransferError};
+use crate::transfer::{PutOptions, TransferError, is_unfinished};
 
 /// Bytes of a unit.
 const UNIT: usize = 1 << 20;
@@ -105,9 +109,67 @@ async fn a_put_that_fails_leaves_nothing_under_any_name() {
         true => Verdict::Refuse(Error::bad_argument("no")),
         false => Verdict::Go,
     });
+    client.create("/b", 0).await.unwrap();
+    client.delete("/b").await.unwrap();
     let failed = put(&client, "/a", b"x").await.unwrap_err();
     assert!(matches!(failed, TransferError::Gfs(Error::BadArgument { .. })), "{failed}");
     assert!(fake.with(|cluster| cluster.names.is_empty()));
+    // Nor does its room wait in the trash; what a user has deleted does.
+    let trash: Vec<_> = client.trash("/").map_ok(|trashed| trashed.path).try_collect().await.unwrap();
+    assert_eq!(trash, ["/b"]);
+}
+
+/// Takes down the warnings of this thread.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::WARN
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
+            text += &format!("{field}={value:?} ");
+        });
+        self.0.lock().push(text);
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_unfinished_put_may_leave_behind_is_told() {
+    let (fake, client) = start().await;
+    let warnings = Warnings::default();
+    let _listens = tracing::subscriber::set_default(warnings.clone());
+    // Nothing is left, nothing is told.
+    put(&client, "/a", b"x").await.unwrap();
+    fake.once("write", Verdict::Refuse(Error::bad_argument("no")));
+    put(&client, "/a", b"x").await.unwrap_err();
+    assert_eq!(*warnings.0.lock(), Vec::<String>::new());
+    // It can't be removed; or nobody waits for the end.
+    fake.judge(|call, _| match call.contains("write") || call.contains("delete") {
+        true => Verdict::Refuse(Error::bad_argument("no")),
+        false => Verdict::Go,
+    });
+    put(&client, "/a", b"x").await.unwrap_err();
+    fake.judge(|call, _| if call.contains("write") { Verdict::Silence } else { Verdict::Go });
+    tokio::time::timeout(Duration::from_secs(1), put(&client, "/a", b"x")).await.unwrap_err();
+    let told = warnings.0.lock().clone();
+    let left =
+        fake.with(|cluster| cluster.names.keys().filter(|name| *name != "/a").cloned().collect::<Vec<_>>());
+    assert_eq!((told.len(), left.len()), (2, 2), "{told:?} {left:?}");
+    assert!(
+        left.iter().all(|path| told.iter().any(|line| line.contains(path.as_str()))),
+        "{told:?} {left:?}"
+    );
+    assert!(left.iter().all(|path| is_unfinished(&path[1..])), "{left:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,12 +4,23 @@ use std::io;
 use std::time::Duration;
 
 use gfs_proto::Error;
+use gfs_proto::id::EntryId;
+use gfs_proto::path::FilePath;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::client::{Client, parsed};
+use crate::file::File;
 
 /// How long the removal of an unfinished file is tried.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(3);
+/// How the name of an unfinished file begins; 16 hexadecimal digits follow.
+const UNFINISHED: &str = ".gfs-put-";
+
+/// Whether a name is that of a file which [`Client::put`] has not stored to its end (yet).
+pub fn is_unfinished(name: &str) -> bool {
+    let digits = name.strip_prefix(UNFINISHED);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
 
 /// How [`Client::put`] stores a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,6 +42,20 @@ pub enum TransferError {
     Gfs(#[from] Error),
 }
 
+/// A file under its hidden name. Somebody hears of it if it may be left there, also when the work on it is given up.
+struct Unfinished<'a> {
+    path: &'a FilePath,
+    is_gone: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.is_gone {
+            tracing::warn!(path = ?self.path.as_str(), "an unfinished file may be left behind: `gfs rm` removes it");
+        }
+    }
+}
+
 impl Client {
     /// Stores everything that `source` gives under `target`, and returns the number of bytes. The file appears
     /// under its name only when it is whole: it is written under a hidden name (`.gfs-put-..`) in the same
@@ -40,6 +65,10 @@ impl Client {
     /// # Errors
     /// [`TransferError::Local`] if `source` fails; [`Error::AlreadyExists`] if `target` exists and may not be
     /// replaced; else what the cluster says. `target` is then as before, unless the deadline was exceeded.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: what was stored stays under the hidden name, and a warning says so. It is the same if it can't be
+    /// removed after a failure.
     pub async fn put(
         &self,
         mut source: impl AsyncRead + Unpin,
@@ -63,38 +92,38 @@ impl Client {
             Err(error) => return Err(error.into()),
         }
         tracing::debug!(%directory, name, "put");
-        let hidden = format!(".gfs-put-{:016x}", self.core.environment.random.bits64());
+        let hidden = format!("{UNFINISHED}{:016x}", self.core.environment.random.bits64());
         let hidden = directory.join(&hidden).map_err(|reason| Error::bad_path(target, reason))?;
-        let stored = self.put_under(&mut source, hidden.as_str(), options.replication, &mut progress).await;
-        let stored = match stored {
-            Ok(bytes) => {
-                let moved = self.move_entry(hidden.as_str(), target, options.replace).await;
-                moved.map(|()| bytes).map_err(TransferError::from)
-            }
-            Err(error) => Err(error),
+        let mut unfinished = Unfinished { path: &hidden, is_gone: false };
+        let created = self.create(hidden.as_str(), options.replication).await;
+        let id = created.as_ref().map(File::id).ok();
+        let stored = async {
+            let bytes = fill(created?, &mut source, &mut progress).await?;
+            self.move_entry(hidden.as_str(), target, options.replace).await?;
+            Ok(bytes)
         };
-        if stored.is_err()
-            && let Err(error) = self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await
-        {
-            tracing::debug!(path = %hidden, %error, "an unfinished file may be left behind");
-        }
+        let stored = stored.await;
+        unfinished.is_gone = stored.is_ok() || self.clean_up(&hidden, id).await;
         stored
     }
 
-    async fn put_under(
-        &self,
-        source: &mut (impl AsyncRead + Unpin),
-        path: &str,
-        replication: u32,
-        progress: &mut impl FnMut(u64),
-    ) -> Result<u64, TransferError> {
-        let mut writer = self.create(path, replication).await?.writer(0);
-        loop {
-            let count = writer.fill_from(source).await.map_err(TransferError::Local)??;
-            if count == 0 {
-                return Ok(writer.finish().await?);
+    /// Removes an unfinished file; whether nothing has its name any more. Nobody will want it back, so what it has stored is
+    /// not kept in the trash.
+    async fn clean_up(&self, hidden: &FilePath, id: Option<EntryId>) -> bool {
+        match self.remove(hidden.as_str(), false, CLEANUP_PATIENCE).await {
+            Ok(()) => {
+                if let Some(id) = id
+                    && let Err(error) = self.expedite_within(id, CLEANUP_PATIENCE).await
+                {
+                    tracing::debug!(path = %hidden, %id, %error, "an unfinished file stays in the trash until its date");
+                }
+                true
             }
-            progress(writer.position());
+            Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => true,
+            Err(error) => {
+                tracing::debug!(path = %hidden, %error, "an unfinished file is not removed");
+                false
+            }
         }
     }
 
@@ -116,5 +145,21 @@ impl Client {
         }
         sink.flush().await.map_err(TransferError::Local)?;
         Ok(reader.position())
+    }
+}
+
+/// Writes everything that a source gives into a new file.
+async fn fill(
+    file: File,
+    source: &mut (impl AsyncRead + Unpin),
+    progress: &mut impl FnMut(u64),
+) -> Result<u64, TransferError> {
+    let mut writer = file.writer(0);
+    loop {
+        let count = writer.fill_from(source).await.map_err(TransferError::Local)??;
+        if count == 0 {
+            return Ok(writer.finish().await?);
+        }
+        progress(writer.position());
     }
 }

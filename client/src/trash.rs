@@ -1,5 +1,7 @@
 //! The trash: what was deleted and can still be restored (GFS §4.4).
 
+use std::time::Duration;
+
 use futures::stream::{BoxStream, TryStreamExt};
 use gfs_proto::id::EntryId;
 use gfs_proto::path::FilePath;
@@ -119,10 +121,13 @@ impl Client {
     /// # Errors
     /// [`Error::NotFound`] if it is not in the trash; or what the master says.
     pub async fn expedite(&self, id: EntryId) -> Result<()> {
+        self.expedite_within(id, self.core.patience()).await
+    }
+    pub(crate) async fn expedite_within(&self, id: EntryId, patience: Duration) -> Result<()> {
         let reply = self
             .core
             .sessions
-            .change(self.core.patience(), |mut master, request| {
+            .change(patience, |mut master, request| {
                 let message = pb::ExpediteRequest { request: Some(request), id: id.raw() };
                 async move { master.expedite(message).await }
             })

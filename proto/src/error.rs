@@ -166,11 +166,14 @@ pub enum Error {
         /// In the request.
         version: ChunkVersion,
     },
-    /// The replica may not serve reads now: its validation lapsed, or it is partial. Another may.
-    #[error("{handle}: this replica is not validated for reading")]
+    /// The replica may not serve reads now: its validation lapsed, it is partial, or damage was found in it before. Another may.
+    #[error("{handle}: this replica is {}", if *damaged { "damaged" } else { "not validated for reading" })]
     NotValidated {
         /// The chunk.
         handle: ChunkHandle,
+        /// Whether damage was found in it. Left out if not, as before there was such a field.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        damaged: bool,
     },
     /// Checksums do not match: another replica may be good.
     #[error("{handle}: checksum mismatch in block {block}")]
@@ -332,6 +335,11 @@ impl Error {
         }
     }
 
+    /// Whether a replica is damaged: its bytes do not match their checksums, now or when they were looked at before.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::NotValidated { damaged: true, .. })
+    }
+
     /// An [`Error::Unavailable`] with the text of what failed.
     pub fn unavailable(what: impl std::fmt::Display) -> Self {
         Self::Unavailable { what: shortened(&what.to_string()) }
@@ -452,6 +460,20 @@ mod tests {
         assert!(status.message().len() <= STATUS_TEXT_BYTES_MAX, "{}", status.message());
         assert!(status.message().ends_with(&PathError::NameTooLong.to_string()), "{}", status.message());
         assert_eq!(Error::from(status), error);
+    }
+
+    #[test]
+    fn peers_that_know_nothing_of_damage_and_those_that_do_read_each_other() {
+        let handle = ChunkHandle::from_raw(1);
+        let before = br#"{"NotValidated":{"handle":1}}"#;
+        let fine = Error::NotValidated { handle, damaged: false };
+        assert_eq!((Error::from_wire(before), &*fine.to_wire()), (fine, &before[..]));
+        // An older peer passes over the field that it does not know.
+        let damaged = Error::NotValidated { handle, damaged: true };
+        assert_eq!(damaged.to_wire(), br#"{"NotValidated":{"handle":1,"damaged":true}}"#);
+        assert_eq!(Error::from_wire(&damaged.to_wire()), damaged);
+        let fields = Error::from_wire(br#"{"NotValidated":{"handle":1,"of_later":7}}"#);
+        assert_eq!(fields, Error::NotValidated { handle, damaged: false });
     }
 
     #[test]

@@ -143,6 +143,10 @@ impl Replica {
         Error::NotPrimary { handle: self.handle, version }
     }
 
+    fn not_validated(&self) -> Error {
+        Error::NotValidated { handle: self.handle, damaged: self.held.corrupt }
+    }
+
     // ---- grants ----
 
     /// Step 2, before the disk is touched: how this server takes part, given what it holds (if anything).
@@ -355,7 +359,7 @@ impl Replica {
             return Err(self.mismatch(version));
         }
         if self.held.corrupt || self.held.partial || self.primary().is_some() {
-            return Err(Error::NotValidated { handle: self.handle });
+            return Err(self.not_validated());
         }
         let last = self.progress.applied_position().serial;
         // Guard gap_applied: strictly at the next position; what overtook others waits (T41).
@@ -392,7 +396,7 @@ impl Replica {
         if whole && fence.validates(now, self.handle, &self.standing, self.held.version) {
             Ok(())
         } else {
-            Err(Error::NotValidated { handle: self.handle })
+            Err(self.not_validated())
         }
     }
 
@@ -429,7 +433,7 @@ impl Replica {
                 Some(primary) if primary.server != self.us && !query.asked => {
                     Ok(Readable::Ask(primary.clone()))
                 }
-                Some(_) | None => Err(Error::NotValidated { handle: self.handle }),
+                Some(_) | None => Err(self.not_validated()),
             },
         }
     }

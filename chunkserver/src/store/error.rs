@@ -196,7 +196,7 @@ impl Error {
             Self::VersionMismatch { handle, asked, here } => {
                 Wire::VersionMismatch { handle: *handle, asked: *asked, here: *here }
             }
-            Self::NotAdopted { handle, .. } => Wire::NotValidated { handle: *handle },
+            Self::NotAdopted { handle, .. } => Wire::NotValidated { handle: *handle, damaged: false },
             Self::Sealed { handle } => Wire::Sealed { handle: *handle },
             Self::Corrupt { handle, block } => Wire::Corrupt { handle: *handle, block: *block },
             Self::OutOfRange { .. } | Self::BadContent { .. } => Wire::bad_argument(self),

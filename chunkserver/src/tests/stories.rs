@@ -213,7 +213,8 @@ async fn a_flipped_bit_is_found_never_returned_and_reported() {
     let error = cluster.read_once(2, 1).await.unwrap_err();
     assert!(matches!(error, Error::Corrupt { .. } | Error::NotValidated { .. }), "{error}");
     cluster.until_damage_is_told().await;
-    assert_eq!(cluster.read_once(2, 1).await, Err(Error::NotValidated { handle: CHUNK }));
+    // Who asks later, or after the scrubber, hears of the damage as well.
+    assert_eq!(cluster.read_once(2, 1).await, Err(Error::NotValidated { handle: CHUNK, damaged: true }));
     // A grant that the damaged one joins makes it whole again.
     cluster.grant(2, &[1, 2], &[1]).await.unwrap();
     assert_eq!(cluster.read(2, 2).await, data);
@@ -248,7 +249,7 @@ async fn what_the_leader_denies_or_excludes_is_not_served_and_silence_ends_every
     let request = pb::ExcludeRequest { head: Cluster::head(2), handle: CHUNK.raw(), version: 2 };
     let epoch = cluster.control(2).await.exclude(request).await.unwrap().into_inner().epoch;
     assert_eq!(Some(&epoch), cluster.master.0.lock().epochs.last());
-    let refused = Err(Error::NotValidated { handle: CHUNK });
+    let refused = Err(Error::NotValidated { handle: CHUNK, damaged: false });
     assert_eq!(cluster.read_once(2, 1).await, refused);
     cluster.read(1, 1).await;
     cluster.master.0.lock().denied = vec![CHUNK.raw()];
@@ -287,7 +288,7 @@ async fn validity_ends_three_seconds_after_the_last_answered_heartbeat_was_sent_
     let end = tokio::time::Instant::now() + VALIDITY;
     clock.back_ms.store(3_600_000, Ordering::Relaxed);
     tokio::time::sleep_until(end).await;
-    assert_eq!(cluster.read_once(1, 1).await, Err(Error::NotValidated { handle: CHUNK }));
+    assert_eq!(cluster.read_once(1, 1).await, Err(Error::NotValidated { handle: CHUNK, damaged: false }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

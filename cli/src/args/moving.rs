@@ -10,7 +10,7 @@ use super::ClientSettings;
 pub(crate) struct Mv {
     /// What to rename
     pub(crate) source: String,
-    /// Its new path; if that is a directory, it moves into it
+    /// Its new path; if that is a directory, it moves into it. With / at the end a file needs one
     pub(crate) target: String,
     /// Replace a file that exists (it goes to the trash in the same step)
     #[arg(short, long)]

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReade
 
 use crate::args::{Append, Split};
 use crate::cmd::{Session, trimmed};
+use crate::exit::{self, Failed};
 
 /// Appends one record, or one per line, and prints where they lie.
 pub(crate) async fn run(session: &Session, args: &Append) -> Result<()> {
@@ -64,7 +65,7 @@ async fn next_line(source: &mut (impl AsyncBufRead + Unpin), limit: u32) -> Resu
     if line.last() == Some(&b'\n') {
         line.pop();
     } else if size > limit {
-        return Err(Error::TooLarge { what: "a line of the input".into(), size, limit }.into());
+        return Err(too_large("a line of the input", size, limit));
     }
     Ok((size > 0).then_some(line))
 }
@@ -76,9 +77,15 @@ async fn read(source: impl AsyncRead + Unpin, limit: u32) -> Result<Vec<u8>> {
     source.take(limit + 1).read_to_end(&mut record).await?;
     let size = record.len() as u64;
     if size > limit {
-        return Err(Error::TooLarge { what: "the record".into(), size, limit }.into());
+        return Err(too_large("the record", size, limit));
     }
     Ok(record)
+}
+
+fn too_large(what: &str, size: u64, limit: u64) -> anyhow::Error {
+    let error = Error::TooLarge { what: what.into(), size, limit };
+    Failed { what: error.to_string(), step: "split it, or store it with `gfs put`".into(), code: exit::USAGE }
+        .into()
 }
 
 async fn open_or_create(client: &Client, path: &str) -> Result<File, Error> {
@@ -107,6 +114,7 @@ mod tests {
         assert_eq!(lines, [&b"one"[..], b"", b"three\r", b"last"]);
         let error = next_line(&mut &b"1234567\n"[..], 6).await.unwrap_err();
         assert!(error.to_string().contains("line"), "{error}");
+        assert!(exit::next_step(&error).unwrap().contains("split"));
         assert_eq!(next_line(&mut &b"123456\n"[..], 6).await.unwrap().unwrap(), b"123456");
     }
 }

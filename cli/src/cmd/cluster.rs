@@ -75,10 +75,10 @@ fn as_text(status: &ClusterStatusReply) -> String {
     }));
     lines.push(format!("chunkservers: {alive} of {} alive", status.servers.len()));
     lines.extend(status.servers.iter().map(|server| {
-        let state = if server.alive {
-            "alive".to_owned()
-        } else {
-            format!("silent for {} s", server.last_heartbeat_ms / 1000)
+        let state = match df::silent_ms(server) {
+            _ if server.alive => "alive".to_owned(),
+            Some(silent_ms) => format!("silent for {} s", silent_ms / 1000),
+            None => "not heard from".to_owned(),
         };
         format!(
             "  s{:<5} {:<22} {state:<15} {:>7} chunks  {:>10} free",
@@ -89,4 +89,23 @@ fn as_text(status: &ClusterStatusReply) -> String {
         )
     }));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use gfs_client::ServerStatus;
+
+    use super::*;
+
+    #[test]
+    fn of_a_server_that_the_leader_has_not_heard_since_its_start_no_time_is_told() {
+        let server = |last_heartbeat_ms| ServerStatus { id: 1, last_heartbeat_ms, ..Default::default() };
+        let status =
+            ClusterStatusReply { servers: vec![server(u64::MAX), server(7000)], ..Default::default() };
+        let text = as_text(&status);
+        assert!(text.contains(" not heard from ") && text.contains(" silent for 7 s "), "{text}");
+        let told = as_json(&status);
+        let silent = |at: usize| told["chunkservers"][at]["last_heartbeat_ms"].clone();
+        assert_eq!((silent(0), silent(1)), (Value::Null, 7000.into()));
+    }
 }

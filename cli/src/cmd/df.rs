@@ -34,6 +34,11 @@ pub(crate) async fn run(session: &Session) -> Result<()> {
     Ok(())
 }
 
+/// How long a chunkserver has been silent; `None` if the leader has not heard it since its own start.
+pub(crate) fn silent_ms(server: &ServerStatus) -> Option<u64> {
+    (server.last_heartbeat_ms != u64::MAX).then_some(server.last_heartbeat_ms)
+}
+
 /// A chunkserver as JSON; also part of `cluster status`.
 pub(crate) fn as_json(server: &ServerStatus) -> Value {
     json!({
@@ -41,7 +46,7 @@ pub(crate) fn as_json(server: &ServerStatus) -> Value {
         "address": server.address,
         "rack": server.rack,
         "alive": server.alive,
-        "last_heartbeat_ms": server.last_heartbeat_ms,
+        "last_heartbeat_ms": silent_ms(server),
         "chunks": server.chunks,
         "used_bytes": server.used_bytes,
         "free_bytes": server.free_bytes,

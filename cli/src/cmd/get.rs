@@ -1,11 +1,12 @@
 //! `gfs get`: files and trees of the cluster to this machine, or down a pipe.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
-use gfs_client::{Client, Entry, Error};
+use gfs_client::{Client, Entry, Error, is_unfinished};
 use gfs_proto::random::{Random, SystemRandom};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Get;
 use crate::cmd::transfer::{Finds, Found, Progress, Search, carry_all, is_reachable, stop_on_signal, tell};
 use crate::cmd::{Session, join, last_name, transfer_error, trimmed};
-use crate::exit::{Interrupted, usage};
+use crate::exit::{Interrupted, say, usage};
 
 /// What is to be fetched: a file or a directory, and where to.
 struct Job {
@@ -45,10 +46,10 @@ pub(crate) async fn run(session: &Session, args: &Get) -> Result<()> {
     let search = Search::start(&stop, |finds| search(session.client.clone(), root, finds));
     let reachable = async || is_reachable(&session.client).await;
     let force = args.force;
-    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+    let carried = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
         carry(session.client.clone(), job, force, (progress.clone(), stop.clone()))
     });
-    tell(session, &args.transfer, "fetched", &tally.await?)
+    tell(session, &args.transfer, "fetched", carried.await)
 }
 
 /// Finds all files from the root down; a local directory is made before what lies in it is told.
@@ -88,7 +89,13 @@ async fn list(
             local: directory.local.join(&entry.name),
             entry,
         };
-        let found = if job.entry.is_file() {
+        let found = if job.entry.is_file() && is_unfinished(&job.entry.name) {
+            say(&format!(
+                "gfs: {}: somebody stores it, or has not stored it to its end; left out",
+                job.remote
+            ));
+            Found::Skipped
+        } else if job.entry.is_file() {
             Found::File(job)
         } else {
             directories.push(job);
@@ -119,15 +126,20 @@ async fn fetch(client: &Client, job: &Job, force: bool, progress: &Progress) -> 
     let local = tokio::fs::canonicalize(&job.local).await.unwrap_or_else(|_| job.local.clone());
     match tokio::fs::metadata(&local).await {
         Ok(there) if !there.is_file() && !there.is_dir() => {
-            let sink = tokio::fs::File::options().write(true).open(&local).await?;
-            return copy_into(client, job, sink, progress).await;
+            let mut sink = tokio::fs::File::options().write(true).open(&local).await?;
+            let bytes = copy_into(client, job, &mut sink, progress).await?;
+            // Pipes and terminals know no sync.
+            if there.file_type().is_block_device() {
+                sink.sync_data().await?;
+            }
+            return Ok(bytes);
         }
         Ok(_) if !force => return Err(exists(&local)),
         Ok(_) | Err(_) => {}
     }
-    let (aside, sink) = Aside::create(&local).await?;
-    let bytes = copy_into(client, job, sink, progress).await?;
-    aside.become_whole(&local, force).await?;
+    let (aside, mut sink) = Aside::create(&local).await?;
+    let bytes = copy_into(client, job, &mut sink, progress).await?;
+    aside.become_whole(&sink, &local, force).await?;
     Ok(bytes)
 }
 
@@ -147,8 +159,10 @@ impl Aside {
         Ok((Self(path), sink))
     }
 
-    /// Gives it its name, in one step; without force only if nothing has it meanwhile.
-    async fn become_whole(&self, local: &Path, force: bool) -> Result<()> {
+    /// Gives it its name, in one step; without force only if nothing has it meanwhile. All of it is on the disk before: a full
+    /// one, a quota or a server may say no only then, and what stood there has to stay.
+    async fn become_whole(&self, sink: &tokio::fs::File, local: &Path, force: bool) -> Result<()> {
+        sink.sync_data().await?;
         if force {
             return Ok(tokio::fs::rename(&self.0, local).await?);
         }
@@ -172,7 +186,7 @@ impl Drop for Aside {
 async fn copy_into(
     client: &Client,
     job: &Job,
-    mut sink: tokio::fs::File,
+    sink: &mut tokio::fs::File,
     progress: &Progress,
 ) -> Result<u64> {
     let file = client.file(&job.entry)?;
@@ -197,18 +211,31 @@ mod tests {
     async fn what_has_come_to_stand_there_meanwhile_stays_and_nothing_half_fetched_does() {
         let dir = tempfile::tempdir().unwrap();
         let local = dir.path().join("out");
-        let (first, _sink) = Aside::create(&local).await.unwrap();
+        let (first, _first_sink) = Aside::create(&local).await.unwrap();
         let (second, mut sink) = Aside::create(&local).await.unwrap();
         assert_ne!(first.0, second.0);
         sink.write_all(b"fetched").await.unwrap();
         sink.flush().await.unwrap();
         std::fs::write(&local, "somebody's").unwrap();
-        let told = second.become_whole(&local, false).await.unwrap_err();
+        let told = second.become_whole(&sink, &local, false).await.unwrap_err();
         assert_eq!(crate::exit::code_of(&told), crate::exit::EXISTS);
         assert_eq!(std::fs::read(&local).unwrap(), b"somebody's");
-        second.become_whole(&local, true).await.unwrap();
+        second.become_whole(&sink, &local, true).await.unwrap();
         assert_eq!(std::fs::read(&local).unwrap(), b"fetched");
         drop((first, second));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_the_disk_does_not_take_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = dir.path().join("out");
+        std::fs::write(&local, "good").unwrap();
+        let (aside, _sink) = Aside::create(&local).await.unwrap();
+        // A pipe takes what is written and refuses to sync it.
+        let (_reader, writer) = io::pipe().unwrap();
+        let refuses = tokio::fs::File::from_std(std::os::fd::OwnedFd::from(writer).into());
+        aside.become_whole(&refuses, &local, true).await.unwrap_err();
+        assert_eq!(std::fs::read(&local).unwrap(), b"good");
     }
 }

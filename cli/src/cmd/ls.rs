@@ -7,7 +7,7 @@ use gfs_proto::Error;
 
 use crate::args::Ls;
 use crate::cmd::stat::Shown;
-use crate::cmd::{Session, join, print_line, trimmed};
+use crate::cmd::{Session, join, print_line, trimmed, visible};
 use crate::exit::{self, SomeFailed};
 
 /// Lengths asked for at a time.
@@ -98,7 +98,7 @@ fn show(session: &Session, args: &Ls, path: &str, entry: &Shown) -> Result<()> {
     let slash = if entry.is_directory() && path != "/" { "/" } else { "" };
     // A file that was named itself is shown as it was named.
     let whole = args.recursive || path == trimmed(&args.path);
-    let name = if whole { path } else { entry.name() };
+    let name = visible(if whole { path } else { entry.name() });
     if args.long {
         print_line(&format!("{} {name}{slash}", entry.long()))
     } else {

@@ -113,6 +113,14 @@ pub(crate) fn print_line(line: &str) -> Result<()> {
     Ok(())
 }
 
+/// A name or path as people see it: whoever gave it must not forge lines of the output, or command the terminal. JSON has it
+/// as it is.
+pub(crate) fn visible(text: &str) -> String {
+    let show =
+        |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(show).collect()
+}
+
 /// The error of either side, as the exit codes know it.
 pub(crate) fn transfer_error(error: TransferError) -> anyhow::Error {
     match error {
@@ -137,4 +145,15 @@ pub(crate) fn join(directory: &str, name: &str) -> String {
 /// The last name of a path; empty for the root.
 pub(crate) fn last_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_shown_on_one_line_and_commands_no_terminal() {
+        assert_eq!(visible("/a b/\u{fc}"), "/a b/\u{fc}");
+        assert_eq!(visible("/a\n/b\t\u{1b}[2J\u{7f}\u{9b}"), r"/a\n/b\t\u{1b}[2J\u{7f}\u{9b}");
+    }
 }

@@ -1,5 +1,6 @@
 //! `gfs put`: files, trees and pipes of this machine into the cluster.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -37,15 +38,16 @@ pub(crate) async fn run(session: &Session, args: &Put) -> Result<()> {
     for local in locals {
         roots.push(root(args, local, remote, into)?);
     }
+    check_names(&roots)?;
     let single = matches!(roots.as_slice(), [root] if !root.local.is_dir());
     let progress = Progress::new(session, &args.transfer);
     let stop = stop_on_signal()?;
     let search = Search::start(&stop, |finds| search(session.client.clone(), roots, finds, progress.clone()));
     let reachable = async || is_reachable(&session.client).await;
-    let tally = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
+    let carried = carry_all((search, reachable), &args.transfer, &progress, single, |job: Job| {
         carry(session.client.clone(), job, options, (progress.clone(), stop.clone()))
     });
-    tell(session, &args.transfer, "stored", &tally.await?)
+    tell(session, &args.transfer, "stored", carried.await)
 }
 
 /// Whether the remote path is a directory into which things go under their own names.
@@ -78,12 +80,12 @@ async fn put_stdin(session: &Session, args: &Put, remote: &str, options: PutOpti
     let search = Search::start(&stop, |finds| async move {
         finds.send(Found::File(())).await.ok();
     });
-    let tally = carry_all((search, async || true), &args.transfer, &progress, true, |()| {
+    let carried = carry_all((search, async || true), &args.transfer, &progress, true, |()| {
         let (client, remote, moved) = (session.client.clone(), remote.to_owned(), progress.of_file(remote));
         let source = Stoppable::new(tokio::io::stdin(), &stop);
         async move { client.put(source, &remote, options, moved).await.map_err(put_error) }
     });
-    tell(session, &args.transfer, "stored", &tally.await?)
+    tell(session, &args.transfer, "stored", carried.await)
 }
 
 /// Where a named file or directory goes.
@@ -104,6 +106,21 @@ fn root(args: &Put, local: &str, remote: &str, into: bool) -> Result<Job> {
     let name = named.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| usage(format!("{local} has no name that can be stored")))?;
     Ok(Job { local: path, remote: join(trimmed(remote), name), named: true })
+}
+
+/// Of two sources with one name the later would take the place of the other, which nobody would notice.
+fn check_names(roots: &[Job]) -> Result<()> {
+    let mut names = BTreeMap::new();
+    for Job { local, remote, .. } in roots {
+        if let Some(other) = names.insert(remote, local) {
+            return Err(usage(format!(
+                "{} and {} would both be stored as {remote}: store them in different directories, one after the other",
+                other.display(),
+                local.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Finds all files below the roots; a directory is made before what lies in it is told.
@@ -209,10 +226,18 @@ async fn carry(
     (progress, stop): (Progress, CancellationToken),
 ) -> Result<u64> {
     let local = || job.local.display().to_string();
-    let file = tokio::fs::File::open(&job.local).await.with_context(local)?;
+    let file = open(&job.local, &stop).await.with_context(local)?;
     let moved = progress.of_file(&job.remote);
     let source = Stoppable::new(file, &stop);
     client.put(source, &job.remote, options, moved).await.map_err(put_error).with_context(local)
+}
+
+/// Opens a source; a pipe that nobody writes into opens when somebody does, which may be never.
+async fn open(local: &Path, stop: &CancellationToken) -> Result<tokio::fs::File> {
+    tokio::select! {
+        file = tokio::fs::File::open(local) => Ok(file?),
+        () = stop.cancelled() => Err(Interrupted.into()),
+    }
 }
 
 /// A source that fails when the command is told to stop: then `put` removes what it has stored so far.
@@ -247,5 +272,32 @@ fn put_error(error: TransferError) -> anyhow::Error {
             Interrupted.into()
         }
         error @ (TransferError::Local(_) | TransferError::Gfs(_)) => transfer_error(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sources_of_one_name_are_refused_and_both_are_named() {
+        let job = |local: &str, remote: &str| Job { local: local.into(), remote: remote.into(), named: true };
+        check_names(&[job("a/x", "/docs/x"), job("b/y", "/docs/y")]).unwrap();
+        let told = check_names(&[job("a/x", "/docs/x"), job("b/y", "/docs/y"), job("b/x", "/docs/x")]);
+        let told = told.unwrap_err();
+        assert_eq!(crate::exit::code_of(&told), crate::exit::USAGE);
+        assert!(told.to_string().starts_with("a/x and b/x would both be stored as /docs/x"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_nobody_writes_into_does_not_keep_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let stop = CancellationToken::new();
+        let (opened, ()) = tokio::join!(open(&pipe, &stop), async { stop.cancel() });
+        assert_eq!(crate::exit::code_of(&opened.unwrap_err()), crate::exit::INTERRUPTED);
+        // Lets go the thread that still waits, whenever it comes to that.
+        std::mem::forget(std::fs::File::options().read(true).write(true).open(&pipe).unwrap());
     }
 }

@@ -5,7 +5,7 @@ use gfs_client::{Client, Entry, EntryKind, Error};
 use serde::Serialize;
 
 use crate::args::Stat;
-use crate::cmd::{Session, last_name, trimmed};
+use crate::cmd::{Session, last_name, trimmed, visible};
 use crate::units::{show_bytes, show_time};
 
 /// A file or directory as it is printed.
@@ -68,7 +68,7 @@ impl Shown {
     }
     fn text(&self) -> String {
         let mut lines = vec![
-            format!("{}: {}", self.path, self.kind),
+            format!("{}: {}", visible(&self.path), self.kind),
             format!("  id        {}", self.id),
             format!("  created   {} UTC", show_time(self.created_ms)),
             format!("  modified  {} UTC", show_time(self.modified_ms)),

@@ -6,7 +6,7 @@ use gfs_client::{Error, Trashed};
 use serde_json::{Value, json};
 
 use crate::args::{TrashEmpty, TrashList, Undelete};
-use crate::cmd::{Session, trimmed};
+use crate::cmd::{Session, trimmed, visible};
 use crate::exit::{self, Failed};
 use crate::units::show_time;
 
@@ -137,6 +137,6 @@ fn as_text(trashed: &Trashed) -> String {
         trashed.entry.id.to_string(),
         show_time(trashed.deleted.raw()),
         show_time(trashed.until.raw()),
-        trashed.path
+        visible(&trashed.path)
     )
 }

@@ -205,7 +205,7 @@ async fn a_lookup_from_before_a_chunk_was_ever_granted_does_not_make_zeros_of_wh
     fake.judge(move |call, cluster| {
         if call.contains(" read ") && refusals > 0 {
             refusals -= 1;
-            return Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1) });
+            return Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: false });
         }
         if call.contains("locate") {
             lookups += 1;
@@ -226,11 +226,46 @@ async fn a_grant_is_asked_for_only_when_no_replica_may_serve_a_read_for_a_while(
     for (late, asks) in [(Duration::from_millis(400), false), (Duration::from_secs(2), true)] {
         let until = tokio::time::Instant::now() + late;
         fake.judge(move |call, _| match call.contains(" read ") && tokio::time::Instant::now() < until {
-            true => Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1) }),
+            true => Verdict::Refuse(Error::NotValidated { handle: ChunkHandle::from_raw(1), damaged: false }),
             false => Verdict::Go,
         });
         fake.with(|cluster| cluster.log.clear());
         assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
         assert_eq!(!fake.with(|cluster| cluster.calls("find_lease")).is_empty(), asks, "{late:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_of_what_is_damaged_everywhere_says_so_when_its_patience_is_over() {
+    let (fake, client) = start().await;
+    put(&client, "/a", b"abc").await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    file.len().await.unwrap();
+    let handle = ChunkHandle::from_raw(1);
+    // Who meets the damage tells the block; who is asked later knows only that it is there.
+    let damaged = move |first: &mut bool| match std::mem::take(first) {
+        true => Verdict::Refuse(Error::Corrupt { handle, block: 0 }),
+        false => Verdict::Refuse(Error::NotValidated { handle, damaged: true }),
+    };
+    let mut first = true;
+    fake.judge(move |call, _| if call.contains(" read ") { damaged(&mut first) } else { Verdict::Go });
+    let told = file.read_at(0, 3).await.unwrap_err();
+    assert!(told.is_damage(), "{told}");
+
+    // Those that say nothing may have it.
+    fake.judge(move |call, _| match call.contains(" read ") {
+        true if call.starts_with("s1") => damaged(&mut true),
+        true => Verdict::Refuse(Error::unavailable("no answer")),
+        false => Verdict::Go,
+    });
+    let told = file.read_at(0, 3).await.unwrap_err();
+    assert!(matches!(told, Error::DeadlineExceeded { .. }), "{told}");
+
+    // And until the patience is over a replica may be made good.
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    fake.judge(move |call, _| match call.contains(" read ") && tokio::time::Instant::now() < until {
+        true => damaged(&mut true),
+        false => Verdict::Go,
+    });
+    assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
 }

@@ -245,7 +245,7 @@ async fn read(round: Arc<Round>) -> Result<Told> {
         let from = from.saturating_sub(READ_BYTES / 2);
         match file.read_at(from, READ_BYTES).await {
             Ok(bytes) => told.seen.push((from, bytes)),
-            Err(error @ Error::Corrupt { .. }) => {
+            Err(error) if error.is_damage() => {
                 told.findings.push(format!("wrong bytes: reading the log at {from}: {error}"));
             }
             // Everybody is back long before a reader's patience ends.

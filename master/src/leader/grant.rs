@@ -415,7 +415,7 @@ impl Granter {
                         && !pending.fresh
                         && pending.base.contains(server) =>
                 {
-                    failed.push((*server, Error::NotValidated { handle: chunk.handle }));
+                    failed.push((*server, Error::NotValidated { handle: chunk.handle, damaged: false }));
                 }
                 // Guard version_not_durable: only a member that has stored the version counts.
                 Ok(reply) if reply.version == pending.version.raw() => {}

@@ -16,7 +16,7 @@ async fn exit_codes_tell_usage_not_found_exists_and_unavailable_apart() {
     let missing = cluster.directory().join("missing");
     let missing = missing.to_str().unwrap();
     let version = "/proc/version";
-    let cases: [(&[&str], i32, &str); 13] = [
+    let cases: [(&[&str], i32, &str); 14] = [
         (&["no-such-command"], 2, "no-such-command"),
         (&["ls", "relative"], 2, "a path starts with '/'"),
         (&["mkdir", "/a/../b"], 2, "'.' and '..' are no names"),
@@ -28,6 +28,7 @@ async fn exit_codes_tell_usage_not_found_exists_and_unavailable_apart() {
         (&["put", "-r", version, "/a", "--masters", "nonsense"], 2, "HOST:PORT"),
         (&["get", "/a", missing], 2, "-r"),
         (&["put", "/proc", "/p"], 2, "-r"),
+        (&["put", version, version, "/a"], 2, "/a/version"),
         (&["ls", "--masters", "127.0.0.1:1", "--timeout", "300ms"], 5, "gfs cluster status"),
         (&["rm", "/nothing"], 3, "gfs ls"),
     ];
@@ -61,6 +62,16 @@ async fn every_command_does_what_its_name_says() {
     assert_eq!(run(&["cat", "/a/b/local"]), "hellohello");
     run(&["mv", "/a/b/local", "/a"]);
     run(&["mv", "/a/local", "/a/moved"]);
+    // With a slash at the end a file is not meant to be replaced, nor a name to be taken.
+    run(&["put", local, "/a/other"]);
+    for target in ["/a/other/", "/a/nothing/"] {
+        let refused = cluster.run_gfs(&["mv", "-f", "/a/moved", target]).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{target}: {}", complaint(&refused));
+    }
+    assert_eq!(run(&["cat", "/a/other"]), "hello");
+    run(&["rm", "/a/other"]);
+    run(&["mv", "/a/b", "/a/c/"]);
+    run(&["mv", "/a/c/", "/a/b/"]);
     assert_eq!(run(&["ls", "/a"]), "b/\nmoved\n");
     let long = run(&["ls", "-l", "/a/moved"]);
     assert!(long.starts_with("-  3             10 ") && long.ends_with("/a/moved\n"), "{long}");
@@ -102,6 +113,27 @@ async fn everything_that_prints_prints_json_lines_as_well() {
         (&status["chunkservers"][0]["alive"], &status["masters"][0]["leader"]),
         (&true.into(), &true.into())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_forges_no_line_of_the_output() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let (path, shown) = ("/a\nforged\u{1b}[2J", r"a\nforged\u{1b}[2J");
+    client.create(path, 1).await.unwrap();
+    let run = |arguments: &[&str]| cluster.run_gfs(arguments).unwrap();
+    assert_eq!(printed(&run(&["ls"])), format!("{shown}\n"));
+    assert_eq!(json_lines(&run(&["--json", "ls"]))[0]["path"], path);
+    let stat = printed(&run(&["stat", path]));
+    assert!(stat.starts_with(&format!("/{shown}: file\n")), "{stat}");
+    let missing = complaint(&run(&["stat", &format!("{path}-not")]));
+    assert!(
+        !missing.contains('\u{1b}') && missing.lines().all(|line| !line.starts_with("forged")),
+        "{missing}"
+    );
+    client.delete(path).await.unwrap();
+    let trash = printed(&run(&["trash", "list"]));
+    assert!(trash.ends_with(&format!("  /{shown}\n")) && trash.lines().count() == 1, "{trash}");
 }
 
 #[test]

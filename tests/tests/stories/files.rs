@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gfs_client::{Client, Error};
 use gfs_tests::{Cluster, Shape, Tree, digest_of, digest_of_file, eventually, write_noise};
+use rustix::process::Signal;
 
 use crate::{json_lines, printed};
 
@@ -19,6 +20,21 @@ async fn a_tree_comes_back_byte_for_byte() {
     let (stored, fetched) = (Tree::read(&source).unwrap(), Tree::read(&copy).unwrap());
     assert_eq!(stored.differences(&fetched), Vec::<String>::new());
     assert_eq!(stored.files.len(), 48);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_stored_to_its_end_is_no_part_of_a_fetched_tree() {
+    let cluster = Cluster::start(Shape { chunkservers: 1, ..Shape::default() }).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    client.mkdir("/tree").await.unwrap();
+    client.create("/tree/whole", 1).await.unwrap();
+    client.create("/tree/.gfs-put-0123456789abcdef", 1).await.unwrap();
+    let copy = cluster.directory().join("copy");
+    let got = cluster.run_gfs(&["--json", "get", "-r", "/tree", copy.to_str().unwrap()]).unwrap();
+    let tally = &json_lines(&got)[0];
+    assert_eq!((tally["files"].as_u64(), tally["skipped"].as_u64()), (Some(1), Some(1)), "{tally}");
+    assert!(crate::complaint(&got).contains(".gfs-put-0123456789abcdef"), "{}", crate::complaint(&got));
+    assert_eq!(std::fs::read_dir(&copy).unwrap().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,14 +146,17 @@ async fn records_of_several_appenders_land_whole_and_once() {
 async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
     let cluster = Cluster::start(Shape::default()).await.unwrap();
     let client = cluster.client().await.unwrap();
-    let (mut put, _pipe) = put_under_way(&cluster, &client).await;
-    let interrupt = |child: &Child| {
-        let process = rustix::process::Pid::from_child(child);
-        rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    let send = |child: &Child, signal: Signal| {
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
     };
-    interrupt(&put);
-    assert_eq!(put.wait().unwrap().code(), Some(130));
-    assert_eq!(printed(&cluster.run_gfs(&["ls", "/"]).unwrap()), "");
+    let signals = [Signal::INT, Signal::TERM, Signal::HUP];
+    for signal in signals.into_iter().filter(|signal| *signal != Signal::HUP || !ignores_hangup()) {
+        let (mut put, _pipe) = put_under_way(&cluster, &client).await;
+        send(&put, signal);
+        assert_eq!(put.wait().unwrap().code(), Some(130), "{signal:?}");
+        assert_eq!(printed(&cluster.run_gfs(&["ls", "/"]).unwrap()), "");
+        assert_eq!(printed(&cluster.run_gfs(&["trash", "list"]).unwrap()), "");
+    }
 
     // A pipe that nobody empties keeps a get under way; what is being fetched beside it is not whole.
     let (tree, copy) = (cluster.directory().join("tree"), cluster.directory().join("copy"));
@@ -156,12 +175,19 @@ async fn a_transfer_that_is_interrupted_leaves_nothing_behind() {
     })
     .await
     .unwrap();
-    interrupt(&get);
+    send(&get, Signal::INT);
     assert_eq!(get.wait().unwrap().code(), Some(130));
     for entry in std::fs::read_dir(there).unwrap() {
         let name = entry.unwrap().file_name().to_string_lossy().into_owned();
         assert!(!name.starts_with(".gfs-get"), "{name}");
     }
+}
+
+/// Under `nohup` what is started here goes on when the terminal ends.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(ignored.trim(), 16).unwrap() & 1 == 1
 }
 
 fn make_pipe(path: &std::path::Path) {
@@ -191,7 +217,9 @@ async fn of_a_tree_all_that_can_be_stored_is_and_the_rest_is_told_and_counted() 
     assert_eq!(printed(&cluster.run_gfs(&["cat", "/t/c-file", "/t/below/file"]).unwrap()), "cbelow");
     // A name that can't be stored is a failure.
     std::fs::write(std::path::Path::new(tree).join(std::ffi::OsStr::from_bytes(b"\xff")), "x").unwrap();
-    let partly = cluster.run_gfs(&["put", "-r", tree, "/u"]).unwrap();
+    let partly = cluster.run_gfs(&["--json", "put", "-r", tree, "/u"]).unwrap();
+    let tally: serde_json::Value = serde_json::from_slice(&partly.stdout).unwrap();
+    assert_eq!((tally["files"].as_u64(), tally["failed"].as_u64()), (Some(2), Some(1)), "{tally}");
     assert_eq!(partly.status.code(), Some(1), "{}", crate::complaint(&partly));
     assert!(crate::complaint(&partly).contains("no UTF-8"), "{}", crate::complaint(&partly));
     assert_eq!(printed(&cluster.run_gfs(&["cat", "/u/c-file"]).unwrap()), "c");

@@ -336,8 +336,8 @@ fn a_partial_or_corrupt_replica_serves_nothing_and_does_not_collect() {
         &expect![[r#"
             read v1 0 0 -> up to 0
             corrupt -> ok
-            read v1 0 0 -> REFUSED c7: this replica is not validated for reading
-            apply v1 n1 0 10 -> REFUSED c7: this replica is not validated for reading
+            read v1 0 0 -> REFUSED c7: this replica is damaged
+            apply v1 n1 0 10 -> REFUSED c7: this replica is damaged
             store v2 s2,s1 base s1 -> Joiner
             wait 10 -> @1011
             answer @1011 -> taken

@@ -247,10 +247,10 @@ fn the_keeper_never_waits_for_room_that_only_it_makes_and_forgets_no_mark() {
     let disk = store.inner.disks[0].clone();
     let held = found[0].state.lock();
     disk.lazy.lock().extend(chunks.iter().copied().zip(found.iter().cloned()));
-    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let patience = std::time::Instant::now() + Duration::from_secs(30);
     let soon = || {
         assert!(std::time::Instant::now() < patience, "the keeper does nothing");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     };
     while !disk.lazy.lock().is_empty() {
         soon();
@@ -270,7 +270,7 @@ fn the_keeper_never_waits_for_room_that_only_it_makes_and_forgets_no_mark() {
     let writing = std::thread::spawn(move || {
         done.send(writer.apply(handle(2), &append(1, pattern(1000, 1))).and_then(Ticket::wait)).unwrap();
     });
-    ended.recv_timeout(std::time::Duration::from_secs(20)).expect("a mutation that never ends").unwrap();
+    ended.recv_timeout(Duration::from_secs(20)).expect("a mutation that never ends").unwrap();
     writing.join().unwrap();
     while !disk.lazy.lock().is_empty() {
         soon();
@@ -296,7 +296,7 @@ fn a_mutation_that_waits_for_room_in_the_log_leaves_its_thread_to_others() {
     has_begun.recv().unwrap();
     let (other, others) = std::sync::mpsc::channel();
     runtime.spawn(async move { other.send(()).unwrap() });
-    let ran = others.recv_timeout(std::time::Duration::from_secs(20));
+    let ran = others.recv_timeout(Duration::from_secs(20));
     let finished = waiting.is_finished();
     drop(taken);
     runtime.block_on(waiting).unwrap().unwrap();
@@ -376,7 +376,7 @@ fn forgetting_a_session_does_not_bring_a_removed_replica_back_in_place_of_its_su
         // It has seen all chunks, and waits for the first of them.
         let held = first.state.lock();
         let forgetting = threads.spawn(|| store.forget_requests(&expired));
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
         store.delete(handle(2), version(1)).unwrap();
         store.create(handle(2), version(2)).unwrap();
         drop(held);

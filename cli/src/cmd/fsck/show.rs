@@ -3,6 +3,8 @@
 use gfs_client::{CheckedChunk, CheckedReplica, ChunkHealth, ReplicaState};
 use serde_json::{Value, json};
 
+use crate::cmd::visible;
+
 /// Where a chunk stands: a file and the place in it.
 pub(super) struct Spot<'a> {
     pub(super) path: &'a str,
@@ -120,8 +122,8 @@ pub(super) fn as_text(spot: &Spot<'_>, chunk: &CheckedChunk) -> String {
         ChunkHealth::Healthy if is_damaged(chunk) => "a replica is damaged".to_owned(),
         ChunkHealth::Healthy | ChunkHealth::Unspecified => health(chunk).to_owned(),
     };
-    let mut lines =
-        vec![format!("{} #{} c{} v{}  {what}", spot.path, spot.index, chunk.handle, chunk.version)];
+    let path = visible(spot.path);
+    let mut lines = vec![format!("{path} #{} c{} v{}  {what}", spot.index, chunk.handle, chunk.version)];
     lines.extend(chunk.replicas.iter().map(replica_as_text));
     if let Some(command) = decision(chunk).filter(|_| is_to_decide(chunk)) {
         let when = if chunk.health() == ChunkHealth::Away { "if they never come back" } else { "to decide" };
@@ -196,8 +198,8 @@ mod tests {
             replica(3, state, partial(6, 9, 999)),
         ];
         assert_eq!(decision(&waiting(all.clone())).unwrap(), "gfs fsck --accept c5@v8 --from s2");
-        let text = as_text(&Spot { path: "/f", index: 2 }, &waiting(all));
-        assert!(text.starts_with("/f #2 c5 v8  waits for a decision"), "{text}");
+        let text = as_text(&Spot { path: "/f\n/g", index: 2 }, &waiting(all));
+        assert!(text.starts_with(r"/f\n/g #2 c5 v8  waits for a decision"), "{text}");
         assert!(
             text.contains(
                 "s3    h:3                    partial  v8 (content of v6), 999 bytes after 9 mutations"
