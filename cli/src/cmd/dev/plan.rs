@@ -146,6 +146,7 @@ impl Plan {
         let address = self.address(index);
         let command = if role == Role::Chunkserver { "chunkserver" } else { "master" };
         let data: PathBuf = dir.join(&name);
+        let is_members = gfs_master::identity::is_members(&data);
         let mut arguments: Vec<OsString> =
             vec![command.into(), "--data".into(), data.into(), "--listen".into(), address.clone().into()];
         let mut add = |text: &str| arguments.push(text.into());
@@ -156,8 +157,11 @@ impl Plan {
             }
             Role::Master if index == 0 => {
                 add("--bootstrap");
-                add("--chunk-size");
-                add(&self.chunk_bytes.to_string());
+                // Said once: a cluster that is there has its size.
+                if !is_members {
+                    add("--chunk-size");
+                    add(&self.chunk_bytes.to_string());
+                }
             }
             Role::Master | Role::Shadow => {
                 add("--join");
