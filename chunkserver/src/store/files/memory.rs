@@ -42,6 +42,8 @@ struct Machine {
     /// Changes until the process dies.
     fuel: Option<u64>,
     syncs_fail: bool,
+    /// Which file's next sync fails, by a part of its path.
+    sync_fails_once: Option<String>,
     space_fails: bool,
     /// Which file can't be opened the next time, by a part of its path, and why.
     refused: Option<(String, Errno)>,
@@ -77,6 +79,7 @@ impl MemoryFiles {
             quota_bytes: u64::MAX,
             fuel: None,
             syncs_fail: false,
+            sync_fails_once: None,
             space_fails: false,
             refused: None,
         };
@@ -100,6 +103,11 @@ impl MemoryFiles {
     /// Makes every sync fail, or work again.
     pub fn fail_syncs(&self, fail: bool) {
         self.machine.lock().syncs_fail = fail;
+    }
+    /// Makes the next sync of a file with this in its path fail, and only that, as kernels do: what was not on the disk can
+    /// still be read, counts as written, and no later sync brings it there.
+    pub fn fail_sync_once(&self, part: &str) {
+        self.machine.lock().sync_fails_once = Some(part.to_owned());
     }
     /// Makes every question for room fail, or work again.
     pub fn fail_space(&self, fail: bool) {
@@ -230,6 +238,14 @@ impl Machine {
         self.nodes.insert(node, Node::default());
         self.rename(path, Some(node));
         node
+    }
+    /// Whether this file's sync is the one that fails.
+    fn sync_fails(&mut self, node: u64) -> bool {
+        let names = &self.names;
+        let is_it = |part: &mut String| {
+            names.iter().any(|(path, other)| *other == node && path.to_string_lossy().contains(part.as_str()))
+        };
+        self.sync_fails_once.take_if(is_it).is_some()
     }
     fn used_bytes(&self) -> u64 {
         let used = |node| self.nodes.get(node).map_or(0, |node: &Node| node.now.len() as u64);
@@ -457,6 +473,10 @@ impl File for MemoryFile {
         let mut machine = self.machine.lock();
         if !machine.burn(self.process)? {
             return Err(io::Error::other("the process died"));
+        }
+        if machine.sync_fails(self.node) {
+            machine.nodes.get_mut(&self.node).map(|node| node.changes.clear());
+            return Err(Errno::IO.into());
         }
         machine.nodes.get_mut(&self.node).map(Node::sync).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
