@@ -383,14 +383,14 @@ impl Disk {
         to.sync_all()
     }
 
-    /// Unlike a new write, this one is promised already: it must not fail for want of space. For want of an open file it can
-    /// be made later: until then the log has it.
+    /// Unlike a new write, this one is promised already. Its room is taken (`apply`); should there be none all the same, or no
+    /// more files can be open, it is made later: until then the log has it, and every checkpoint tries again.
     fn write_overlay(&self, chunk: &Chunk, state: &mut State, offset: u32, data: &Bytes) -> Result<()> {
         state.writes += 1;
         fault::try_at("store::settle::before_write")
             .and_then(|()| self.file(chunk, state))
             .and_then(|file| file.write_at(data, offset.into()))
-            .map_err(|error| self.fail_unless_busy("writing a logged change to its chunk", &error))
+            .map_err(|error| self.fail_unless_full("writing a logged change to its chunk", &error))
     }
 
     /// Waits until all overlays of a locked chunk can be settled, and settles them.

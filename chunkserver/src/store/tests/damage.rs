@@ -30,6 +30,11 @@ fn alive(length: usize) -> (MemoryFiles, Store, Bytes) {
     (memory, store, bytes)
 }
 
+/// Bytes that the files have together.
+fn used(memory: &MemoryFiles) -> u64 {
+    memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum()
+}
+
 #[test]
 fn a_flipped_bit_in_a_chunk_is_found_and_never_returned() {
     let (memory, store, bytes) = alive(150_000);
@@ -175,6 +180,32 @@ fn a_used_up_quota_refuses_as_a_full_disk_does_and_stops_nothing() {
     assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
     memory.limit(u64::MAX);
     store.apply(handle(1), &append(2, pattern(6_000, 2))).unwrap().wait().unwrap();
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
+fn an_overwrite_that_adds_more_than_there_is_room_for_is_refused_before_it_is_promised() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    let bytes = pattern(1000, 1);
+    store.apply(handle(1), &append(1, bytes.clone())).unwrap().wait().unwrap();
+    // A quota, which nobody is told of before.
+    memory.limit(used(&memory) + 2_000);
+    let full = Error::DiskFull { disk: "/disk".into() };
+    let refused = store.apply(handle(1), &write(2, 900, pattern(6_000, 2))).and_then(Ticket::wait);
+    assert_eq!(refused.map(drop), Err(full));
+    assert_eq!(memory.bytes(&chunk_path(&memory)).unwrap(), bytes, "what was written of it is cut off");
+    let small = pattern(1_000, 3);
+    store.apply(handle(1), &write(2, 900, small.clone())).unwrap().wait().unwrap();
+    let changed = [&bytes[..900], &small[..]].concat();
+    assert_eq!(whole(&store, handle(1)).unwrap(), changed);
+    assert_eq!(store.disks()[0].failure, None);
+    memory.die_after(0);
+    drop(store);
+    memory.kill();
+    let store = open_in(&files, 2).unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), changed);
     assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
 }
 
