@@ -169,14 +169,12 @@ impl Opening<'_> {
     ) -> Result<Replay> {
         let damaged =
             || Error::Damaged { disk: self.directory.display().to_string(), what: "the log".into() };
-        // What is read here may be in the page cache only. Before a file is changed or removed because of it: else a second
-        // crash could take back the record, and not what it did (guard logged_first).
-        for segment in &segments {
-            segment.sync()?;
-        }
         let scanned =
             Replay::scan(segments, header.life, header.log_from).map_err(|error| self.failed(&error))?;
         let mut replay = scanned.map_err(|_| damaged())?;
+        // What is read here may be in the page cache only. Before a file is changed or removed because of it: else a second
+        // crash could take back the record, and not what it did (guard logged_first).
+        replay.make_durable()?;
         while let Some((sequence, bytes)) = replay.next().map_err(|error| self.failed(&error))? {
             let record = Record::decode(&mut &bytes[..]).ok_or_else(damaged)?;
             replay_record(chunks, sequence, record).ok_or_else(damaged)?;
@@ -414,7 +412,8 @@ fn makes_sense(change: &Change, before: u32) -> bool {
         && u64::from(change.offset) + u64::from(change.length) <= u64::from(change.chunk_length)
 }
 
-/// Whether the blocks that these changes touch are in the file as `meta` has them.
+/// Whether the blocks that these changes touch are in the file as `meta` has them. Those that are get written again: after a
+/// sync that failed they can be read, and the next sync does nothing for them (T32). What was on the disk stays the same.
 fn verifies(meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Result<bool> {
     let touched: BTreeSet<u32> = changes
         .iter()
@@ -430,6 +429,7 @@ fn verifies(meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Res
         if read < bytes.len() || crc32fast::hash(bytes) != *crc {
             return Ok(false);
         }
+        file.write_at(bytes, block::start_of(index).into())?;
     }
     Ok(true)
 }

@@ -57,3 +57,50 @@ fn who_syncs_a_file_while_another_sync_of_it_fails_is_told_so_too() {
     });
     assert!(told.iter().all(Result::is_err), "{told:?}");
 }
+
+#[test]
+fn what_could_not_be_synced_is_written_again_before_a_recovery_of_the_same_boot_calls_it_proven() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    store.apply(handle(1), &append(1, pattern(1000, 1))).unwrap().wait().unwrap();
+    memory.fail_sync_once("/disk/chunks");
+    store.apply(handle(1), &append(2, pattern(100_000, 2))).unwrap().wait().unwrap_err();
+    memory.die_after(0);
+    drop(store);
+    memory.kill();
+    let claimed = open_in(&files, 2).unwrap().state(handle(1)).unwrap();
+    assert_eq!(claimed.serial, Serial::from_raw(2), "the page cache has it");
+    memory.cut_power(&SeededRandom::new(3));
+    let store = open_in(&files, 4).unwrap();
+    let bytes = [pattern(1000, 1), pattern(100_000, 2)].concat();
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+    let found = store.state(handle(1)).unwrap();
+    assert_eq!((found.serial, found.length, found.corrupt), (claimed.serial, claimed.length, false));
+}
+
+#[test]
+fn a_log_that_could_not_be_synced_is_written_again_before_a_recovery_acts_on_it() {
+    let (old, new) = (pattern(100_000, 1), pattern(70_000, 2));
+    let changed = [&new[..], &old[new.len()..]].concat();
+    for changes in 1..=24 {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        store.apply(handle(1), &append(1, old.clone())).unwrap().wait().unwrap();
+        store.close().unwrap();
+        drop(store);
+        let store = open_in(&files, 2).unwrap();
+        memory.fail_sync_once("/disk/log-");
+        store.apply(handle(1), &write(2, 0, new.clone())).unwrap().wait().unwrap_err();
+        memory.die_after(0);
+        drop(store);
+        memory.kill();
+        memory.die_after(changes);
+        drop(open_in(&files, 3));
+        memory.cut_power(&SeededRandom::new(changes));
+        let now = whole(&open_in(&files, 4).unwrap(), handle(1));
+        let whole = now.as_ref().is_ok_and(|now| *now == old || now[..] == changed[..]);
+        assert!(whole, "{changes}: {:?}", now.map(|bytes| bytes.len()));
+    }
+}
