@@ -1,6 +1,8 @@
 //! Files in memory that can lose power: what was not synced is then lost or torn, sector by sector, as a seed decides.
 //! For tests and simulation.
 
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,9 +14,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{File, Files, Lock, Open, Space};
-
-/// What a disk writes as a whole.
-const SECTOR_BYTES: usize = 512;
+use node::{Change, Node};
 
 /// A machine's files; clones are the same machine. Names are synced by directory, bytes by file, and neither brings the other
 /// along.
@@ -47,19 +47,6 @@ struct Machine {
     space_fails: bool,
     /// Which file can't be opened the next time, by a part of its path, and why.
     refused: Option<(String, Errno)>,
-}
-
-#[derive(Clone, Default)]
-struct Node {
-    now: Vec<u8>,
-    durable: Vec<u8>,
-    changes: Vec<Change>,
-}
-
-#[derive(Clone)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Length(usize),
 }
 
 impl MemoryFiles {
@@ -261,48 +248,6 @@ impl Machine {
     }
 }
 
-impl Node {
-    fn write(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-        let end = offset + data.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[offset..end].copy_from_slice(data);
-    }
-    fn sync(&mut self) {
-        for change in self.changes.drain(..) {
-            match change {
-                Change::Write(offset, data) => Self::write(&mut self.durable, offset, &data),
-                Change::Length(length) => self.durable.resize(length, 0),
-            }
-        }
-    }
-    /// Keeps of the changes since the last sync what chance keeps.
-    fn lose(&mut self, random: &dyn Random) {
-        for change in std::mem::take(&mut self.changes) {
-            let fate = random.below(4);
-            match change {
-                Change::Length(length) if fate < 2 => self.durable.resize(length, 0),
-                Change::Length(_) => {}
-                Change::Write(offset, data) if fate == 0 => Self::write(&mut self.durable, offset, &data),
-                Change::Write(_, _) if fate == 1 => {}
-                Change::Write(offset, data) => {
-                    let mut at = 0;
-                    while at < data.len() {
-                        let end = ((offset + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - offset;
-                        let end = end.min(data.len());
-                        if random.below(2) == 0 {
-                            Self::write(&mut self.durable, offset + at, &data[at..end]);
-                        }
-                        at = end;
-                    }
-                }
-            }
-        }
-        self.now = self.durable.clone();
-    }
-}
-
 impl Files for MemoryFiles {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
         let mut machine = self.machine.lock();
@@ -475,7 +420,9 @@ impl File for MemoryFile {
             return Err(io::Error::other("the process died"));
         }
         if machine.sync_fails(self.node) {
-            machine.nodes.get_mut(&self.node).map(|node| node.changes.clear());
+            if let Some(node) = machine.nodes.get_mut(&self.node) {
+                node.changes.clear();
+            }
             return Err(Errno::IO.into());
         }
         machine.nodes.get_mut(&self.node).map(Node::sync).ok_or_else(|| io::ErrorKind::NotFound.into())
