@@ -66,6 +66,8 @@ struct Replayed {
     logged: Vec<u64>,
     /// The file was changed, or has bytes that were never synced.
     touched: bool,
+    /// The file could not be opened or read: what is pending counts as lost, and what was proven is damaged.
+    unreadable: bool,
 }
 
 impl Opening<'_> {
@@ -205,7 +207,8 @@ impl Opening<'_> {
             generation = generation.max(chunk.meta.generation + 1);
             let path = chunk_directory(self.directory).join(&name);
             let there = chunk.touched || names.contains(&name);
-            let file = if there { Some(self.files.open(&path, Open::Existing)?) } else { None };
+            let file = if there { self.open_one(&path, Open::Existing)? } else { None };
+            chunk.unreadable |= there && file.is_none();
             chunk.finish(*handle, file.as_deref(), survived)?;
             used.insert(name);
         }
@@ -245,11 +248,29 @@ impl Opening<'_> {
             {
                 let name = chunk_file_name(change.handle, change.generation);
                 let path = chunk_directory(self.directory).join(name);
-                self.files.open(&path, Open::Create)?.write_at(data, change.offset.into())?;
-                chunk.touched = true;
+                match self.open_one(&path, Open::Create)? {
+                    Some(file) => {
+                        file.write_at(data, change.offset.into())?;
+                        chunk.touched = true;
+                    }
+                    None => chunk.unreadable = true,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Opens the file of a chunk; `None` if that is damaged, which costs this chunk and not the disk.
+    fn open_one(&self, path: &Path, how: Open) -> io::Result<Option<Arc<dyn File>>> {
+        match self.files.open(path, how) {
+            // Says nothing about the file.
+            Err(error) if Error::too_many_files(&error).is_some() || is_full(&error) => Err(error),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a chunk can't be opened");
+                Ok(None)
+            }
+            Ok(file) => Ok(Some(file)),
+        }
     }
 
     /// Writes a full table of what was recovered.
@@ -351,7 +372,7 @@ impl Replayed {
         let mut lost = 0;
         let mut kept = self.meta.clone();
         pending.iter().for_each(|change| kept.apply(change));
-        if verifies(&kept, &pending, file)? {
+        if self.verifies(&kept, &pending, file)? {
             self.meta = kept;
         } else {
             // Without the requests, which may be many for each of many changes, and are not looked at.
@@ -363,7 +384,7 @@ impl Replayed {
             for (index, change) in pending.iter().enumerate() {
                 let mut next = Meta { content: bare(&self.meta.content), ..Meta::default() };
                 next.apply(change);
-                if !verifies(&next, std::slice::from_ref(change), file)? {
+                if !self.verifies(&next, std::slice::from_ref(change), file)? {
                     lost = pending.len() - index;
                     break;
                 }
@@ -376,6 +397,7 @@ impl Replayed {
         self.meta.partial |=
             self.promised && (!survived.page_cache || lost > 0) && !fault::mutant("power_cut_ignored");
         self.meta.promised = false;
+        self.meta.corrupt |= self.unreadable;
         let content = &self.meta.content;
         // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells. The same if
         // the end of the log is damaged: what a mark calls committed may not be all of it.
@@ -399,6 +421,37 @@ impl Replayed {
         }
         Ok(())
     }
+
+    /// Whether the blocks that these changes touch are in the file as `meta` has them. Those that are get written again: after a
+    /// sync that failed they can be read, and the next sync does nothing for them (T32). What was on the disk stays the same.
+    fn verifies(&mut self, meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Result<bool> {
+        let touched: BTreeSet<u32> = changes
+            .iter()
+            .flat_map(|change| (change.first_block..).zip(&change.crcs).map(|(block, _)| block))
+            .collect();
+        let mut buffer = vec![0; BLOCK_BYTES as usize];
+        for index in touched {
+            let (Some(file), Some(crc), false) =
+                (file, meta.content.block_crcs.get(index as usize), self.unreadable)
+            else {
+                return Ok(false);
+            };
+            let bytes = &mut buffer[..block::block_length(index, meta.content.length) as usize];
+            let read = match file.read_at(bytes, block::start_of(index).into()) {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(%error, "a chunk can't be read");
+                    self.unreadable = true;
+                    return Ok(false);
+                }
+            };
+            if read < bytes.len() || crc32fast::hash(bytes) != *crc {
+                return Ok(false);
+            }
+            file.write_at(bytes, block::start_of(index).into())?;
+        }
+        Ok(true)
+    }
 }
 
 /// Whether a change of a chunk with `before` bytes leaves a checksum for each block, no more and no less.
@@ -412,24 +465,6 @@ fn makes_sense(change: &Change, before: u32) -> bool {
         && u64::from(change.offset) + u64::from(change.length) <= u64::from(change.chunk_length)
 }
 
-/// Whether the blocks that these changes touch are in the file as `meta` has them. Those that are get written again: after a
-/// sync that failed they can be read, and the next sync does nothing for them (T32). What was on the disk stays the same.
-fn verifies(meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Result<bool> {
-    let touched: BTreeSet<u32> = changes
-        .iter()
-        .flat_map(|change| (change.first_block..).zip(&change.crcs).map(|(block, _)| block))
-        .collect();
-    let mut buffer = vec![0; BLOCK_BYTES as usize];
-    for index in touched {
-        let (Some(file), Some(crc)) = (file, meta.content.block_crcs.get(index as usize)) else {
-            return Ok(false);
-        };
-        let bytes = &mut buffer[..block::block_length(index, meta.content.length) as usize];
-        let read = file.read_at(bytes, block::start_of(index).into())?;
-        if read < bytes.len() || crc32fast::hash(bytes) != *crc {
-            return Ok(false);
-        }
-        file.write_at(bytes, block::start_of(index).into())?;
-    }
-    Ok(true)
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

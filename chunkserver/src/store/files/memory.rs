@@ -47,6 +47,8 @@ struct Machine {
     space_fails: bool,
     /// Which file can't be opened the next time, by a part of its path, and why.
     refused: Option<(String, Errno)>,
+    /// The same for reading.
+    unreadable: Option<(String, Errno)>,
 }
 
 impl MemoryFiles {
@@ -69,6 +71,7 @@ impl MemoryFiles {
             sync_fails_once: None,
             space_fails: false,
             refused: None,
+            unreadable: None,
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }
@@ -103,6 +106,10 @@ impl MemoryFiles {
     /// Refuses once to open a file with this in its path.
     pub fn refuse_open(&self, part: &str, error: Errno) {
         self.machine.lock().refused = Some((part.to_owned(), error));
+    }
+    /// Refuses once to read a file with this in its path.
+    pub fn refuse_read(&self, part: &str, error: Errno) {
+        self.machine.lock().unreadable = Some((part.to_owned(), error));
     }
     /// Gives the machine another size.
     pub fn resize(&self, capacity_bytes: u64) {
@@ -226,13 +233,9 @@ impl Machine {
         self.rename(path, Some(node));
         node
     }
-    /// Whether this file's sync is the one that fails.
-    fn sync_fails(&mut self, node: u64) -> bool {
-        let names = &self.names;
-        let is_it = |part: &mut String| {
-            names.iter().any(|(path, other)| *other == node && path.to_string_lossy().contains(part.as_str()))
-        };
-        self.sync_fails_once.take_if(is_it).is_some()
+    /// Whether a file has this in its path.
+    fn is(&self, node: u64, part: &str) -> bool {
+        self.names.iter().any(|(path, other)| *other == node && path.to_string_lossy().contains(part))
     }
     fn used_bytes(&self) -> u64 {
         let used = |node| self.nodes.get(node).map_or(0, |node: &Node| node.now.len() as u64);
@@ -384,6 +387,15 @@ impl MemoryFile {
 impl File for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        {
+            let mut machine = self.machine.lock();
+            if let Some((part, error)) = machine.unreadable.take() {
+                if machine.is(self.node, &part) {
+                    return Err(error.into());
+                }
+                machine.unreadable = Some((part, error));
+            }
+        }
         self.with(|node| {
             let bytes = node.now.get(offset..).unwrap_or_default();
             let read = bytes.len().min(buffer.len());
@@ -419,7 +431,8 @@ impl File for MemoryFile {
         if !machine.burn(self.process)? {
             return Err(io::Error::other("the process died"));
         }
-        if machine.sync_fails(self.node) {
+        if machine.sync_fails_once.as_ref().is_some_and(|part| machine.is(self.node, part)) {
+            machine.sync_fails_once = None;
             if let Some(node) = machine.nodes.get_mut(&self.node) {
                 node.changes.clear();
             }

@@ -118,6 +118,50 @@ fn data_that_looks_like_records_of_a_log_is_not_taken_for_them() {
 }
 
 #[test]
+fn a_chunk_that_can_not_be_opened_or_read_costs_itself_and_not_the_disk() {
+    let other = pattern(9_000, 9);
+    // With a change that only the log has, with one that only the file has; opened, read.
+    for (synced, read) in [(true, false), (false, false), (false, true)] {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(2), version(1)).unwrap();
+        store.apply(handle(2), &append(1, other.clone())).unwrap().wait().unwrap();
+        store.close().unwrap();
+        drop(store);
+        let store = open_in(&files, 2).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        let durability = if synced { Durability::Synced } else { Durability::Replicated };
+        let bytes = pattern(1000, 1);
+        let first = Mutation { durability, ..append(1, bytes) };
+        store.apply(handle(1), &first).unwrap().wait().unwrap();
+        memory.die_after(0);
+        drop(store);
+        memory.kill();
+        let file = "/disk/chunks/0000000000000001-";
+        if read {
+            memory.refuse_read(file, Errno::IO)
+        } else {
+            memory.refuse_open(file, Errno::IO)
+        }
+        let store = open_in(&files, 3).unwrap();
+        assert!(store.state(handle(1)).unwrap().corrupt, "{synced} {read}");
+        assert_eq!(store.state(handle(1)).unwrap().partial, !synced);
+        assert_eq!(whole(&store, handle(2)).unwrap(), other);
+        assert_eq!(store.disks()[0].failure, None);
+        assert!(memory.paths().iter().any(|path| path.to_string_lossy().contains(file)));
+    }
+}
+
+#[test]
+fn a_recovery_that_can_open_no_more_files_takes_no_chunk_for_damaged() {
+    let (memory, files) = killed(&[pattern(1000, 1)]);
+    memory.refuse_open("/disk/chunks", Errno::MFILE);
+    open_in(&files, 2).map(drop).unwrap_err();
+    memory.kill();
+    assert!(!open_in(&files, 3).unwrap().state(handle(1)).unwrap().corrupt);
+}
+
+#[test]
 fn an_append_does_not_bless_a_damaged_block() {
     let (memory, store, _) = alive(70_000);
     memory.flip(&chunk_path(&memory), 69_000 * 8);
