@@ -192,7 +192,7 @@ impl Opening<'_> {
         names: &BTreeSet<String>,
         powered: bool,
     ) -> io::Result<u64> {
-        let mut generation = 1;
+        let generation = self.remove_unused(chunks, names)?;
         let mut survived = Survived { page_cache: powered, log: true };
         if let Some(replay) = replay {
             survived.log = replay.ends_clean;
@@ -201,16 +201,30 @@ impl Opening<'_> {
         if !survived.log {
             tracing::info!(disk = %self.directory.display(), "the last record of the log is not whole");
         }
-        let mut used = BTreeSet::new();
         for (handle, chunk) in &mut *chunks {
             let name = chunk_file_name(*handle, chunk.meta.generation);
-            generation = generation.max(chunk.meta.generation + 1);
             let path = chunk_directory(self.directory).join(&name);
             let there = chunk.touched || names.contains(&name);
             let file = if there { self.open_one(&path, Open::Existing)? } else { None };
             chunk.unreadable |= there && file.is_none();
             chunk.finish(*handle, file.as_deref(), survived)?;
-            used.insert(name);
+        }
+        self.files.sync_directory(&chunk_directory(self.directory))?;
+        Ok(generation)
+    }
+
+    /// Removes the files that no chunk has any more; returns the next unused generation. First of all, since there may be no
+    /// room but theirs (T34).
+    fn remove_unused(
+        &self,
+        chunks: &BTreeMap<ChunkHandle, Replayed>,
+        names: &BTreeSet<String>,
+    ) -> io::Result<u64> {
+        let mut generation = 1;
+        let mut used = BTreeSet::new();
+        for (handle, chunk) in chunks {
+            used.insert(chunk_file_name(*handle, chunk.meta.generation));
+            generation = generation.max(chunk.meta.generation + 1);
         }
         for name in names {
             if let Some((_, number)) = name.split_once('-')
@@ -224,7 +238,6 @@ impl Opening<'_> {
                 }
             }
         }
-        self.files.sync_directory(&chunk_directory(self.directory))?;
         Ok(generation)
     }
 

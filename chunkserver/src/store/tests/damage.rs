@@ -519,6 +519,30 @@ fn two_processes_can_not_have_one_directory() {
 }
 
 #[test]
+fn a_recovery_removes_what_nobody_needs_before_it_needs_room() {
+    let mut short = 0;
+    for seed in 0..8 {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        let bytes = pattern(50_000, 1);
+        store.apply(handle(1), &append(1, bytes.clone())).unwrap().wait().unwrap();
+        memory.die_after(0);
+        drop(store);
+        // Only the log has all of it.
+        memory.cut_power(&SeededRandom::new(seed));
+        let before = used(&memory);
+        let unused = files.open(&directory().join("chunks/0000000000000009-9"), Open::Create).unwrap();
+        unused.write_at(&pattern(100_000, 2), 0).unwrap();
+        memory.resize(used(&memory) + 2_000);
+        let store = open_in(&files, 2).unwrap_or_else(|error| panic!("{seed}: {error}"));
+        assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+        short += u32::from(used(&memory) > before + 2_000);
+    }
+    assert!(short > 0, "the power cuts have taken nothing from the file");
+}
+
+#[test]
 fn what_found_no_room_leaves_nothing_behind_that_takes_it() {
     let (memory, files) = memory();
     let store = open_in(&files, 1).unwrap();
