@@ -213,6 +213,34 @@ fn a_log_that_can_not_be_shortened_on_a_full_disk_says_that_the_disk_is_full() {
 }
 
 #[test]
+fn a_log_of_one_segment_that_can_get_no_second_one_says_that_the_disk_is_full() {
+    let (memory, store, bytes) = alive(70_000);
+    // Room for tables, and for no segment.
+    memory.resize(used(&memory) + 100_000);
+    let (tell, told) = std::sync::mpsc::channel();
+    let writer = store.clone();
+    std::thread::spawn(move || {
+        let overwrite = |serial| {
+            let again = write(serial, 0, bytes.slice(..60_000));
+            writer.apply(handle(1), &again).and_then(Ticket::wait).map(drop)
+        };
+        let refused = (2..100).map(|serial| (serial, overwrite(serial))).find(|(_, result)| result.is_err());
+        tell.send(refused.map(|(serial, result)| (serial, result.unwrap_err()))).unwrap_or_default();
+    });
+    let refused = told.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for ever");
+    let (serial, error) = refused.expect("nothing was refused");
+    assert_eq!(error, Error::DiskFull { disk: "/disk".into() });
+    memory.resize(1 << 30);
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let again = || store.apply(handle(1), &write(serial, 0, pattern(60_000, 2))).and_then(Ticket::wait);
+    while let Err(error) = again() {
+        assert!(matches!(error, Error::DiskFull { .. }) && std::time::Instant::now() < patience, "{error}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
 fn a_used_up_quota_refuses_as_a_full_disk_does_and_stops_nothing() {
     let (memory, store, bytes) = alive(1000);
     let used: u64 = memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum();
