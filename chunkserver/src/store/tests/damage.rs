@@ -347,6 +347,30 @@ fn an_adoption_that_can_make_no_file_is_refused_for_now_and_stops_nothing() {
 }
 
 #[test]
+fn adoptions_at_the_same_time_leave_the_headroom() {
+    let (memory, files) = memory();
+    let headroom_bytes = 300_000;
+    let options = Options { headroom_bytes, ..options() };
+    let store = Store::open(&[directory()], options, files.clone(), &SeededRandom::new(1)).unwrap();
+    let bytes = pattern(100_000, 1);
+    let block_crcs = bytes.chunks(BLOCK_BYTES as usize).map(crc32fast::hash).collect();
+    let content = Content { length: 100_000, block_crcs, ..Content::default() };
+    let join = |chunk| {
+        store.store_version(handle(chunk), version(1), Membership::Joiner).unwrap();
+        store.adopt((handle(chunk), version(1)), (content.clone(), Origin::Unknown)).unwrap()
+    };
+    memory.resize(used(&memory) + 420_000);
+    let (mut first, mut second) = (join(1), join(2));
+    first.write(0, &bytes).unwrap();
+    assert_eq!(second.write(0, &bytes), Err(Error::DiskFull { disk: "/disk".into() }));
+    let free = files.space(&directory()).unwrap().free_bytes;
+    assert!(free >= headroom_bytes, "{free}");
+    drop(second);
+    first.commit().unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+}
+
+#[test]
 fn a_failed_sync_stops_the_disk_for_good() {
     let (memory, store, _) = alive(1000);
     memory.fail_syncs(true);
