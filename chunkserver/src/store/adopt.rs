@@ -253,6 +253,8 @@ impl Adoption {
         let mut state = chunk.state.lock();
         self.check(&state)?;
         let start = block::start_of(index);
+        // One after the other, and not at the beginning: several adoptions at a time may each find the same room (T34).
+        self.disk.take_space(piece.len() as u64)?;
         match &self.aside {
             Some(aside) => write_aside(&self.disk, &aside.file, start, piece),
             None => self.disk.write_file(&chunk, &mut state, start, piece),
@@ -289,6 +291,7 @@ impl Adoption {
             let good = read.is_ok_and(|read| read == bytes.len())
                 && crc32fast::hash(bytes) == self.content.block_crcs[index as usize];
             if good {
+                disk.take_space(bytes.len() as u64)?;
                 write_aside(&disk, &file, block::start_of(index), bytes)?;
                 self.missing.remove(&index);
             } else if state.meta.content.block_crcs.get(index as usize)

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | extends, synced, at most 64 KiB, all before it proven | the file's page cache and the log | the log is |
 //! | extends, otherwise | the file | the file is synced, and then the log |
-//! | changes bytes that are there | the log, then the file | the log is |
+//! | changes bytes that are there | the log, then the file (what it adds behind them: the file at once, too) | the log is |
 //!
 //! Called on a thread that has other things to do: it leaves them to others ([`blocking`]) where it waits for the disk, and
 //! only there. A write of a small record to the page cache is quicker than that.
@@ -194,11 +194,7 @@ fn extend(
         let (length, hole) = (state.length(), change.offset - state.length());
         (change.first_block, change.crcs) =
             block::extended(&state.meta.content.block_crcs, length, hole, &mutation.data);
-        if mutation.data.len() <= LOGGED_BYTES_MAX {
-            disk.write_file(chunk, state, change.offset, &mutation.data)?;
-        } else {
-            blocking(|| disk.write_file(chunk, state, change.offset, &mutation.data))?;
-        }
+        write_behind(disk, chunk, state, (change.offset, &mutation.data))?;
         fault::at("store::apply::file_written");
         start_writeback(disk, chunk, state, change.chunk_length);
     }
@@ -235,6 +231,21 @@ fn extend(
     Ok(ticket)
 }
 
+/// Writes bytes that lie behind all that are there. Until a record says that they count, they harm nothing: a recovery cuts
+/// them off.
+fn write_behind(
+    disk: &Arc<Disk>,
+    chunk: &Arc<Chunk>,
+    state: &mut State,
+    (offset, data): (u32, &[u8]),
+) -> Result<()> {
+    if data.len() <= LOGGED_BYTES_MAX {
+        disk.write_file(chunk, state, offset, data)
+    } else {
+        blocking(|| disk.write_file(chunk, state, offset, data))
+    }
+}
+
 /// Changes the memory and the log alike.
 fn commit(
     disk: &Arc<Disk>,
@@ -256,9 +267,17 @@ fn overwrite(
     mutation: &Mutation,
 ) -> Result<Ticket> {
     let mut change = change_of(chunk, state, mutation);
-    disk.check_space(u64::from(change.chunk_length - state.length()))?;
+    let added = change.chunk_length - state.length();
+    disk.check_space(added.into())?;
     change.first_block = block::block_of(change.offset);
     change.crcs = overwritten(disk, chunk, state, &change, &mutation.data)?;
+    // What is added goes to the file at once, while it can still be refused: a promise must not need room later (T34).
+    let (_, behind) = mutation.data.split_at(mutation.data.len() - added as usize);
+    if !behind.is_empty() {
+        disk.take_space(added.into())?;
+        let length = state.length();
+        write_behind(disk, chunk, state, (length, behind))?;
+    }
     state.lending.end();
     // All before is proven, and this is durable when its ticket is done: no promise is less than that.
     let completion = Completion::new();

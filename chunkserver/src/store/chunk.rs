@@ -28,6 +28,9 @@ pub(crate) struct Chunk {
     pub(crate) state: Mutex<State>,
     /// Whether its overlays are going to be looked at: one worker at a time is enough.
     pub(crate) settle_queued: AtomicBool,
+    /// Held from a sync of the file until the disk has stopped, if it fails: the kernel tells one of two who sync at a time,
+    /// and the other one nothing (T32). Nobody waits for the state with it.
+    pub(crate) syncing: Mutex<()>,
 }
 
 /// Bytes that the log has, or will have, and the file has not: a crash in the middle of writing them to the file
@@ -80,7 +83,12 @@ pub(crate) struct State {
 
 impl Chunk {
     pub(crate) fn new(handle: ChunkHandle, state: State) -> Arc<Self> {
-        Arc::new(Self { handle, state: Mutex::new(state), settle_queued: AtomicBool::new(false) })
+        Arc::new(Self {
+            handle,
+            state: Mutex::new(state),
+            settle_queued: AtomicBool::new(false),
+            syncing: Mutex::default(),
+        })
     }
     /// Locks the chunk for a mutation. Other tasks leave this thread if it has to wait for long.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

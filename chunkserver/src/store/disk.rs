@@ -230,10 +230,14 @@ impl Disk {
         let file =
             self.file(chunk, &mut state).map_err(|error| self.fail_unless_busy("opening a chunk", &error))?;
         drop(state);
+        let turn = chunk.syncing.lock();
+        // Guard failed_sync_repeated: after one that failed this one would succeed, and prove nothing.
+        self.check()?;
         fault::try_at("store::file::before_sync")
             // Mutant file_not_synced: the file is taken for synced when it is not.
             .and_then(|()| if fault::mutant("file_not_synced") { Ok(()) } else { file.sync_data() })
             .map_err(|error| self.fail("syncing a chunk", &error))?;
+        drop(turn);
         fault::at("store::file::synced");
         self.sync_names(name_change)?;
         let mut state = chunk.state.lock();
@@ -250,6 +254,7 @@ impl Disk {
         if *synced >= change || fault::mutant("names_not_synced") {
             return Ok(());
         }
+        self.check()?;
         let now = self.name_changes.load(Ordering::SeqCst);
         fault::try_at("store::names::before_sync")
             .and_then(|()| self.files.sync_directory(&chunk_directory(&self.directory)))
@@ -276,7 +281,7 @@ impl Disk {
         let written = file.write_at(data, offset.into()).map_err(failed);
         if matches!(written, Err(Error::DiskFull { .. })) {
             // The file that is open: perhaps no other can be opened now.
-            self.cut(&*file, state.length())?;
+            self.cut(chunk, &*file, state.length())?;
         }
         written
     }
@@ -290,11 +295,12 @@ impl Disk {
         state.writes += 1;
         let file =
             self.file(chunk, state).map_err(|error| self.fail_unless_busy("opening a chunk", &error))?;
-        self.cut(&*file, state.length())
+        self.cut(chunk, &*file, state.length())
     }
 
-    fn cut(&self, file: &dyn File, length: u32) -> Result<()> {
+    fn cut(&self, chunk: &Chunk, file: &dyn File, length: u32) -> Result<()> {
         let length = u64::from(length);
+        let _turn = chunk.syncing.lock();
         let cut = || {
             if file.len()? > length {
                 file.set_len(length)?;
@@ -377,14 +383,14 @@ impl Disk {
         to.sync_all()
     }
 
-    /// Unlike a new write, this one is promised already: it must not fail for want of space. For want of an open file it can
-    /// be made later: until then the log has it.
+    /// Unlike a new write, this one is promised already. Its room is taken (`apply`); should there be none all the same, or no
+    /// more files can be open, it is made later: until then the log has it, and every checkpoint tries again.
     fn write_overlay(&self, chunk: &Chunk, state: &mut State, offset: u32, data: &Bytes) -> Result<()> {
         state.writes += 1;
         fault::try_at("store::settle::before_write")
             .and_then(|()| self.file(chunk, state))
             .and_then(|file| file.write_at(data, offset.into()))
-            .map_err(|error| self.fail_unless_busy("writing a logged change to its chunk", &error))
+            .map_err(|error| self.fail_unless_full("writing a logged change to its chunk", &error))
     }
 
     /// Waits until all overlays of a locked chunk can be settled, and settles them.

@@ -106,8 +106,12 @@ impl IdentityFile {
 
     fn try_save(&self, files: &dyn Files, directory: &Path) -> io::Result<()> {
         let temporary = directory.join(TEMPORARY);
+        // Not emptied but removed: a power cut in the middle of a rename may have left both names to the one that counts.
+        match files.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) | Ok(()) => {}
+        }
         let file = files.open(&temporary, Open::Create)?;
-        file.set_len(0)?;
         let body = serde_json::to_string(&Self { number: file.number()?, ..self.clone() })? + "\n";
         let head = format!("{TITLE} {FORMAT} {:08x}\n", crc32fast::hash(body.as_bytes()));
         file.write_at((head + &body).as_bytes(), 0)?;
@@ -115,5 +119,44 @@ impl IdentityFile {
         fault::try_at("store::identity::before_rename")?;
         files.rename(&temporary, &directory.join(NAME))?;
         files.sync_directory(directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gfs_proto::random::SeededRandom;
+
+    use super::*;
+    use crate::store::files::memory::MemoryFiles;
+
+    /// The same as with tables.
+    #[test]
+    fn an_identity_whose_renaming_a_power_cut_has_torn_outlives_the_writing_of_the_next_one() {
+        let directory = Path::new("/disk");
+        let uuid = Uuid::from_bytes([1; 16]);
+        let registered = |server| Some((ClusterId::from_bytes([2; 16]), ServerId::from_raw(server)));
+        let save = |files: &MemoryFiles, server| {
+            IdentityFile::new(uuid, uuid, registered(server)).save(files, directory)
+        };
+        let mut torn = 0;
+        for (first, seed, second) in (1..10)
+            .flat_map(|first| (0..8).flat_map(move |seed| (1..10).map(move |second| (first, seed, second))))
+        {
+            let files = MemoryFiles::new(1 << 20);
+            files.create_directory(directory).unwrap();
+            save(&files, 1).unwrap();
+            files.die_after(first);
+            save(&files, 2).unwrap_or_default();
+            files.cut_power(&SeededRandom::new(seed));
+            let names = files.list(directory).unwrap();
+            let known = IdentityFile::load(&files, directory).unwrap().unwrap();
+            torn += u32::from(known.registered() == registered(2) && names.contains(&TEMPORARY.to_owned()));
+            files.die_after(second);
+            save(&files, 3).unwrap_or_default();
+            files.kill();
+            let known = IdentityFile::load(&files, directory);
+            assert!(matches!(known, Ok(Some(_))), "{first} {seed} {second}: {known:?}");
+        }
+        assert!(torn > 0, "no power cut has left two names");
     }
 }

@@ -273,7 +273,10 @@ impl Log {
     }
     /// Gives the log one more empty segment.
     pub(crate) fn add_segment(&self, segment: Arc<Segment>) {
-        self.shared.queue.lock().free.push_back(segment);
+        let mut queue = self.shared.queue.lock();
+        queue.free.push_back(segment);
+        queue.no_space = None;
+        drop(queue);
         self.shared.room.notify_all();
         self.shared.work.notify_all();
     }

@@ -66,6 +66,8 @@ struct Replayed {
     logged: Vec<u64>,
     /// The file was changed, or has bytes that were never synced.
     touched: bool,
+    /// The file could not be opened or read: what is pending counts as lost, and what was proven is damaged.
+    unreadable: bool,
 }
 
 impl Opening<'_> {
@@ -169,14 +171,12 @@ impl Opening<'_> {
     ) -> Result<Replay> {
         let damaged =
             || Error::Damaged { disk: self.directory.display().to_string(), what: "the log".into() };
-        // What is read here may be in the page cache only. Before a file is changed or removed because of it: else a second
-        // crash could take back the record, and not what it did (guard logged_first).
-        for segment in &segments {
-            segment.sync()?;
-        }
         let scanned =
             Replay::scan(segments, header.life, header.log_from).map_err(|error| self.failed(&error))?;
         let mut replay = scanned.map_err(|_| damaged())?;
+        // What is read here may be in the page cache only. Before a file is changed or removed because of it: else a second
+        // crash could take back the record, and not what it did (guard logged_first).
+        replay.make_durable()?;
         while let Some((sequence, bytes)) = replay.next().map_err(|error| self.failed(&error))? {
             let record = Record::decode(&mut &bytes[..]).ok_or_else(damaged)?;
             replay_record(chunks, sequence, record).ok_or_else(damaged)?;
@@ -192,7 +192,7 @@ impl Opening<'_> {
         names: &BTreeSet<String>,
         powered: bool,
     ) -> io::Result<u64> {
-        let mut generation = 1;
+        let generation = self.remove_unused(chunks, names)?;
         let mut survived = Survived { page_cache: powered, log: true };
         if let Some(replay) = replay {
             survived.log = replay.ends_clean;
@@ -201,15 +201,30 @@ impl Opening<'_> {
         if !survived.log {
             tracing::info!(disk = %self.directory.display(), "the last record of the log is not whole");
         }
-        let mut used = BTreeSet::new();
         for (handle, chunk) in &mut *chunks {
             let name = chunk_file_name(*handle, chunk.meta.generation);
-            generation = generation.max(chunk.meta.generation + 1);
             let path = chunk_directory(self.directory).join(&name);
             let there = chunk.touched || names.contains(&name);
-            let file = if there { Some(self.files.open(&path, Open::Existing)?) } else { None };
+            let file = if there { self.open_one(&path, Open::Existing)? } else { None };
+            chunk.unreadable |= there && file.is_none();
             chunk.finish(*handle, file.as_deref(), survived)?;
-            used.insert(name);
+        }
+        self.files.sync_directory(&chunk_directory(self.directory))?;
+        Ok(generation)
+    }
+
+    /// Removes the files that no chunk has any more; returns the next unused generation. First of all, since there may be no
+    /// room but theirs (T34).
+    fn remove_unused(
+        &self,
+        chunks: &BTreeMap<ChunkHandle, Replayed>,
+        names: &BTreeSet<String>,
+    ) -> io::Result<u64> {
+        let mut generation = 1;
+        let mut used = BTreeSet::new();
+        for (handle, chunk) in chunks {
+            used.insert(chunk_file_name(*handle, chunk.meta.generation));
+            generation = generation.max(chunk.meta.generation + 1);
         }
         for name in names {
             if let Some((_, number)) = name.split_once('-')
@@ -223,7 +238,6 @@ impl Opening<'_> {
                 }
             }
         }
-        self.files.sync_directory(&chunk_directory(self.directory))?;
         Ok(generation)
     }
 
@@ -247,11 +261,29 @@ impl Opening<'_> {
             {
                 let name = chunk_file_name(change.handle, change.generation);
                 let path = chunk_directory(self.directory).join(name);
-                self.files.open(&path, Open::Create)?.write_at(data, change.offset.into())?;
-                chunk.touched = true;
+                match self.open_one(&path, Open::Create)? {
+                    Some(file) => {
+                        file.write_at(data, change.offset.into())?;
+                        chunk.touched = true;
+                    }
+                    None => chunk.unreadable = true,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Opens the file of a chunk; `None` if that is damaged, which costs this chunk and not the disk.
+    fn open_one(&self, path: &Path, how: Open) -> io::Result<Option<Arc<dyn File>>> {
+        match self.files.open(path, how) {
+            // Says nothing about the file.
+            Err(error) if Error::too_many_files(&error).is_some() || is_full(&error) => Err(error),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a chunk can't be opened");
+                Ok(None)
+            }
+            Ok(file) => Ok(Some(file)),
+        }
     }
 
     /// Writes a full table of what was recovered.
@@ -353,7 +385,7 @@ impl Replayed {
         let mut lost = 0;
         let mut kept = self.meta.clone();
         pending.iter().for_each(|change| kept.apply(change));
-        if verifies(&kept, &pending, file)? {
+        if self.verifies(&kept, &pending, file)? {
             self.meta = kept;
         } else {
             // Without the requests, which may be many for each of many changes, and are not looked at.
@@ -365,7 +397,7 @@ impl Replayed {
             for (index, change) in pending.iter().enumerate() {
                 let mut next = Meta { content: bare(&self.meta.content), ..Meta::default() };
                 next.apply(change);
-                if !verifies(&next, std::slice::from_ref(change), file)? {
+                if !self.verifies(&next, std::slice::from_ref(change), file)? {
                     lost = pending.len() - index;
                     break;
                 }
@@ -378,6 +410,7 @@ impl Replayed {
         self.meta.partial |=
             self.promised && (!survived.page_cache || lost > 0) && !fault::mutant("power_cut_ignored");
         self.meta.promised = false;
+        self.meta.corrupt |= self.unreadable;
         let content = &self.meta.content;
         // Guard restart_is_clean: after a power cut something committed may be missing, and nothing here tells. The same if
         // the end of the log is damaged: what a mark calls committed may not be all of it.
@@ -401,6 +434,37 @@ impl Replayed {
         }
         Ok(())
     }
+
+    /// Whether the blocks that these changes touch are in the file as `meta` has them. Those that are get written again: after a
+    /// sync that failed they can be read, and the next sync does nothing for them (T32). What was on the disk stays the same.
+    fn verifies(&mut self, meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Result<bool> {
+        let touched: BTreeSet<u32> = changes
+            .iter()
+            .flat_map(|change| (change.first_block..).zip(&change.crcs).map(|(block, _)| block))
+            .collect();
+        let mut buffer = vec![0; BLOCK_BYTES as usize];
+        for index in touched {
+            let (Some(file), Some(crc), false) =
+                (file, meta.content.block_crcs.get(index as usize), self.unreadable)
+            else {
+                return Ok(false);
+            };
+            let bytes = &mut buffer[..block::block_length(index, meta.content.length) as usize];
+            let read = match file.read_at(bytes, block::start_of(index).into()) {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(%error, "a chunk can't be read");
+                    self.unreadable = true;
+                    return Ok(false);
+                }
+            };
+            if read < bytes.len() || crc32fast::hash(bytes) != *crc {
+                return Ok(false);
+            }
+            file.write_at(bytes, block::start_of(index).into())?;
+        }
+        Ok(true)
+    }
 }
 
 /// Whether a change of a chunk with `before` bytes leaves a checksum for each block, no more and no less.
@@ -414,22 +478,6 @@ fn makes_sense(change: &Change, before: u32) -> bool {
         && u64::from(change.offset) + u64::from(change.length) <= u64::from(change.chunk_length)
 }
 
-/// Whether the blocks that these changes touch are in the file as `meta` has them.
-fn verifies(meta: &Meta, changes: &[Change], file: Option<&dyn File>) -> io::Result<bool> {
-    let touched: BTreeSet<u32> = changes
-        .iter()
-        .flat_map(|change| (change.first_block..).zip(&change.crcs).map(|(block, _)| block))
-        .collect();
-    let mut buffer = vec![0; BLOCK_BYTES as usize];
-    for index in touched {
-        let (Some(file), Some(crc)) = (file, meta.content.block_crcs.get(index as usize)) else {
-            return Ok(false);
-        };
-        let bytes = &mut buffer[..block::block_length(index, meta.content.length) as usize];
-        let read = file.read_at(bytes, block::start_of(index).into())?;
-        if read < bytes.len() || crc32fast::hash(bytes) != *crc {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

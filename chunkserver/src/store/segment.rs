@@ -59,6 +59,24 @@ impl Segment {
             .and_then(|()| self.file.write_at(bytes, offset))
             .map_err(|error| Error::failed(&self.path, "writing the log", &error))
     }
+    /// Writes what can be read of a range, as it is.
+    fn write_again(&self, start: u64, end: u64) -> Result<()> {
+        let mut window = vec![0; usize::try_from(WINDOW_BYTES.min(end - start)).unwrap_or(0)];
+        let mut at = start;
+        while at < end {
+            let piece = window.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let read = self
+                .file
+                .read_at(&mut window[..piece], at)
+                .map_err(|error| Error::failed(&self.path, "reading the log", &error))?;
+            if read == 0 {
+                break;
+            }
+            self.write(&window[..read], at)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
     pub(crate) fn sync(&self) -> Result<()> {
         // Mutant log_not_synced: acknowledged before it is on the disk.
         if fault::mutant("log_not_synced") {
@@ -148,6 +166,21 @@ impl Replay {
         let last = last.map(|place| (place.segment, place.offset + part_bytes(place.length as usize) as u64));
         let ends_clean = ends_clean(&segments, last.unwrap_or(before.1))?;
         Ok(Ok(Self { segments, places, next: 0, beyond, ends_clean, window: Vec::new(), window_at: (0, 0) }))
+    }
+
+    /// Brings what counts to the disk. It is written again, since after a sync that failed its pages pass for written, and
+    /// the next sync does nothing (T32). Where it was on the disk it stays the same, however this ends.
+    pub(crate) fn make_durable(&self) -> Result<()> {
+        for (index, segment) in (0u32..).zip(&self.segments) {
+            let here = || self.places.iter().filter(|place| place.segment == index);
+            let ends = here().map(|place| place.offset + part_bytes(place.length as usize) as u64);
+            if let (Some(start), Some(end)) = (here().map(|place| place.offset).min(), ends.max()) {
+                // With the head of zeros behind it.
+                segment.write_again(start, end + HEAD_BYTES as u64)?;
+            }
+            segment.sync()?;
+        }
+        Ok(())
     }
 
     /// Starts again.

@@ -273,11 +273,13 @@ fn write_table(
         clean: how.closing == Closing::Yes,
         boot_id: tables.boot_id.clone(),
     };
+    // A sync may have failed since an entry was written, in whatever thread: what the log has is not to be given away then.
+    disk.check()?;
     writer.finish(header).map_err(failed)
 }
 
 /// Syncs the files of many chunks, several at a time: one after the other they could take longer than the rest of the log
-/// lasts. What fails has stopped the disk, and is found when the chunk's turn comes.
+/// lasts. What fails has stopped the disk: so no chunk is synced when its turn comes, and no table is finished.
 fn sync_files(disk: &Disk, chunks: &[Arc<Chunk>]) {
     let part = chunks.len().div_ceil(SYNCS);
     if part < SYNCS || matches!(disk.options.workers, Workers::Inline(_)) {

@@ -19,6 +19,7 @@ mod damage;
 mod flips;
 mod inline;
 mod life;
+mod sync;
 
 /// A small store, so that segments are recycled often.
 fn options() -> Options {

@@ -292,15 +292,28 @@ fn keep_once(disk: &Arc<Disk>, room_wanted: bool) {
 /// Makes a segment while there may be more, then frees some by a checkpoint.
 fn make_room(disk: &Arc<Disk>) -> Result<()> {
     let count = disk.log.segments();
+    let mut refused = None;
     if count < disk.options.segments as usize {
         let path = segment_path(&disk.directory, count);
-        if let Ok(segment) = Segment::create(&*disk.files, path, disk.options.segment_bytes) {
-            disk.log.add_segment(Arc::new(segment));
-            return Ok(());
+        match Segment::create(&*disk.files, path, disk.options.segment_bytes) {
+            Ok(segment) => {
+                disk.log.add_segment(Arc::new(segment));
+                return Ok(());
+            }
+            Err(error) => refused = Some(error),
         }
     }
     fault::at("store::room::before_checkpoint");
-    table::checkpoint(disk, table::Closing::No)
+    table::checkpoint(disk, table::Closing::No)?;
+    match refused {
+        // It has freed nothing: it never frees the one that is written.
+        Some(error) if count == 1 => {
+            let error = disk.fail_unless_full("making a segment of the log", &error);
+            disk.log.no_space(error.clone());
+            Err(error)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Writes the marks for which the log has room. The others wait for the next time, before which room is made.

@@ -1,6 +1,8 @@
 //! Files in memory that can lose power: what was not synced is then lost or torn, sector by sector, as a seed decides.
 //! For tests and simulation.
 
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,9 +14,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{File, Files, Lock, Open, Space};
-
-/// What a disk writes as a whole.
-const SECTOR_BYTES: usize = 512;
+use node::{Change, Node};
 
 /// A machine's files; clones are the same machine. Names are synced by directory, bytes by file, and neither brings the other
 /// along.
@@ -42,22 +42,13 @@ struct Machine {
     /// Changes until the process dies.
     fuel: Option<u64>,
     syncs_fail: bool,
+    /// Which file's next sync fails, by a part of its path.
+    sync_fails_once: Option<String>,
     space_fails: bool,
     /// Which file can't be opened the next time, by a part of its path, and why.
     refused: Option<(String, Errno)>,
-}
-
-#[derive(Clone, Default)]
-struct Node {
-    now: Vec<u8>,
-    durable: Vec<u8>,
-    changes: Vec<Change>,
-}
-
-#[derive(Clone)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Length(usize),
+    /// The same for reading.
+    unreadable: Option<(String, Errno)>,
 }
 
 impl MemoryFiles {
@@ -77,8 +68,10 @@ impl MemoryFiles {
             quota_bytes: u64::MAX,
             fuel: None,
             syncs_fail: false,
+            sync_fails_once: None,
             space_fails: false,
             refused: None,
+            unreadable: None,
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }
@@ -101,6 +94,11 @@ impl MemoryFiles {
     pub fn fail_syncs(&self, fail: bool) {
         self.machine.lock().syncs_fail = fail;
     }
+    /// Makes the next sync of a file with this in its path fail, and only that, as kernels do: what was not on the disk can
+    /// still be read, counts as written, and no later sync brings it there.
+    pub fn fail_sync_once(&self, part: &str) {
+        self.machine.lock().sync_fails_once = Some(part.to_owned());
+    }
     /// Makes every question for room fail, or work again.
     pub fn fail_space(&self, fail: bool) {
         self.machine.lock().space_fails = fail;
@@ -108,6 +106,10 @@ impl MemoryFiles {
     /// Refuses once to open a file with this in its path.
     pub fn refuse_open(&self, part: &str, error: Errno) {
         self.machine.lock().refused = Some((part.to_owned(), error));
+    }
+    /// Refuses once to read a file with this in its path.
+    pub fn refuse_read(&self, part: &str, error: Errno) {
+        self.machine.lock().unreadable = Some((part.to_owned(), error));
     }
     /// Gives the machine another size.
     pub fn resize(&self, capacity_bytes: u64) {
@@ -231,6 +233,10 @@ impl Machine {
         self.rename(path, Some(node));
         node
     }
+    /// Whether a file has this in its path.
+    fn is(&self, node: u64, part: &str) -> bool {
+        self.names.iter().any(|(path, other)| *other == node && path.to_string_lossy().contains(part))
+    }
     fn used_bytes(&self) -> u64 {
         let used = |node| self.nodes.get(node).map_or(0, |node: &Node| node.now.len() as u64);
         self.names.values().map(used).sum()
@@ -242,48 +248,6 @@ impl Machine {
     fn room(&self) -> (u64, io::ErrorKind) {
         let (free, quota) = (self.free_bytes(), self.quota_bytes.saturating_sub(self.used_bytes()));
         if quota < free { (quota, io::ErrorKind::QuotaExceeded) } else { (free, io::ErrorKind::StorageFull) }
-    }
-}
-
-impl Node {
-    fn write(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-        let end = offset + data.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[offset..end].copy_from_slice(data);
-    }
-    fn sync(&mut self) {
-        for change in self.changes.drain(..) {
-            match change {
-                Change::Write(offset, data) => Self::write(&mut self.durable, offset, &data),
-                Change::Length(length) => self.durable.resize(length, 0),
-            }
-        }
-    }
-    /// Keeps of the changes since the last sync what chance keeps.
-    fn lose(&mut self, random: &dyn Random) {
-        for change in std::mem::take(&mut self.changes) {
-            let fate = random.below(4);
-            match change {
-                Change::Length(length) if fate < 2 => self.durable.resize(length, 0),
-                Change::Length(_) => {}
-                Change::Write(offset, data) if fate == 0 => Self::write(&mut self.durable, offset, &data),
-                Change::Write(_, _) if fate == 1 => {}
-                Change::Write(offset, data) => {
-                    let mut at = 0;
-                    while at < data.len() {
-                        let end = ((offset + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - offset;
-                        let end = end.min(data.len());
-                        if random.below(2) == 0 {
-                            Self::write(&mut self.durable, offset + at, &data[at..end]);
-                        }
-                        at = end;
-                    }
-                }
-            }
-        }
-        self.now = self.durable.clone();
     }
 }
 
@@ -423,6 +387,15 @@ impl MemoryFile {
 impl File for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        {
+            let mut machine = self.machine.lock();
+            if let Some((part, error)) = machine.unreadable.take() {
+                if machine.is(self.node, &part) {
+                    return Err(error.into());
+                }
+                machine.unreadable = Some((part, error));
+            }
+        }
         self.with(|node| {
             let bytes = node.now.get(offset..).unwrap_or_default();
             let read = bytes.len().min(buffer.len());
@@ -457,6 +430,13 @@ impl File for MemoryFile {
         let mut machine = self.machine.lock();
         if !machine.burn(self.process)? {
             return Err(io::Error::other("the process died"));
+        }
+        if machine.sync_fails_once.as_ref().is_some_and(|part| machine.is(self.node, part)) {
+            machine.sync_fails_once = None;
+            if let Some(node) = machine.nodes.get_mut(&self.node) {
+                node.changes.clear();
+            }
+            return Err(Errno::IO.into());
         }
         machine.nodes.get_mut(&self.node).map(Node::sync).ok_or_else(|| io::ErrorKind::NotFound.into())
     }

@@ -30,6 +30,11 @@ fn alive(length: usize) -> (MemoryFiles, Store, Bytes) {
     (memory, store, bytes)
 }
 
+/// Bytes that the files have together.
+fn used(memory: &MemoryFiles) -> u64 {
+    memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum()
+}
+
 #[test]
 fn a_flipped_bit_in_a_chunk_is_found_and_never_returned() {
     let (memory, store, bytes) = alive(150_000);
@@ -113,6 +118,50 @@ fn data_that_looks_like_records_of_a_log_is_not_taken_for_them() {
 }
 
 #[test]
+fn a_chunk_that_can_not_be_opened_or_read_costs_itself_and_not_the_disk() {
+    let other = pattern(9_000, 9);
+    // With a change that only the log has, with one that only the file has; opened, read.
+    for (synced, read) in [(true, false), (false, false), (false, true)] {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(2), version(1)).unwrap();
+        store.apply(handle(2), &append(1, other.clone())).unwrap().wait().unwrap();
+        store.close().unwrap();
+        drop(store);
+        let store = open_in(&files, 2).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        let durability = if synced { Durability::Synced } else { Durability::Replicated };
+        let bytes = pattern(1000, 1);
+        let first = Mutation { durability, ..append(1, bytes) };
+        store.apply(handle(1), &first).unwrap().wait().unwrap();
+        memory.die_after(0);
+        drop(store);
+        memory.kill();
+        let file = "/disk/chunks/0000000000000001-";
+        if read {
+            memory.refuse_read(file, Errno::IO)
+        } else {
+            memory.refuse_open(file, Errno::IO)
+        }
+        let store = open_in(&files, 3).unwrap();
+        assert!(store.state(handle(1)).unwrap().corrupt, "{synced} {read}");
+        assert_eq!(store.state(handle(1)).unwrap().partial, !synced);
+        assert_eq!(whole(&store, handle(2)).unwrap(), other);
+        assert_eq!(store.disks()[0].failure, None);
+        assert!(memory.paths().iter().any(|path| path.to_string_lossy().contains(file)));
+    }
+}
+
+#[test]
+fn a_recovery_that_can_open_no_more_files_takes_no_chunk_for_damaged() {
+    let (memory, files) = killed(&[pattern(1000, 1)]);
+    memory.refuse_open("/disk/chunks", Errno::MFILE);
+    open_in(&files, 2).map(drop).unwrap_err();
+    memory.kill();
+    assert!(!open_in(&files, 3).unwrap().state(handle(1)).unwrap().corrupt);
+}
+
+#[test]
 fn an_append_does_not_bless_a_damaged_block() {
     let (memory, store, _) = alive(70_000);
     memory.flip(&chunk_path(&memory), 69_000 * 8);
@@ -164,6 +213,34 @@ fn a_log_that_can_not_be_shortened_on_a_full_disk_says_that_the_disk_is_full() {
 }
 
 #[test]
+fn a_log_of_one_segment_that_can_get_no_second_one_says_that_the_disk_is_full() {
+    let (memory, store, bytes) = alive(70_000);
+    // Room for tables, and for no segment.
+    memory.resize(used(&memory) + 100_000);
+    let (tell, told) = std::sync::mpsc::channel();
+    let writer = store.clone();
+    std::thread::spawn(move || {
+        let overwrite = |serial| {
+            let again = write(serial, 0, bytes.slice(..60_000));
+            writer.apply(handle(1), &again).and_then(Ticket::wait).map(drop)
+        };
+        let refused = (2..100).map(|serial| (serial, overwrite(serial))).find(|(_, result)| result.is_err());
+        tell.send(refused.map(|(serial, result)| (serial, result.unwrap_err()))).unwrap_or_default();
+    });
+    let refused = told.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for ever");
+    let (serial, error) = refused.expect("nothing was refused");
+    assert_eq!(error, Error::DiskFull { disk: "/disk".into() });
+    memory.resize(1 << 30);
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let again = || store.apply(handle(1), &write(serial, 0, pattern(60_000, 2))).and_then(Ticket::wait);
+    while let Err(error) = again() {
+        assert!(matches!(error, Error::DiskFull { .. }) && std::time::Instant::now() < patience, "{error}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
 fn a_used_up_quota_refuses_as_a_full_disk_does_and_stops_nothing() {
     let (memory, store, bytes) = alive(1000);
     let used: u64 = memory.paths().iter().map(|path| memory.bytes(path).unwrap().len() as u64).sum();
@@ -175,6 +252,32 @@ fn a_used_up_quota_refuses_as_a_full_disk_does_and_stops_nothing() {
     assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
     memory.limit(u64::MAX);
     store.apply(handle(1), &append(2, pattern(6_000, 2))).unwrap().wait().unwrap();
+    assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
+}
+
+#[test]
+fn an_overwrite_that_adds_more_than_there_is_room_for_is_refused_before_it_is_promised() {
+    let (memory, files) = memory();
+    let store = open_in(&files, 1).unwrap();
+    store.create(handle(1), version(1)).unwrap();
+    let bytes = pattern(1000, 1);
+    store.apply(handle(1), &append(1, bytes.clone())).unwrap().wait().unwrap();
+    // A quota, which nobody is told of before.
+    memory.limit(used(&memory) + 2_000);
+    let full = Error::DiskFull { disk: "/disk".into() };
+    let refused = store.apply(handle(1), &write(2, 900, pattern(6_000, 2))).and_then(Ticket::wait);
+    assert_eq!(refused.map(drop), Err(full));
+    assert_eq!(memory.bytes(&chunk_path(&memory)).unwrap(), bytes, "what was written of it is cut off");
+    let small = pattern(1_000, 3);
+    store.apply(handle(1), &write(2, 900, small.clone())).unwrap().wait().unwrap();
+    let changed = [&bytes[..900], &small[..]].concat();
+    assert_eq!(whole(&store, handle(1)).unwrap(), changed);
+    assert_eq!(store.disks()[0].failure, None);
+    memory.die_after(0);
+    drop(store);
+    memory.kill();
+    let store = open_in(&files, 2).unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), changed);
     assert_eq!(store.verify(handle(1)).unwrap(), [0u32; 0]);
 }
 
@@ -241,6 +344,30 @@ fn an_adoption_that_can_make_no_file_is_refused_for_now_and_stops_nothing() {
     adoption.commit().unwrap();
     assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
     assert_eq!(store.disks()[0].failure, None);
+}
+
+#[test]
+fn adoptions_at_the_same_time_leave_the_headroom() {
+    let (memory, files) = memory();
+    let headroom_bytes = 300_000;
+    let options = Options { headroom_bytes, ..options() };
+    let store = Store::open(&[directory()], options, files.clone(), &SeededRandom::new(1)).unwrap();
+    let bytes = pattern(100_000, 1);
+    let block_crcs = bytes.chunks(BLOCK_BYTES as usize).map(crc32fast::hash).collect();
+    let content = Content { length: 100_000, block_crcs, ..Content::default() };
+    let join = |chunk| {
+        store.store_version(handle(chunk), version(1), Membership::Joiner).unwrap();
+        store.adopt((handle(chunk), version(1)), (content.clone(), Origin::Unknown)).unwrap()
+    };
+    memory.resize(used(&memory) + 420_000);
+    let (mut first, mut second) = (join(1), join(2));
+    first.write(0, &bytes).unwrap();
+    assert_eq!(second.write(0, &bytes), Err(Error::DiskFull { disk: "/disk".into() }));
+    let free = files.space(&directory()).unwrap().free_bytes;
+    assert!(free >= headroom_bytes, "{free}");
+    drop(second);
+    first.commit().unwrap();
+    assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
 }
 
 #[test]
@@ -441,6 +568,30 @@ fn two_processes_can_not_have_one_directory() {
     assert!(matches!(open(), Err(Error::Locked { .. })));
     drop(first);
     drop(open().unwrap());
+}
+
+#[test]
+fn a_recovery_removes_what_nobody_needs_before_it_needs_room() {
+    let mut short = 0;
+    for seed in 0..8 {
+        let (memory, files) = memory();
+        let store = open_in(&files, 1).unwrap();
+        store.create(handle(1), version(1)).unwrap();
+        let bytes = pattern(50_000, 1);
+        store.apply(handle(1), &append(1, bytes.clone())).unwrap().wait().unwrap();
+        memory.die_after(0);
+        drop(store);
+        // Only the log has all of it.
+        memory.cut_power(&SeededRandom::new(seed));
+        let before = used(&memory);
+        let unused = files.open(&directory().join("chunks/0000000000000009-9"), Open::Create).unwrap();
+        unused.write_at(&pattern(100_000, 2), 0).unwrap();
+        memory.resize(used(&memory) + 2_000);
+        let store = open_in(&files, 2).unwrap_or_else(|error| panic!("{seed}: {error}"));
+        assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
+        short += u32::from(used(&memory) > before + 2_000);
+    }
+    assert!(short > 0, "the power cuts have taken nothing from the file");
 }
 
 #[test]
