@@ -58,8 +58,9 @@ fn who_syncs_a_file_while_another_sync_of_it_fails_is_told_so_too() {
     assert!(told.iter().all(Result::is_err), "{told:?}");
 }
 
-#[test]
-fn what_could_not_be_synced_is_written_again_before_a_recovery_of_the_same_boot_calls_it_proven() {
+/// A file that could not be synced, and a start in the same boot: what it claims has to outlive a power cut. False if the log
+/// heard of the failure before it had the record, so that nothing is claimed.
+fn claims_only_what_stays() -> bool {
     let (memory, files) = memory();
     let store = open_in(&files, 1).unwrap();
     store.create(handle(1), version(1)).unwrap();
@@ -70,13 +71,21 @@ fn what_could_not_be_synced_is_written_again_before_a_recovery_of_the_same_boot_
     drop(store);
     memory.kill();
     let claimed = open_in(&files, 2).unwrap().state(handle(1)).unwrap();
-    assert_eq!(claimed.serial, Serial::from_raw(2), "the page cache has it");
     memory.cut_power(&SeededRandom::new(3));
     let store = open_in(&files, 4).unwrap();
-    let bytes = [pattern(1000, 1), pattern(100_000, 2)].concat();
+    let mut bytes = pattern(1000, 1).to_vec();
+    if claimed.serial == Serial::from_raw(2) {
+        bytes.extend_from_slice(&pattern(100_000, 2));
+    }
     assert_eq!(whole(&store, handle(1)).unwrap(), bytes);
     let found = store.state(handle(1)).unwrap();
     assert_eq!((found.serial, found.length, found.corrupt), (claimed.serial, claimed.length, false));
+    claimed.serial == Serial::from_raw(2)
+}
+
+#[test]
+fn what_could_not_be_synced_is_written_again_before_a_recovery_of_the_same_boot_calls_it_proven() {
+    assert!((0..100).any(|_| claims_only_what_stays()), "the page cache never has it");
 }
 
 #[test]
