@@ -140,7 +140,7 @@ pub(crate) fn master(top: &args::TopSettings, flags: args::Master) -> Result<(Ma
 
 /// Which of the flags that were given mean nothing, since there is a cluster already.
 fn ignored(given: &[(&'static str, bool)], config: &MasterConfig) -> Vec<&'static str> {
-    let makes_a_cluster = config.start == Start::Bootstrap && !identity::is_members(&config.data);
+    let makes_a_cluster = config.start == Start::Bootstrap && !identity::has_started(&config.data);
     let ignored = given.iter().filter(|(_, given)| *given && !makes_a_cluster);
     ignored.map(|(flag, _)| *flag).collect()
 }
@@ -306,11 +306,13 @@ mod tests {
         let ignored = |start| ignored(&given, &MasterConfig::new(dir.path(), start));
         assert!(ignored(Start::Bootstrap).is_empty());
         assert_eq!(ignored(Start::Join(vec!["a:1".into()])), ["--chunk-size", "--trash"]);
-        // The directory is a member's now.
         let (cluster, id) = (ClusterId::from_bytes([1; 16]), MasterId::from_raw(1));
         let mut home = identity::Home::open(dir.path(), &SystemRandom).unwrap();
         assert!(ignored(Start::Bootstrap).is_empty());
         home.become_member(identity::Membership { cluster, id }).unwrap();
+        // They are used when the making of the cluster, which was cut off, goes on.
+        assert!(ignored(Start::Bootstrap).is_empty());
+        home.mark_started().unwrap();
         assert_eq!(ignored(Start::Bootstrap), ["--chunk-size", "--trash"]);
     }
 

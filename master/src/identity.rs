@@ -60,10 +60,11 @@ fn unusable(dir: &Path, why: impl std::fmt::Display) -> Error {
     Error::bad_argument(format!("data directory {}: {why}", dir.display()))
 }
 
-/// Whether a data directory is a member's already; what can't be read is told by [`Home::open`].
-pub fn is_members(dir: &Path) -> bool {
+/// Whether a data directory is that of a member that has started, so that its cluster is made; what can't be read is told by
+/// [`Home::open`].
+pub fn has_started(dir: &Path) -> bool {
     let identity = fs::read(dir.join(IDENTITY)).ok().and_then(|bytes| parse(dir, &bytes).ok());
-    identity.is_some_and(|identity| identity.member.is_some())
+    identity.is_some_and(|identity| identity.started)
 }
 
 impl Home {

@@ -67,9 +67,13 @@ async fn a_leader_that_is_told_to_stop_serves_until_another_one_leads() {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !masters.iter().any(leads) {
         if TcpStream::connect(&ends.address).await.is_err() {
-            // Who leads has sent that to the others a moment before it says so here; an election takes longer.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            assert!(masters.iter().any(leads), "nobody leads, and it does not serve any more");
+            // Who leads has told the others a moment before it says so here.
+            let known = tokio::time::Instant::now() + Duration::from_secs(1);
+            while !masters.iter().any(leads) {
+                let soon = tokio::time::Instant::now() < known;
+                assert!(soon, "nobody leads, and it does not serve any more");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             break;
         }
         assert!(tokio::time::Instant::now() < deadline, "nobody leads");

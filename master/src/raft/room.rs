@@ -25,7 +25,7 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// For how long it counts what a master said of its disk. Questions may wait for seconds.
 const WORD_AGE_MAX: Duration = Duration::from_secs(10);
 /// A small disk keeps this part of itself free, not the whole headroom.
-const HEADROOM_PART: u64 = 10;
+pub(super) const HEADROOM_PART: u64 = 10;
 /// What a disk without a known end has.
 const BOUNDLESS: u64 = u64::MAX;
 

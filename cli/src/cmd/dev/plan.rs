@@ -146,7 +146,7 @@ impl Plan {
         let address = self.address(index);
         let command = if role == Role::Chunkserver { "chunkserver" } else { "master" };
         let data: PathBuf = dir.join(&name);
-        let is_members = gfs_master::identity::is_members(&data);
+        let has_started = gfs_master::identity::has_started(&data);
         let mut arguments: Vec<OsString> =
             vec![command.into(), "--data".into(), data.into(), "--listen".into(), address.clone().into()];
         let mut add = |text: &str| arguments.push(text.into());
@@ -158,7 +158,7 @@ impl Plan {
             Role::Master if index == 0 => {
                 add("--bootstrap");
                 // Said once: a cluster that is there has its size.
-                if !is_members {
+                if !has_started {
                     add("--chunk-size");
                     add(&self.chunk_bytes.to_string());
                 }
