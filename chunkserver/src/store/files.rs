@@ -60,6 +60,16 @@ pub trait Files: Send + Sync {
     fn boot_id(&self) -> io::Result<String>;
 }
 
+/// An empty file for what is renamed when it is whole. What has its name is not emptied but removed: a power cut in the middle
+/// of a rename may have left both names to the file that counts.
+pub(super) fn create_anew(files: &dyn Files, path: &Path) -> io::Result<Arc<dyn File>> {
+    match files.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) | Ok(()) => {}
+    }
+    files.open(path, Open::Create)
+}
+
 /// An open file.
 ///
 /// # Errors

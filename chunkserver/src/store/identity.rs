@@ -11,7 +11,7 @@ use gfs_proto::id::{ClusterId, ServerId, Uuid};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::files::{Files, Open};
+use super::files::{Files, Open, create_anew};
 use super::format::FORMAT;
 
 const NAME: &str = "identity";
@@ -106,12 +106,7 @@ impl IdentityFile {
 
     fn try_save(&self, files: &dyn Files, directory: &Path) -> io::Result<()> {
         let temporary = directory.join(TEMPORARY);
-        // Not emptied but removed: a power cut in the middle of a rename may have left both names to the one that counts.
-        match files.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) | Ok(()) => {}
-        }
-        let file = files.open(&temporary, Open::Create)?;
+        let file = create_anew(files, &temporary)?;
         let body = serde_json::to_string(&Self { number: file.number()?, ..self.clone() })? + "\n";
         let head = format!("{TITLE} {FORMAT} {:08x}\n", crc32fast::hash(body.as_bytes()));
         file.write_at((head + &body).as_bytes(), 0)?;

@@ -15,7 +15,7 @@ use gfs_proto::work::Workers;
 use super::chunk::Chunk;
 use super::disk::Disk;
 use super::error::{Error, OPEN_FILES, Result};
-use super::files::{File, Files, Open};
+use super::files::{File, Files, Open, create_anew};
 use super::format::{Meta, TABLE_HEADER_BYTES, TableEntry, TableHeader};
 
 /// Bytes of entries that are written at a time.
@@ -73,12 +73,7 @@ pub(crate) struct TableWriter<'a> {
 impl<'a> TableWriter<'a> {
     pub(crate) fn create(files: &'a dyn Files, directory: &'a Path) -> io::Result<Self> {
         let path = directory.join(TEMPORARY);
-        // Not emptied but removed: a power cut in the middle of a rename may have left both names to a table that counts.
-        match files.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) | Ok(()) => {}
-        }
-        let file = files.open(&path, Open::Create)?;
+        let file = create_anew(files, &path)?;
         Ok(Self { files, directory, file, buffer: Vec::new(), at: TABLE_HEADER_BYTES as u64, entries: 0 })
     }
     pub(crate) fn put(&mut self, entry: &TableEntry) -> io::Result<()> {
