@@ -25,7 +25,7 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// For how long it counts what a master said of its disk. Questions may wait for seconds.
 const WORD_AGE_MAX: Duration = Duration::from_secs(10);
 /// A small disk keeps this part of itself free, not the whole headroom.
-pub(super) const HEADROOM_PART: u64 = 10;
+const HEADROOM_PART: u64 = 10;
 /// What a disk without a known end has.
 const BOUNDLESS: u64 = u64::MAX;
 
@@ -151,7 +151,10 @@ async fn look(directories: &[PathBuf], headroom_bytes: Option<u64>, workers: &Wo
 }
 
 /// The same of one directory.
-fn room_of(directory: &Path, headroom_bytes: u64) -> Result<u64> {
+///
+/// # Errors
+/// [`Error::Unavailable`] if its filesystem can't be asked.
+pub(super) fn room_of(directory: &Path, headroom_bytes: u64) -> Result<u64> {
     let disk = rustix::fs::statvfs(directory).map_err(Error::unavailable)?;
     if disk.f_blocks == 0 {
         // A filesystem that does not say how large it is.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::room::HEADROOM_PART;
+use super::room::room_of;
 use super::store::{CheckpointFile, CheckpointHandle, FILES_MAX, check_file_name, sync_dir};
 use super::types::SnapshotMeta;
 
@@ -185,10 +185,7 @@ impl Receiver {
 
     fn begin(&mut self, file: &pb::SnapshotFile) -> Result<()> {
         check_file_name(&file.name).map_err(|error| bad(&error.to_string()))?;
-        let disk = rustix::fs::statvfs(&self.path).map_err(Error::unavailable)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
-        let stays = ROOM_BYTES_MIN.min(bytes(disk.f_blocks) / HEADROOM_PART);
-        if disk.f_blocks > 0 && bytes(disk.f_bavail) < file.length.saturating_add(stays) {
+        if room_of(&self.path, ROOM_BYTES_MIN)? < file.length.max(1) {
             return Err(Error::unavailable(
                 "no room for the leader's checkpoint: make some on this master's disk",
             ));
