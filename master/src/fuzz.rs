@@ -146,7 +146,7 @@ fn said(dice: &mut Dice<'_>, cluster: &mut Cluster, view: &dyn View, now: Moment
             let (handle, version) = chunk(dice);
             match dice.below(4) {
                 0 => cluster.adopted(handle, version, &[server], now),
-                1 => cluster.deleted(server, handle),
+                1 => cluster.deleted(server, handle, ChunkVersion::from_raw(dice.number())),
                 2 => cluster.suspect(server),
                 _ => cluster.start_over(view, now),
             }

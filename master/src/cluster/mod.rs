@@ -28,6 +28,8 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(3);
 const OWN_PAUSE: Duration = Duration::from_millis(1500);
 /// Most chunks that one answer to a heartbeat may name: beyond it nothing is validated.
 const DENIED_MAX: usize = 1 << 20;
+/// A server with more replicas than this that it may not serve has enough to delete: no more is made garbage meanwhile.
+const SWEPT_LATE: usize = 100_000;
 /// How often the counts of recent placements are halved.
 const RECENT_HALVING: Duration = Duration::from_secs(10);
 
@@ -57,6 +59,15 @@ pub(crate) struct Weakness {
     pub(crate) since: Moment,
     /// End of its lease, if it has one: then somebody may be waiting.
     pub(crate) leased_until: Option<UnixMs>,
+}
+
+/// Why a heartbeat gets no answer of a leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unanswered {
+    /// What the server has reported is not known here: it has to tell all of it.
+    ReportsMissing,
+    /// It holds more that it may not serve than an answer can name: the sweep has to come first, which counts on its reports.
+    DeniesTooMany,
 }
 
 impl Cluster {
@@ -143,23 +154,33 @@ impl Cluster {
 
     /// Answers a heartbeat as the leader of a term, now, with the reported chunks that the answer does not
     /// validate. To be called only after the leadership was confirmed for a round begun after the heartbeat
-    /// came; `None` if the answer would mean nothing. The moment of the answer is remembered here, under the
-    /// same lock: fences are counted from it.
+    /// came. The moment of the answer is remembered here, under the same lock: fences are counted from it.
+    ///
+    /// # Errors
+    /// Why the answer would mean nothing.
     pub(crate) fn answer(
         &mut self,
         id: ServerId,
         epoch: Epoch,
         reported: u64,
         reign: (Term, Moment),
-    ) -> Option<Vec<u64>> {
+    ) -> Result<Vec<u64>, Unanswered> {
         let (term, now) = reign;
-        let server = self.servers.get_mut(&id)?;
+        let server = self.servers.get_mut(&id).ok_or(Unanswered::ReportsMissing)?;
         // Guard no_epoch: an answer counts only for the epoch that asked.
-        if server.epoch != epoch || reported > server.reports_taken() || server.denied.len() > DENIED_MAX {
-            return None;
+        if server.epoch != epoch || reported > server.reports_taken() {
+            return Err(Unanswered::ReportsMissing);
+        }
+        if server.denied.len() > DENIED_MAX {
+            return Err(Unanswered::DeniesTooMany);
         }
         server.answered = Some((term, now));
-        Some(server.denied.iter().map(|handle| handle.raw()).collect())
+        Ok(server.denied.iter().map(|handle| handle.raw()).collect())
+    }
+
+    /// Whether a live server has so much to delete that nothing more should become garbage.
+    pub(crate) fn is_swept_late(&self, now: Moment) -> bool {
+        self.servers.values().any(|server| server.is_alive(now) && server.denied.len() > SWEPT_LATE)
     }
 
     /// Looks at one chunk again, in this state.
@@ -216,6 +237,13 @@ impl Cluster {
         };
         let rack = |id: &ServerId| self.servers.get(id).map(|server| server.rack.clone()).unwrap_or_default();
         chunk.members.iter().filter(usable).map(|id| (*id, rack(id))).collect()
+    }
+
+    /// Whether a server holds a replica of the chunk, as far as is known: one that has not told all yet may.
+    pub(crate) fn may_hold(&self, id: ServerId, handle: ChunkHandle) -> bool {
+        self.servers
+            .get(&id)
+            .is_some_and(|server| server.replicas.contains_key(&handle) || !server.has_full_report())
     }
 
     /// Live servers with room for a replica, other than those in `avoid`.
@@ -278,9 +306,12 @@ impl Cluster {
         }
     }
 
-    /// A replica was deleted by our order.
-    pub(crate) fn deleted(&mut self, id: ServerId, handle: ChunkHandle) {
-        if let Some(server) = self.servers.get_mut(&id) {
+    /// A replica of this version or an older one was deleted by our order. One that has come by a later grant, before the
+    /// answer to the order did, is there.
+    pub(crate) fn deleted(&mut self, id: ServerId, handle: ChunkHandle, version: ChunkVersion) {
+        if let Some(server) = self.servers.get_mut(&id)
+            && server.replicas.get(&handle).is_none_or(|held| held.version <= version)
+        {
             server.replicas.remove(&handle);
             server.denied.remove(&handle);
         }

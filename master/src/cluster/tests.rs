@@ -5,7 +5,7 @@ use std::time::Duration;
 use gfs_proto::id::{ChunkHandle, ChunkVersion, EntryId, Epoch, ServerId, Term};
 use gfs_proto::time::Moment;
 
-use super::{Cluster, Held, Part, Registration, Report, Space};
+use super::{Cluster, DENIED_MAX, Held, Part, Registration, Report, SILENCE, SWEPT_LATE, Space, Unanswered};
 use crate::state::{Chunk, Memory, Pending};
 
 const EPOCH: u64 = 1;
@@ -77,7 +77,8 @@ fn register(cluster: &mut Cluster, server: u64, epoch: u64) {
     cluster.register(ServerId::from_raw(server), registration, at(0));
 }
 fn denied(cluster: &mut Cluster, server: u64) -> Option<Vec<u64>> {
-    cluster.answer(ServerId::from_raw(server), Epoch::from_raw(EPOCH), 1, (Term::from_raw(1), at(10)))
+    let reign = (Term::from_raw(1), at(10));
+    cluster.answer(ServerId::from_raw(server), Epoch::from_raw(EPOCH), 1, reign).ok()
 }
 
 #[test]
@@ -142,11 +143,47 @@ fn an_answer_is_for_the_epoch_that_asked_and_for_reports_that_came() {
     let mut cluster = cluster();
     let server = ServerId::from_raw(1);
     let reign = (Term::from_raw(1), at(10));
-    assert_eq!(cluster.answer(server, Epoch::from_raw(2), 1, reign), None);
-    assert_eq!(cluster.answer(server, Epoch::from_raw(EPOCH), 2, reign), None, "a batch is missing here");
+    let missing = Err(Unanswered::ReportsMissing);
+    assert_eq!(cluster.answer(server, Epoch::from_raw(2), 1, reign), missing);
+    assert_eq!(cluster.answer(server, Epoch::from_raw(EPOCH), 2, reign), missing, "a batch is missing here");
     assert_eq!(cluster.server(server).unwrap().answered, None);
-    assert!(cluster.answer(server, Epoch::from_raw(EPOCH), 1, reign).is_some());
+    assert!(cluster.answer(server, Epoch::from_raw(EPOCH), 1, reign).is_ok());
     assert_eq!(cluster.server(server).unwrap().answered, Some(reign));
+}
+
+#[test]
+fn who_holds_more_garbage_than_can_be_named_is_not_answered_and_need_not_report_it_again() {
+    let mut cluster = cluster();
+    let server = ServerId::from_raw(1);
+    let ask = |cluster: &mut Cluster| {
+        cluster.answer(server, Epoch::from_raw(EPOCH), 1, (Term::from_raw(1), at(10)))
+    };
+    let deny = |cluster: &mut Cluster, count: usize| {
+        let denied = &mut cluster.servers.get_mut(&server).unwrap().denied;
+        *denied = (0..count as u64).map(ChunkHandle::from_raw).collect();
+    };
+    deny(&mut cluster, SWEPT_LATE);
+    assert!(!cluster.is_swept_late(at(0)));
+    deny(&mut cluster, SWEPT_LATE + 1);
+    assert!(cluster.is_swept_late(at(0)) && ask(&mut cluster).is_ok());
+    assert!(!cluster.is_swept_late(at(0).plus(SILENCE * 2)), "who is gone holds up nobody");
+    deny(&mut cluster, DENIED_MAX + 1);
+    assert_eq!(ask(&mut cluster), Err(Unanswered::DeniesTooMany));
+}
+
+#[test]
+fn an_answer_to_a_deletion_that_comes_late_forgets_no_replica_of_a_later_grant() {
+    let mut cluster = cluster();
+    let server = ServerId::from_raw(3);
+    let version = ChunkVersion::from_raw;
+    // While the answer was under way it joined again.
+    cluster.adopted(handle(7), version(7), &[server], at(0));
+    cluster.deleted(server, handle(7), version(5));
+    let later = Chunk { version: version(8), ..pending(&[1, 2, 4]) };
+    cluster.examine(handle(7), Some(&later), at(0));
+    assert_eq!(denied(&mut cluster, 3), Some(vec![7]), "it is left out and has to hear of it");
+    cluster.deleted(server, handle(7), version(7));
+    assert_eq!(denied(&mut cluster, 3), Some(vec![]));
 }
 
 #[test]

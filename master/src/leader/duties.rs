@@ -31,22 +31,26 @@ const CARE_FLIGHTS_MAX: usize = 64;
 /// How often repair and sweep make a step.
 const REPAIR_PERIOD: Duration = Duration::from_millis(250);
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
-/// Most replicas looked at, and deleted, in one step of the sweep: also a cap on what a mistake could do (trap T23).
+/// Most replicas of a server looked at, and deleted, in one step of the sweep: also a cap on what a mistake could do (trap
+/// T23).
 const SWEEP_BATCH: usize = 2000;
-const DELETIONS_MAX: usize = 64;
+pub(super) const DELETIONS_MAX: usize = 256;
 /// How often it is looked whether a snapshot is being built.
 const BUILD_PERIOD: Duration = Duration::from_millis(50);
 /// How often dates are looked at, and how much is removed by one command.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 1000;
-/// Most commands of one look that end sessions. The state takes few sessions by each, so that none holds up the log, while
-/// every client opens one: with a single command they would end more slowly than they begin.
+/// Most commands of one kind in one look. The state takes little by each, so that none holds up the log, while every client
+/// opens a session and deletes files: with a single command they would end more slowly than they begin.
 const EXPIRY_ROUNDS_MAX: usize = 32;
 
 /// A lease that is used is extended when less is left of it (GFS §3.1).
 pub(crate) fn extend_below() -> Duration {
     Duration::from_millis(fault::tuned("extend_below_ms", 40_000))
 }
+
+/// A replica that nobody needs.
+type Garbage = (ServerId, ChunkHandle, ChunkVersion);
 
 type Failures = BTreeMap<(ChunkHandle, ChunkVersion, ServerId), BTreeSet<ServerId>>;
 
@@ -62,8 +66,8 @@ pub(crate) struct Duties {
     swept: Arc<Mutex<BTreeMap<ServerId, ChunkHandle>>>,
     /// What repair has under way, and what came to nothing; never held across an await.
     repairs: Arc<Mutex<Repairs>>,
-    /// Where the care for pending grants goes on; never held across an await.
-    cared: Arc<Mutex<ChunkHandle>>,
+    /// Where the care for grants goes on; never held across an await.
+    cared: Arc<Mutex<Cared>>,
     /// The snapshot that does not come forward; never held across an await.
     pub(super) stuck: Arc<Mutex<Stuck>>,
 }
@@ -72,6 +76,14 @@ pub(crate) struct Duties {
 struct Repairs {
     under_way: BTreeSet<ChunkHandle>,
     setbacks: repair::Setbacks,
+}
+
+#[derive(Default)]
+struct Cared {
+    /// Among those that are pending.
+    pending: ChunkHandle,
+    /// Among the weak ones, of which some are forsaken.
+    weak: ChunkHandle,
 }
 
 #[derive(Default)]
@@ -113,8 +125,7 @@ impl Duties {
     /// Works until the reign is over.
     pub(super) async fn run(self, node: Node, reign: Reign) {
         let over = &reign.over;
-        *self.inbox.lock() = Inbox::default();
-        self.repairs.lock().setbacks = repair::Setbacks::default();
+        self.begin();
         // Each tick owns what it needs: a future that borrows could not be spawned.
         let owned = || (self.clone(), reign.clone(), node.clone());
         macro_rules! ticking {
@@ -134,6 +145,13 @@ impl Duties {
             ticking!("build", BUILD_PERIOD, |duties, reign, _node| duties.tick_build(&reign).await),
             ticking!("expiry", EXPIRY_PERIOD, |duties, _reign, _node| duties.tick_expiry().await),
         );
+    }
+
+    /// What an earlier reign has noted says nothing of this one: others have led in between.
+    pub(super) fn begin(&self) {
+        *self.inbox.lock() = Inbox::default();
+        self.repairs.lock().setbacks = repair::Setbacks::default();
+        *self.stuck.lock() = None;
     }
 
     /// Extends the leases that are used, in one command, and looks into failures.
@@ -183,19 +201,25 @@ impl Duties {
     /// primary fell silent.
     pub(super) fn tick_care(&self, reign: &Reign) -> Result<()> {
         let mut room = CARE_FLIGHTS_MAX.saturating_sub(self.granter.in_flight());
-        let from = *self.cared.lock();
+        let from = self.cared.lock().pending;
         let pending = read::pending_grants(&*self.log.view(), from, CARE_FLIGHTS_MAX)?;
         // Those at the front may be without hope for as long as a server is away: the others have their turn.
         let next = pending.items.last().filter(|_| pending.more).map(|last| last.raw() + 1);
-        *self.cared.lock() = ChunkHandle::from_raw(next.unwrap_or_default());
+        let mut next = ChunkHandle::from_raw(next.unwrap_or_default());
         for handle in pending.items {
+            if self.granter.is_in_flight(handle) {
+                continue;
+            }
+            if room == 0 {
+                next = handle;
+                break;
+            }
             let chunk = read::chunk(&*self.log.view(), handle)?;
             let writer = chunk.pending.as_ref().is_some_and(|pending| pending.writer);
-            if room > 0 && !self.granter.is_in_flight(handle) {
-                self.granter.start(reign, handle, Wish { writer, ..Wish::write() })?;
-                room -= 1;
-            }
+            self.granter.start(reign, handle, Wish { writer, ..Wish::write() })?;
+            room -= 1;
         }
+        self.cared.lock().pending = next;
         let forsaken = if self.granter.soft.is_settled() { self.forsaken(room) } else { Vec::new() };
         for handle in forsaken {
             if !self.granter.is_in_flight(handle) {
@@ -213,16 +237,26 @@ impl Duties {
     /// Leased chunks whose primary is silent.
     fn forsaken(&self, limit: usize) -> Vec<ChunkHandle> {
         let wall = self.granter.clock.wall();
+        let mut cared = self.cared.lock();
         self.granter.soft.with(|cluster, view, now| {
-            let in_use = cluster.weak().iter().filter(|(_, weakness)| {
+            let in_use = cluster.weak().range(cared.weak..).filter(|(_, weakness)| {
                 weakness.live > 0
                     && weakness.leased_until.is_some_and(|expires_at| !expires_at.since(wall).is_zero())
             });
+            let looked_at: Vec<ChunkHandle> = in_use.map(|(handle, _)| *handle).take(SWEEP_BATCH).collect();
+            let last = looked_at.last().filter(|_| looked_at.len() == SWEEP_BATCH);
+            let mut next = ChunkHandle::from_raw(last.map_or(0, |last| last.raw() + 1));
             let forsaken = |handle: &ChunkHandle| {
                 let lease = read::chunk(view, *handle).ok().and_then(|chunk| chunk.lease);
                 lease.is_some_and(|lease| !cluster.is_alive(lease.primary, now))
             };
-            in_use.map(|(handle, _)| *handle).take(SWEEP_BATCH).filter(forsaken).take(limit).collect()
+            let mut forsaken: Vec<ChunkHandle> = looked_at.into_iter().filter(forsaken).collect();
+            if let Some(left) = forsaken.get(limit) {
+                next = *left;
+            }
+            forsaken.truncate(limit);
+            cared.weak = next;
+            forsaken
         })
     }
 
@@ -312,28 +346,45 @@ impl Duties {
         node.until_applied(index.index).await?;
         let garbage = self.garbage()?;
         node.view().check()?;
-        for (server, handle, version) in garbage {
-            if reign.over.is_cancelled() {
-                break;
-            }
-            self.delete(reign, server, handle, version).await?;
+        self.delete_all(reign, garbage).await
+    }
+
+    /// Deletes at all servers at once, and at each of them until it fails or the next step is due: none waits for another.
+    pub(super) async fn delete_all(&self, reign: &Reign, garbage: Vec<Garbage>) -> Result<()> {
+        let begun = self.granter.clock.moment();
+        let mut by_server: BTreeMap<ServerId, Vec<Garbage>> = BTreeMap::new();
+        for found in garbage {
+            by_server.entry(found.0).or_default().push(found);
         }
-        Ok(())
+        let deleting = by_server.into_values().map(|garbage| async move {
+            for (server, handle, version) in garbage {
+                let is_over = self.granter.clock.moment().since(begun) >= SWEEP_PERIOD;
+                if is_over
+                    || reign.over.is_cancelled()
+                    || !self.delete(reign, server, handle, version).await?
+                {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        futures::future::try_join_all(deleting).await.map(drop)
     }
 
     /// Some garbage, from where the last step ended.
-    pub(super) fn garbage(&self) -> Result<Vec<(ServerId, ChunkHandle, ChunkVersion)>> {
+    pub(super) fn garbage(&self) -> Result<Vec<Garbage>> {
         let mut swept = self.swept.lock();
         self.granter.soft.with(|cluster, view, now| {
             let next_handle = read::next_chunk_handle(view)?;
             let mut garbage = Vec::new();
             for (id, server) in cluster.servers() {
-                if !server.is_alive(now) || !server.has_full_report() {
+                if !server.is_alive(now) || server.suspect || !server.has_full_report() {
                     continue;
                 }
                 let from = swept.remove(id).unwrap_or_default();
+                let found_before = garbage.len();
                 for (count, handle) in server.denied.range(from..).enumerate() {
-                    if count >= SWEEP_BATCH || garbage.len() >= DELETIONS_MAX {
+                    if count >= SWEEP_BATCH || garbage.len() - found_before >= DELETIONS_MAX {
                         swept.insert(*id, *handle);
                         break;
                     }
@@ -356,13 +407,14 @@ impl Duties {
         })
     }
 
+    /// Whether the server takes orders.
     async fn delete(
         &self,
         reign: &Reign,
         server: ServerId,
         handle: ChunkHandle,
         version: ChunkVersion,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let request = pb::DeleteReplicaRequest {
             head: Some(self.granter.head(reign, server)),
             handle: handle.raw(),
@@ -373,13 +425,16 @@ impl Duties {
         match self.orders.delete(self.granter.soft.target(server), request).await {
             Ok(true) => {
                 tracing::info!(%handle, %server, %version, "garbage deleted");
-                self.granter.soft.with(|cluster, _, _| cluster.deleted(server, handle));
+                self.granter.soft.with(|cluster, _, _| cluster.deleted(server, handle, version));
             }
             Ok(false) => {}
             Err(error @ Error::StaleTerm { .. }) => return Err(error),
-            Err(error) => tracing::debug!(%handle, %server, %error, "garbage stays"),
+            Err(error) => {
+                tracing::debug!(%handle, %server, %error, "garbage stays");
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lets sessions and deleted files end whose date has passed.
@@ -391,22 +446,31 @@ impl Duties {
             (due(read::next_session_end(&*view)?), due(read::next_trash_date(&*view)?))
         };
         if sessions {
-            self.expire_sessions().await?;
+            let command = Command::ExpireSessions { limit: EXPIRY_BATCH };
+            self.repeat("leader::before_expire", command, || true).await?;
         }
         if trash {
-            fault::try_reach("leader::before_collect").await?;
-            self.log.propose(Command::CollectTrash { limit: EXPIRY_BATCH }).await??;
+            let command = Command::CollectTrash { limit: EXPIRY_BATCH };
+            // What is garbage is named in every answer to its servers until it is deleted.
+            let keeps_up = || !self.granter.soft.with(|cluster, _, now| cluster.is_swept_late(now));
+            self.repeat("leader::before_collect", command, keeps_up).await?;
         }
         Ok(())
     }
 
-    /// Ends sessions until none is due, or the next look is.
-    async fn expire_sessions(&self) -> Result<()> {
+    /// Proposes a command until it leaves nothing that is due, or the next look is, and as long as it may.
+    async fn repeat(&self, point: &'static str, command: Command, may: impl Fn() -> bool) -> Result<()> {
         let begun = self.granter.clock.moment();
         for _ in 0..EXPIRY_ROUNDS_MAX {
-            fault::try_reach("leader::before_expire").await?;
-            let expired = self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
-            let more = matches!(expired, Applied::SessionsExpired { more: true, .. });
+            if !may() {
+                break;
+            }
+            fault::try_reach(point).await?;
+            let applied = self.log.propose(command.clone()).await??;
+            let more = matches!(
+                applied,
+                Applied::SessionsExpired { more: true, .. } | Applied::Collected { more: true, .. }
+            );
             if !more || self.granter.clock.moment().since(begun) >= EXPIRY_PERIOD {
                 break;
             }

@@ -174,9 +174,11 @@ impl Granter {
         let (granter, reign) = (self.clone(), reign.clone());
         self.tasks.spawn(async move {
             let outcome = tokio::select! {
-                outcome = granter.drive(&reign, handle, &wish) => outcome,
+                // What a reign has begun makes no step in the next one of the same master.
+                biased;
                 // A deposed leader's orders would be refused; its successor takes the grant up.
                 () = reign.over.cancelled() => Err(Error::NotLeader { leader: None }),
+                outcome = granter.drive(&reign, handle, &wish) => outcome,
             };
             if let Err(error) = &outcome {
                 tracing::debug!(%handle, %error, "no grant");
@@ -281,10 +283,12 @@ impl Granter {
     async fn prepare(&self, chunk: &Chunk, wish: &Wish, avoid: &BTreeSet<ServerId>) -> Result<(), Setback> {
         let fresh = chunk.confirmed == ChunkVersion::NONE;
         let choice = self.soft.with(|cluster, view, now| {
-            let current = cluster.current(chunk, avoid, now);
+            let mut current = cluster.current(chunk, avoid, now);
             let mut candidates = cluster.candidates(read::settings(view)?.chunk_bytes.raw(), avoid, now);
             if wish.reach == Reach::Goal {
                 candidates.retain(|candidate| self.clone_places(candidate.server) > 0);
+                // Whose disk has failed may have lost this replica and be well otherwise: no write may ever find that out.
+                current.retain(|(server, _)| cluster.may_hold(*server, chunk.handle));
             }
             let primary = chunk.lease.as_ref().map(|lease| lease.primary);
             let choice = choose(&Situation {

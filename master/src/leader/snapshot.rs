@@ -201,8 +201,10 @@ impl Granter {
         let (granter, reign) = (self.clone(), reign.clone());
         self.spawn(async move {
             let outcome = tokio::select! {
-                outcome = granter.copy(&reign, spot) => outcome,
+                // The handle that it has reserved is reserved no more when the next reign begins.
+                biased;
                 () = reign.over.cancelled() => Err(Error::NotLeader { leader: None }),
+                outcome = granter.copy(&reign, spot) => outcome,
             };
             if let Err(error) = &outcome {
                 tracing::debug!(file = %spot.0, index = %spot.1, %error, "no copy");

@@ -8,7 +8,9 @@ mod decision;
 mod exclusion;
 mod expiry;
 mod reign;
+mod repair;
 mod snapshot;
+mod sweep;
 mod unlink;
 
 use std::collections::BTreeSet;

@@ -72,21 +72,28 @@ impl Granter {
             self.copies.waited.lock().remove(&file);
             return Ok(hold);
         };
-        if self.has_waited(file) { Ok(hold) } else { Err(Error::GrantPending { handle }) }
+        if self.has_waited(reign, file)? { Ok(hold) } else { Err(Error::GrantPending { handle }) }
     }
 
     fn was_confirmed(&self, handle: ChunkHandle) -> bool {
         read::chunk(&*self.log.view(), handle).is_ok_and(|chunk| chunk.confirmed != ChunkVersion::NONE)
     }
 
-    /// Whether the first attempt at this file is so long ago that a lease from before it has ended.
-    fn has_waited(&self, file: EntryId) -> bool {
+    /// Whether the first attempt at this file, and the last lease on it that was told, is so long ago that every lease has
+    /// ended. An attempt that was given up may have been long before a lease that is used now.
+    fn has_waited(&self, reign: &Reign, file: EntryId) -> Result<bool> {
         let now = self.clock.moment();
+        let in_use = self.in_use(reign, file)?;
+        let told = {
+            let told = self.copies.told.lock();
+            in_use.into_iter().map(|handle| told.last(handle)).max().unwrap_or_default()
+        };
         let mut waited = self.copies.waited.lock();
         if waited.len() >= WAITED_MAX {
             waited.clear();
         }
-        now.since(*waited.entry(file).or_insert(now)) >= LEASE + LEASE_GRACE
+        let begun = *waited.entry(file).or_insert(now);
+        Ok(now.since(begun.max(told)) >= LEASE + LEASE_GRACE)
     }
 
     /// The chunks of a file that somebody may be writing, or come to write. A grant that was prepared and not confirmed

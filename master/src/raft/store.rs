@@ -44,11 +44,14 @@ const CURRENT: &str = "CURRENT";
 const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
 
-/// The write buffer of the trash, and from how many removals among so many rows on its files are merged at once. It is read from its
-/// front, where everything was removed: each look steps over what the disk and the buffer still remember of that.
+/// The write buffer of the trash, which is read from its front, where everything was removed: each look steps over what the disk and
+/// the buffer still remember of that.
 const TRASH_BUFFER_BYTES: usize = 8 << 20;
-const TRASH_WINDOW_ROWS: usize = 4096;
-const TRASH_REMOVALS_MAX: usize = 2048;
+/// Tables that are read where much was removed: the dates of the trash and of sessions, and the names of a directory.
+const STEPPED_OVER: [Table; 3] = [Table::Trash, Table::System, Table::Name];
+/// From how many removals among so many rows on their files are merged at once.
+const WINDOW_ROWS: usize = 4096;
+const REMOVALS_MAX: usize = 2048;
 
 /// Most of a log that a database keeps in a simulation, and what it sets aside for its list of files there.
 const SIMULATED_WAL_BYTES: u64 = 1 << 20;
@@ -162,7 +165,9 @@ fn family_options(name: &str, cache: &Cache, compaction: Compaction) -> Options 
     let mut options = table_options(cache, compaction);
     if name == Table::Trash.name() {
         options.set_write_buffer_size(TRASH_BUFFER_BYTES);
-        options.add_compact_on_deletion_collector_factory(TRASH_WINDOW_ROWS, TRASH_REMOVALS_MAX, 0.0);
+    }
+    if STEPPED_OVER.map(Table::name).contains(&name) {
+        options.add_compact_on_deletion_collector_factory(WINDOW_ROWS, REMOVALS_MAX, 0.0);
     }
     options
 }
@@ -407,19 +412,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_collected_from_the_trash_is_not_stepped_over_for_ever() {
+    fn what_was_removed_at_the_front_of_a_table_is_not_stepped_over_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let store = StateStore::open(&dir.path().join("state"), 1 << 20, &Workers::Threads).unwrap();
         let live = store.live();
-        let trash = cf(&live.db, Table::Trash.name()).unwrap();
-        let keys = || (0..10_000_u64).map(u64::to_be_bytes);
-        keys().for_each(|key| live.db.put_cf(trash, key, b"file").unwrap());
-        live.db.flush_cf(trash).unwrap();
-        keys().for_each(|key| live.db.delete_cf(trash, key).unwrap());
-        live.db.flush_cf(trash).unwrap();
-        live.db.wait_for_compact(&rocksdb::WaitForCompactOptions::default()).unwrap();
-        let files = live.db.live_files().unwrap();
-        let of_trash = files.iter().filter(|file| file.column_family_name == Table::Trash.name());
-        assert_eq!(of_trash.map(|file| file.num_deletions).sum::<u64>(), 0);
+        for table in STEPPED_OVER.map(Table::name) {
+            let rows = cf(&live.db, table).unwrap();
+            let keys = || (0..10_000_u64).map(u64::to_be_bytes);
+            keys().for_each(|key| live.db.put_cf(rows, key, b"row").unwrap());
+            live.db.flush_cf(rows).unwrap();
+            keys().for_each(|key| live.db.delete_cf(rows, key).unwrap());
+            live.db.flush_cf(rows).unwrap();
+            live.db.wait_for_compact(&rocksdb::WaitForCompactOptions::default()).unwrap();
+            let files = live.db.live_files().unwrap();
+            let of_table = files.iter().filter(|file| file.column_family_name == table);
+            assert_eq!(of_table.map(|file| file.num_deletions).sum::<u64>(), 0, "{table}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use gfs_proto::{Error, Result, fault, pb};
 use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
-use crate::cluster::Registration;
+use crate::cluster::{Registration, Unanswered};
 use crate::leader::extend_below;
 use crate::raft::ReadView;
 use crate::state::{Applied, Command, Rejected, read};
@@ -167,9 +167,16 @@ impl Service {
             .with(|cluster, _, now| cluster.answer(server, epoch, request.reported, (reign.term, now)));
         // What was read for the denials must have been readable.
         self.node.view().check()?;
-        let Some(denied) = denied else {
-            reply.full_report_wanted = true;
-            return Ok(());
+        let denied = match denied {
+            Ok(denied) => denied,
+            Err(Unanswered::ReportsMissing) => {
+                reply.full_report_wanted = true;
+                return Ok(());
+            }
+            Err(Unanswered::DeniesTooMany) => {
+                tracing::warn!(%server, "too many replicas to delete: it serves nothing until there are fewer");
+                return Ok(());
+            }
         };
         self.note_uses(server, request, reply);
         reply.denied = denied;

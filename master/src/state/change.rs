@@ -205,7 +205,10 @@ impl<'a> Change<'a> {
     pub(crate) fn remove_chunk(&mut self, handle: ChunkHandle) -> Result<(), Rejected> {
         self.touched.insert(handle);
         self.overlay.remove(Table::Chunk, format::chunk_key(handle));
-        self.overlay.remove(Table::System, system::pending(handle));
+        let pending = system::pending(handle);
+        if self.overlay.get(Table::System, &pending).is_some() {
+            self.overlay.remove(Table::System, pending);
+        }
         self.remove_accepted(handle);
         self.count(|counters| {
             counters.chunks = counters.chunks.checked_sub(1)?;

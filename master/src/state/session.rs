@@ -20,6 +20,8 @@ pub const WINDOW_REQUESTS: u32 = 1024;
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Most sessions that one command removes.
 const EXPIRE_MAX: u32 = 64;
+/// With that many answers removed a command begins no further session.
+const EXPIRE_REPLIES: usize = 4096;
 
 /// Lets a request in, before anything else is looked at; or finds the answer that it got before.
 pub(crate) fn admit(
@@ -128,16 +130,54 @@ pub(crate) fn expire(change: &mut Change<'_>, limit: u32) -> Result<Applied, Rej
     let limit = limit.clamp(1, EXPIRE_MAX);
     let until = system::session_ends_after(change.now());
     let due = change.view().scan(Table::System, &[system::SESSION_ENDS], &until, limit as usize + 1);
-    let more = due.len() > limit as usize;
-    let mut count = 0;
+    let (mut count, mut removed) = (0, 0);
     for (key, _) in due.iter().take(limit as usize) {
+        if removed >= EXPIRE_REPLIES {
+            break;
+        }
         let (_, client) = system::session_of_end(key).ok_or(Rejected::Damaged {})?;
         let session = read::session(change.view(), client).map_err(|_| Rejected::Damaged {})?;
         for (key, _) in replies(change.view(), &session, &format::replies_end(client)) {
             change.remove_reply(key);
+            removed += 1;
         }
         change.remove_session(&session)?;
         count += 1;
     }
-    Ok(Applied::SessionsExpired { count, more })
+    Ok(Applied::SessionsExpired { count, more: due.len() > count as usize })
+}
+
+#[cfg(test)]
+mod tests {
+    use gfs_proto::id::LogIndex;
+    use gfs_proto::path::FilePath;
+
+    use super::*;
+    use crate::state::tests::World;
+    use crate::state::{Command, apply};
+
+    #[test]
+    fn a_command_ends_fewer_sessions_when_each_has_many_answers() {
+        let mut memory = World::with_servers().memory;
+        let mut index = 1000;
+        let mut propose = |now, request, command: Command| {
+            index += 1;
+            let proposal = Proposal { request, ..Proposal::internal(UnixMs::from_raw(now), command) };
+            let outcome = apply(&memory, LogIndex::from_raw(index), &proposal);
+            memory.write(outcome.writes);
+            outcome.reply.unwrap()
+        };
+        for nonce in 1..=8_u8 {
+            let opened = propose(1, None, Command::OpenSession { nonce: [nonce; 16] });
+            let Applied::SessionOpened { client, .. } = opened else { panic!("{opened:?}") };
+            for sequence in 1..=600 {
+                let path = FilePath::parse(&format!("/{nonce}-{sequence}")).unwrap();
+                let command = Command::Create { path, replication: 0 };
+                propose(1, Some(RequestId { client, sequence }), command);
+            }
+        }
+        let mut expire = || propose(u64::MAX, None, Command::ExpireSessions { limit: 1000 });
+        assert_eq!(expire(), Applied::SessionsExpired { count: 7, more: true });
+        assert_eq!(expire(), Applied::SessionsExpired { count: 1, more: false });
+    }
 }

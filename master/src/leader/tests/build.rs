@@ -91,6 +91,21 @@ async fn a_build_is_given_up_when_a_chunk_can_not_be_revoked_for_long_and_leaves
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_build_that_stood_still_in_an_earlier_reign_is_not_given_up_for_that() {
+    let stage = Stage::new(4);
+    stage.leased_chunk().await;
+    begin(&stage);
+    (1..=3).for_each(|server| stage.servers.set(server, Mood::Dead));
+    let duties = duties(&stage);
+    drop(stage.during(duties.tick_build(&stage.reign)).await);
+    // Others lead, and bring it forward.
+    stage.pass(STUCK_MAX * 2).await;
+    duties.begin();
+    drop(stage.during(duties.tick_build(&stage.reign)).await);
+    assert!(build(&stage).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_the_masters_have_no_room_a_build_revokes_nothing_and_is_given_up_after_a_while() {
     let stage = Stage::new(4);
     let handle = stage.leased_chunk().await;

@@ -128,6 +128,27 @@ async fn what_can_not_be_revoked_waits_for_the_end_of_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deletion_that_was_given_up_long_ago_has_waited_for_no_lease_of_today() {
+    let stage = Stage::new(4);
+    let handle = stage.leased_chunk().await;
+    let all = |mood| (1..=3).for_each(|server| stage.servers.set(server, mood));
+    let end = async || stage.during(stage.granter.end_leases(&stage.reign, stage.file)).await.0.err();
+    all(Mood::Deaf);
+    assert_eq!(end().await, Some(Error::GrantPending { handle }));
+    // They can be reached again, and somebody writes on.
+    all(Mood::Well);
+    stage.pass(Duration::from_secs(120)).await;
+    stage.granter.find_lease_of(&stage.reign, (stage.file, FIRST), handle, None).await.unwrap();
+    let told = stage.now();
+    all(Mood::Deaf);
+    while end().await.is_some() {
+        stage.pass(Duration::from_secs(1)).await;
+        assert!(stage.now().since(told) < Duration::from_secs(90), "for ever");
+    }
+    assert!(stage.now().since(told) >= Duration::from_secs(65));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_whose_first_grant_never_came_about_can_be_deleted() {
     let stage = Stage::new(4);
     (1..=4).for_each(|server| stage.servers.set(server, Mood::Dead));
