@@ -122,6 +122,11 @@ pub(crate) fn opinion(operations: &[Op], verdict: &mut Verdict) {
     verdict.note(format!(
         "second opinion: {judged} trees judged in {steps} steps, {gave_up} given up, {too_large} too large, {left_over} left over"
     ));
+    for (what, trees) in [("trees.judged", judged), ("trees.not-judged", gave_up + too_large + left_over)] {
+        if trees > 0 {
+            verdict.count(what, trees as u64);
+        }
+    }
     let agreed = illegal.is_empty();
     illegal.into_iter().for_each(|what| verdict.finding(what));
     let all_searched = operations.iter().all(is_searched);
