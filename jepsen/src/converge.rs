@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
-use gfs_client::{Client, Options};
+use gfs_client::{Client, Comparison, Options};
 use gfs_proto::id::ChunkIndex;
 use gfs_proto::pb::peer_client::PeerClient;
 use gfs_proto::{Environment, net, pb};
@@ -58,11 +58,7 @@ pub(crate) async fn check(
         let here = status.servers.iter().filter(|server| server.alive);
         let held: u64 = here.map(|server| server.chunks).sum();
         ensure!(wanted.complete, "some files were deleted meanwhile");
-        // What is in the trash has replicas too, which no file names.
-        ensure!(held >= wanted.replicas, "{held} replicas are held, {} are wanted", wanted.replicas);
-        let most = wanted.replicas + deleted(status.chunks, wanted.chunks)? * wanted.goal_max;
-        ensure!(held <= most, "{held} replicas are held, at most {most} are wanted: some are leaked");
-        Ok(())
+        wanted.compare(status.chunks, held)
     });
     if let Err(error) = holding.await {
         verdict.finding(format!("leaked or lost: {error:#}"));
@@ -96,6 +92,17 @@ struct Goals {
     replicas: u64,
     goal_max: u64,
     complete: bool,
+}
+
+impl Goals {
+    /// Whether the servers hold as many replicas as they should, of so many chunks.
+    fn compare(&self, chunks: u64, held: u64) -> Result<()> {
+        // What is in the trash has replicas too, which no file names.
+        ensure!(held >= self.replicas, "{held} replicas are held, {} are wanted", self.replicas);
+        let most = self.replicas + deleted(chunks, self.chunks)? * self.goal_max;
+        ensure!(held <= most, "{held} replicas are held, at most {most} are wanted: some are leaked");
+        Ok(())
+    }
 }
 
 async fn goals(cluster: &Cluster) -> Result<Goals> {
@@ -199,22 +206,33 @@ async fn compare_chunks(cluster: &Cluster, verdict: &mut Verdict) -> Result<BTre
             let index = ChunkIndex::from_raw(u32::try_from(index)?);
             let compared = eventually("all replicas answer", PATIENCE, async || {
                 let compared = file.compare_replicas(index).await?;
-                let (there, goal) = (compared.replicas.len(), compared.chunk.goal);
-                ensure!(compared.is_corrupt() || there >= goal as usize, "{there} of {goal} replicas");
-                ensure!(compared.is_corrupt() || compared.is_complete(), "not all can be read: {compared:?}");
+                all_there(&compared)?;
                 Ok(compared)
             });
             let compared = compared.await.with_context(|| format!("chunk {index} of {}", file.path()))?;
-            if compared.is_corrupt() {
-                verdict.finding(format!("replicas differ: chunk {index} of {}: {compared:?}", file.path()));
-            } else {
-                sound.insert(compared.chunk.handle.raw());
-            }
+            judge_chunk(file.path(), &compared, &mut sound, verdict);
             compared_count += 1;
         }
     }
     verdict.note(format!("{compared_count} chunks compared on all their servers"));
     Ok(sound)
+}
+
+/// As many replicas as there should be can be read. Damage is told at once: it does not get better by waiting.
+fn all_there(compared: &Comparison) -> Result<()> {
+    let (there, goal) = (compared.replicas.len(), compared.chunk.goal);
+    ensure!(compared.is_corrupt() || there >= goal as usize, "{there} of {goal} replicas");
+    ensure!(compared.is_corrupt() || compared.is_complete(), "not all can be read: {compared:?}");
+    Ok(())
+}
+
+/// A chunk is the same on all its servers, and is sound then, or not.
+fn judge_chunk(path: &str, compared: &Comparison, sound: &mut BTreeSet<u64>, verdict: &mut Verdict) {
+    if compared.is_corrupt() {
+        verdict.finding(format!("replicas differ: chunk {} of {path}: {compared:?}", compared.chunk.index));
+    } else {
+        sound.insert(compared.chunk.handle.raw());
+    }
 }
 
 /// Every master and shadow has the same rows at one index of the log.
@@ -235,11 +253,18 @@ async fn compare_states(cluster: &Cluster) -> Result<()> {
         });
         let answers = futures::future::try_join_all(asked).await?;
         let hashes: Vec<pb::StateHashReply> = answers.into_iter().map(tonic::Response::into_inner).collect();
-        let first = hashes.first().map(|hash| hash.applied);
-        ensure!(hashes.iter().all(|hash| Some(hash.applied) == first), "{hashes:?}");
+        ensure!(at_one_index(&hashes), "{hashes:?}");
         Ok(hashes)
     });
-    let hashes = hashes.await?;
+    compare_hashes(&names, &hashes.await?)
+}
+
+fn at_one_index(hashes: &[pb::StateHashReply]) -> bool {
+    hashes.windows(2).all(|pair| pair[0].applied == pair[1].applied)
+}
+
+/// At one index all have the same.
+fn compare_hashes(names: &[String], hashes: &[pb::StateHashReply]) -> Result<()> {
     ensure!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{names:?} have {hashes:?}");
     Ok(())
 }
@@ -247,7 +272,82 @@ async fn compare_states(cluster: &Cluster) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gfs_client::{Chunk, ReplicaSums, Server};
+    use gfs_proto::Error;
+    use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
     use gfs_tests::Shape;
+
+    /// A chunk that should have two replicas; of each that is there its checksums, or why it can't be read.
+    fn compared(replicas: &[std::result::Result<&[u32], Error>]) -> Comparison {
+        let server = |id| Server { id: ServerId::from_raw(id), address: String::new(), rack: String::new() };
+        let replicas: Vec<_> = (1..)
+            .zip(replicas)
+            .map(|(id, sums)| ReplicaSums {
+                server: server(id),
+                length: 100,
+                sealed: false,
+                blocks: sums.as_ref().map(|blocks| blocks.to_vec()).unwrap_or_default(),
+                error: sums.as_ref().err().cloned(),
+            })
+            .collect();
+        let chunk = Chunk {
+            index: ChunkIndex::from_raw(0),
+            handle: ChunkHandle::from_raw(7),
+            version: ChunkVersion::from_raw(1),
+            replicas: replicas.iter().map(|replica| replica.server.clone()).collect(),
+            goal: 2,
+            primary: None,
+        };
+        Comparison { chunk, replicas }
+    }
+
+    #[test]
+    fn a_chunk_is_whole_when_all_its_replicas_can_be_read() {
+        all_there(&compared(&[Ok(&[1]), Ok(&[1])])).unwrap();
+        let silent = || Error::unavailable("silent");
+        for bad in [&[Ok(&[1][..])][..], &[Ok(&[1]), Err(silent())], &[]] {
+            assert!(all_there(&compared(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_is_not_the_same_everywhere_is_found_at_once_and_not_sound() {
+        for (blocks, findings) in [(&[1][..], 0), (&[2], 1), (&[1, 1], 1)] {
+            let compared = compared(&[Ok(&[1]), Ok(blocks)]);
+            let (mut sound, mut verdict) = (BTreeSet::new(), Verdict::new());
+            all_there(&compared).unwrap();
+            judge_chunk("/f", &compared, &mut sound, &mut verdict);
+            assert_eq!((verdict.findings.len(), sound.len()), (findings, 1 - findings), "{blocks:?}");
+            assert!(verdict.findings.iter().all(|finding| finding.starts_with("replicas differ: chunk ")));
+        }
+    }
+
+    #[test]
+    fn the_servers_hold_what_is_wanted_and_what_the_trash_may_have() {
+        let wanted = Goals { chunks: 4, replicas: 10, goal_max: 3, complete: true };
+        for (chunks, held) in [(4, 10), (5, 10), (5, 13)] {
+            wanted.compare(chunks, held).unwrap();
+        }
+        for (chunks, held, says) in
+            [(4, 9, "10 are wanted"), (4, 11, "leaked"), (5, 14, "leaked"), (3, 10, "files have 4")]
+        {
+            let error = wanted.compare(chunks, held).unwrap_err().to_string();
+            assert!(error.contains(says), "{chunks} chunks, {held} held: {error}");
+        }
+    }
+
+    #[test]
+    fn masters_at_one_index_have_one_state() {
+        let hash = |applied, rows, crc| pb::StateHashReply { applied, rows, crc };
+        assert!(
+            at_one_index(&[hash(5, 2, 9), hash(5, 2, 8)]) && !at_one_index(&[hash(5, 2, 9), hash(6, 2, 9)])
+        );
+        let names = ["one".to_owned(), "two".to_owned(), "three".to_owned()];
+        compare_hashes(&names, &[hash(5, 2, 9), hash(5, 2, 9), hash(5, 2, 9)]).unwrap();
+        for other in [hash(5, 3, 9), hash(5, 2, 8)] {
+            assert!(compare_hashes(&names, &[hash(5, 2, 9), hash(5, 2, 9), other]).is_err(), "{other:?}");
+        }
+    }
 
     #[test]
     fn a_short_trash_has_to_be_emptied_where_clocks_are_right() {

@@ -34,7 +34,7 @@ pub use export::{Format, export};
 pub use history::{Event, Operation, pair_up};
 pub use hosts::{Placement, Site};
 pub use ledger::{Ledger, Sum, tally};
-pub use matrix::{Mixes, mixes};
+pub use matrix::{Mixes, Strikes, cells, mixes};
 pub use measure::{Loss, Measured, Subject, measure};
 pub use mutants::{Line, mutants};
 pub use nemesis::{FAULTS, Fault, Needs};

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use gfs_jepsen::{
-    ACTIONS, Format, Ledger, Loss, Mixes, Placement, Plan, Promise, Site, Subject, Sweep, Verdict, WORKLOADS,
-    check_file, export, measure, mixes, mutants, parse_time, power, report, rot, run, sweep, tally,
+    ACTIONS, Format, Ledger, Loss, Mixes, Placement, Plan, Promise, Site, Strikes, Subject, Sweep, Verdict,
+    WORKLOADS, cells, check_file, export, measure, mixes, mutants, parse_time, power, report, rot, run,
+    sweep, tally,
 };
 use tokio::runtime::Runtime;
 
@@ -34,8 +35,7 @@ struct Arguments {
 enum Command {
     /// One workload under some faults.
     Run {
-        /// append, cells, namespace.
-        #[arg(long)]
+        #[arg(long, help = workload_help())]
         workload: String,
         /// Kinds of faults, separated by commas, or none.
         #[arg(long, value_delimiter = ',', default_value = "none")]
@@ -215,6 +215,12 @@ enum Promised {
     Replicated,
 }
 
+/// The names of all workloads.
+fn workload_help() -> String {
+    let names: Vec<_> = WORKLOADS.iter().map(|workload| workload.name).collect();
+    format!("One of {}", names.join(", "))
+}
+
 /// A seed that differs from run to run.
 fn draw() -> u64 {
     rand::random_range(0..1_000_000)
@@ -263,7 +269,7 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
             let time = time.unwrap_or(if operations.is_some() { COUNTED_TIME } else { TIME });
             let time_ms = u64::try_from(time.as_millis())?;
             let plan = Plan { workload, nemesis, time_ms, seed, clients, operations };
-            run_one(&plan, site, keep, ledger).await
+            Ok(run_one(&plan, site, keep, ledger).await?.is_good())
         }
         Command::Matrix { time, nemesis, seed } => {
             let runs = Runs { time, seed: seed.unwrap_or_else(draw), site, ledger };
@@ -326,8 +332,9 @@ async fn obey(command: Command, site: &Site, ledger: Option<&Ledger>) -> Result<
 
 async fn run_power(rounds: u32, promise: Promise, seed: u64) -> Result<bool> {
     if let Some(obstacle) = gfs_tests::Disks::obstacle() {
-        tell(&format!("skipped: {obstacle}"))?;
-        return Ok(true);
+        tell(&format!("nothing was tried: {obstacle}"))?;
+        // Nor has anything passed.
+        return Ok(false);
     }
     let report = power(rounds, promise, seed, tell).await?;
     let note = format!("each disk is a file to be mounted with -o loop; seed {seed}");
@@ -350,7 +357,7 @@ fn tell_rounds(findings: &[String], kept: Option<&Path>, note: &str) -> Result<b
     Ok(findings.is_empty())
 }
 
-async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) -> Result<bool> {
+async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) -> Result<Verdict> {
     let started = Instant::now();
     let (directory, verdict) = run(plan, site).await.with_context(|| plan.command())?;
     ledger.map_or(Ok(()), |ledger| ledger.add(plan, &verdict))?;
@@ -369,7 +376,7 @@ async fn run_one(plan: &Plan, site: &Site, keep: bool, ledger: Option<&Ledger>) 
         explain(&verdict)?;
         tell(&format!("  kept: {}\n  again: {}", directory.display(), plan.command()))?;
     }
-    Ok(verdict.is_good())
+    Ok(verdict)
 }
 
 fn explain(verdict: &Verdict) -> Result<()> {
@@ -394,31 +401,31 @@ struct Runs<'a> {
 async fn run_matrix(nemesis: &[String], runs: &Runs<'_>) -> Result<bool> {
     let Runs { time, seed, site, ledger } = *runs;
     let Mixes { runs: mixes, left_out } = mixes(nemesis, |needs| site.has(needs))?;
-    for mix in left_out {
+    for mix in &left_out {
         tell(&format!("left out, it can't be done here: {}", mix.join("+")))?;
     }
+    let mut strikes = Strikes::of(&left_out);
     let (mut passed, mut failed) = (0, 0);
-    for workload in WORKLOADS {
-        for (index, mix) in (0_u64..).zip(&mixes) {
-            let plan = Plan {
-                workload: workload.name.into(),
-                nemesis: mix.clone(),
-                time_ms: u64::try_from(time.as_millis())?,
-                seed: seed.wrapping_add(index),
-                clients: 8,
-                operations: None,
-            };
-            // A run that breaks off is a failed cell, not the end of the matrix.
-            match run_one(&plan, site, false, ledger).await {
-                Ok(true) => passed += 1,
-                Ok(false) => failed += 1,
-                Err(error) => {
-                    failed += 1;
-                    tell(&format!("{:<10} broke off: {error:#}", workload.name))?;
-                }
+    for plan in cells(&mixes, u64::try_from(time.as_millis())?, seed) {
+        strikes.expect(&plan.nemesis);
+        // Some workloads have nothing that the only fault of a mix could strike.
+        if let Err(why) = plan.fault_names(site) {
+            tell(&format!("{:<10} left out: {why:#}", plan.workload))?;
+            continue;
+        }
+        // A run that breaks off is a failed cell, not the end of the matrix.
+        match run_one(&plan, site, false, ledger).await {
+            Ok(verdict) => {
+                strikes.add(&verdict);
+                *if verdict.is_good() { &mut passed } else { &mut failed } += 1;
+            }
+            Err(error) => {
+                failed += 1;
+                tell(&format!("{:<10} broke off: {error:#}", plan.workload))?;
             }
         }
     }
+    strikes.lines().iter().try_for_each(|line| tell(line))?;
     tell(&format!("{passed} passed, {failed} failed"))?;
     // A matrix without a run has shown nothing.
     Ok(failed == 0 && passed > 0)

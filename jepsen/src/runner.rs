@@ -6,17 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use futures::FutureExt;
 use gfs_tests::{Cluster, End, Role, Shape};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::check::{WRITES, lease};
 use crate::converge;
 use crate::hosts::Site;
 use crate::inside::Inside;
-use crate::nemesis::{Deeds, FAULTS, Fault, Needs, Ring};
+use crate::nemesis::{Deeds, FAULTS, Fault, Needs, Ring, STRUCK};
 use crate::power::DISK_BYTES;
 use crate::recorder::Recorder;
 use crate::report::report;
@@ -28,9 +30,17 @@ use crate::workload::{Scene, WORKLOADS, Workload};
 const HEALING_PATIENCE: Duration = Duration::from_secs(60);
 /// How long clients may take to end after the time is over: longer than their patience.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(60);
+/// How much longer than planned a run may take whose faults have not struck yet: some wait until the cluster is whole.
+const STRIKE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long clients go on when the first fault strikes that late: somebody has to meet it.
+const LATE_STRIKE_TIME: Duration = Duration::from_secs(2);
 
 /// What servers log: as usual, and the trace of the leases.
 const LOG: &str = "info,openraft=error,gfs::lease=trace";
+
+/// What a run judges and its history does not tell.
+const NOT_IN_A_HISTORY: &str = "not judged, a history does not tell it: leases, convergence, servers that ended, damage that \
+    nobody noticed, whether faults struck";
 
 /// What a run is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +67,7 @@ impl Plan {
 
     /// The faults that can be had there, and the others.
     fn faults(&self, site: &Site) -> Result<(Vec<&'static Fault>, Vec<&'static Fault>)> {
+        let workload = self.workload()?;
         let find = |name: &String| {
             let known = || FAULTS.iter().map(|fault| fault.name).collect::<Vec<_>>().join(", ");
             FAULTS
@@ -67,7 +78,7 @@ impl Plan {
         let asked: Vec<_> =
             self.nemesis.iter().filter(|name| *name != "none").map(find).collect::<Result<_>>()?;
         let (possible, impossible): (Vec<_>, Vec<_>) =
-            asked.into_iter().partition(|fault| site.has(fault.needs));
+            asked.into_iter().partition(|fault| site.has(fault.needs) && workload.can_suffer(fault.needs));
         if possible.is_empty() && !impossible.is_empty() {
             bail!("nothing of this can be done here: {}", left_out(&impossible).join("; "));
         }
@@ -91,6 +102,18 @@ impl Plan {
             Some(operations) => operations.saturating_mul(self.clients).saturating_mul(9) / 10,
             None => workload.minimum.all_per_second.saturating_mul(self.time_ms) / 1000,
         }
+    }
+
+    /// Whether enough was done for the run to prove something.
+    fn check_load(&self, workload: &Workload, history: &str, verdict: &mut Verdict) -> Result<()> {
+        let needed = self.load_min(workload);
+        if verdict.ok < needed {
+            verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
+        }
+        if self.operations.is_none() {
+            timeline::check_load(history, workload.minimum, verdict)?;
+        }
+        Ok(())
     }
 
     /// The line that does the same again.
@@ -123,23 +146,37 @@ fn find_workload(name: &str) -> Result<&'static Workload> {
         .with_context(|| format!("no workload {name:?}; there are {}", known()))
 }
 
-/// Judges a history that was written before; `plan.json` beside it names the workload if none is given.
+/// Judges a history that was written before, by its workload and by the load that the `plan.json` beside it wants; the plan names
+/// the workload if none is given. Servers, logs and replicas are gone: the verdict notes what that leaves out.
 ///
 /// # Errors
 /// The file is no history.
 pub fn check_file(file: &Path, workload: Option<&str>) -> Result<Verdict> {
-    let workload = match workload {
-        Some(name) => find_workload(name)?,
-        None => {
-            let plan = file.with_file_name("plan.json");
-            let text = std::fs::read_to_string(&plan)
-                .with_context(|| format!("--workload is not given and {} can't be read", plan.display()))?;
-            serde_json::from_str::<Plan>(&text)?.workload()?
+    let plan = file.with_file_name("plan.json");
+    let planned: Result<Plan> =
+        std::fs::read_to_string(&plan).with_context(|| format!("{} can't be read", plan.display())).and_then(
+            |text| serde_json::from_str(&text).with_context(|| format!("{} is no plan", plan.display())),
+        );
+    let (workload, planned) = match (workload, planned) {
+        // Another workload's plan says nothing of the load of this one.
+        (Some(name), planned) => {
+            (find_workload(name)?, planned.ok().filter(|planned| planned.workload == name))
+        }
+        (None, planned) => {
+            let planned = planned.context("--workload is not given")?;
+            (planned.workload()?, Some(planned))
         }
     };
     // The last line may be torn, also within a letter.
     let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    (workload.check)(&String::from_utf8_lossy(&bytes))
+    let text = String::from_utf8_lossy(&bytes);
+    let mut verdict = (workload.check)(&text)?;
+    match planned {
+        Some(planned) => planned.check_load(workload, &text, &mut verdict)?,
+        None => verdict.note("not judged: whether the load was enough, without its plan.json beside it"),
+    }
+    verdict.note(NOT_IN_A_HISTORY);
+    Ok(verdict)
 }
 
 /// Does what the plan says, in a directory that stays; returns it and the verdict.
@@ -194,14 +231,9 @@ pub async fn run(plan: &Plan, site: &Site) -> Result<(PathBuf, Verdict)> {
     if let Err(error) = outcome {
         verdict.doubt(format!("the run broke off: {error:#}"));
     }
-    let needed = plan.load_min(workload);
-    if verdict.ok < needed {
-        verdict.doubt(format!("too little load: {} acknowledged, {needed} needed", verdict.ok));
-    }
+    plan.check_load(workload, &text, &mut verdict)?;
+    doubt_without_strike(&faults, &mut verdict);
     left_out(&impossible).into_iter().for_each(|what| verdict.note(format!("left out: {what}")));
-    if plan.operations.is_none() {
-        timeline::check_load(&text, workload.minimum, &mut verdict)?;
-    }
     judge_servers(&mut cluster, &mut verdict)?;
     std::fs::write(directory.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
     report(&directory)?;
@@ -259,11 +291,12 @@ async fn drive(
     for number in 0..plan.clients {
         clients.spawn_on((workload.client)(scene.clone(), number), &site.clients());
     }
+    let struck = ring.deeds.struck.clone();
     // A fault that is under way at the end is left to the healing.
     let raged = tokio::select! {
         raged = ring.rage(faults) => raged,
         ended = all_end(&mut clients) => ended,
-        () = tokio::time::sleep(Duration::from_millis(plan.time_ms)) => Ok(()),
+        () = time_is_over(Duration::from_millis(plan.time_ms), &struck, !faults.is_empty()) => Ok(()),
     };
     scene.stop.store(true, Ordering::Relaxed);
     ring.heal()?;
@@ -279,6 +312,26 @@ async fn drive(
     }
     scene.recorder.nemesis(&format!("whole again after {} ms", started.elapsed().as_millis()))?;
     (workload.finish)(scene.clone()).await
+}
+
+/// Waits for the end of the time, and a little longer for the first strike if there is to be one.
+async fn time_is_over(time: Duration, struck: &Notify, shall_strike: bool) {
+    tokio::time::sleep(time).await;
+    if !shall_strike || struck.notified().now_or_never().is_some() {
+        return;
+    }
+    if tokio::time::timeout(STRIKE_PATIENCE, struck.notified()).await.is_ok() {
+        tokio::time::sleep(LATE_STRIKE_TIME).await;
+    }
+}
+
+/// A run under faults of which none has struck is a quiet one, and says nothing of them.
+fn doubt_without_strike(faults: &[&Fault], verdict: &mut Verdict) {
+    if faults.is_empty() || verdict.counts.keys().any(|what| what.starts_with(STRUCK)) {
+        return;
+    }
+    let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
+    verdict.doubt(format!("none of the faults struck: {}; give it more time", names.join(", ")));
 }
 
 /// Waits for all clients; stops at the first that fails.
@@ -315,6 +368,97 @@ mod tests {
             judge_end(&End { what: "chunkserver-3".into(), from_outside }, &mut verdict);
             assert_eq!(verdict.validity, validity);
         }
+    }
+
+    #[test]
+    fn faults_of_which_none_struck_are_doubted() {
+        let judge = |faults: &[&Fault], what: &str| {
+            let mut verdict = Verdict::new();
+            verdict.count(what, 1);
+            doubt_without_strike(faults, &mut verdict);
+            verdict.validity
+        };
+        let mix: Vec<&Fault> = FAULTS.iter().take(2).collect();
+        assert_eq!(judge(&mix, "faults.pause"), Validity::Good, "one is enough");
+        assert_eq!(judge(&mix, "idle.kill"), Validity::Unknown);
+        assert_eq!(judge(&[], "writes"), Validity::Good, "none was to strike");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_goes_on_until_a_fault_has_struck_but_not_for_ever() {
+        let time = Duration::from_secs(7);
+        let ended_after = async |strike_after: Option<u64>, shall_strike| {
+            let (struck, started) = (Notify::new(), tokio::time::Instant::now());
+            let strike = async {
+                if let Some(after) = strike_after {
+                    tokio::time::sleep(Duration::from_secs(after)).await;
+                    struck.notify_one();
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = strike => {}
+                () = time_is_over(time, &struck, shall_strike) => {}
+            }
+            started.elapsed().as_secs()
+        };
+        assert_eq!(ended_after(Some(3), true).await, 7);
+        assert_eq!(ended_after(Some(10), true).await, 12, "clients are to meet it");
+        assert_eq!(ended_after(None, true).await, 27);
+        assert_eq!(ended_after(None, false).await, 7);
+    }
+
+    #[test]
+    fn a_history_that_is_judged_again_needs_the_load_of_its_plan() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("history.jsonl");
+        let ok = |process: u64, call: &str, value: &str| {
+            format!(
+                r#"{{"event":"call","process":{process},"at_ns":{process},"call":{call}}}
+{{"event":"return","process":{process},"at_ns":{process},"outcome":{{"type":"ok","value":{value}}}}}
+"#
+            )
+        };
+        let entry = r#"{"rev":1,"entries":[{"name":"a","id":1,"directory":true}]}"#;
+        std::fs::write(&file, ok(1, r#"{"mkdir":{"path":"/a"}}"#, entry)).unwrap();
+        assert!(check_file(&file, None).is_err(), "nobody has named the workload");
+        let without = check_file(&file, Some("namespace")).unwrap();
+        assert!(
+            without.is_good() && without.notes.iter().any(|note| note.contains("plan.json")),
+            "{without:?}"
+        );
+        let plan = |time_ms| Plan {
+            workload: "namespace".into(),
+            nemesis: vec!["kill".into()],
+            time_ms,
+            seed: 1,
+            clients: 8,
+            operations: None,
+        };
+        for (time_ms, validity) in [(50, Validity::Good), (7000, Validity::Unknown)] {
+            let text = serde_json::to_string(&plan(time_ms)).unwrap();
+            std::fs::write(file.with_file_name("plan.json"), text).unwrap();
+            let verdict = check_file(&file, None).unwrap();
+            assert_eq!(verdict.validity, validity, "{verdict:?}");
+            assert!(verdict.notes.iter().any(|note| note == NOT_IN_A_HISTORY));
+        }
+    }
+
+    #[test]
+    fn a_workload_without_chunks_leaves_out_what_damages_them() {
+        let (site, _) = Site::open(crate::hosts::Placement::Loopback).unwrap();
+        let plan = |workload: &str, nemesis: &[&str]| Plan {
+            workload: workload.into(),
+            nemesis: nemesis.iter().map(|name| (*name).to_owned()).collect(),
+            time_ms: 1,
+            seed: 1,
+            clients: 1,
+            operations: None,
+        };
+        let mixed = plan("namespace", &["kill", "bit-rot"]).fault_names(&site).unwrap();
+        assert_eq!(mixed, (vec!["kill"], vec!["bit-rot"]));
+        assert!(plan("bank", &["bit-rot"]).fault_names(&site).is_err());
+        assert!(plan("append", &["bit-rot"]).fault_names(&site).is_ok());
     }
 
     #[test]

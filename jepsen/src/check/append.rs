@@ -351,6 +351,27 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_in_a_log_that_nobody_appended_is_found() {
+        // The third is of unknown outcome and there.
+        let calls = [(1, 1, Some((5, 0))), (2, 6, Some((9, 10))), (3, 10, None)];
+        let file: &[(u64, u64)] = &[(0, 1), (10, 2), (20, 3)];
+        let good = text(&calls, &[], &[file, file]);
+        assert!(check(&good).unwrap().is_good());
+        let third = r#""crc":7,"length":10,"producer":3"#;
+        for (word, from, to) in [
+            ("damaged", third, r#""crc":8,"length":10,"producer":3"#),
+            ("damage", r#""damage":[]"#, r#""damage":[30]"#),
+            ("gap", r#""gaps":[]"#, r#""gaps":[[20,5]]"#),
+        ] {
+            assert!(good.contains(from), "{from}");
+            // What was asked comes first; of the replicas all tell the same.
+            let times = if word == "damaged" { 1 } else { 2 };
+            let bad = check(&good.replacen(from, to, times)).unwrap();
+            assert_eq!((first_word(&bad), bad.findings.len()), (word, 1), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn what_the_last_look_did_not_come_to_is_doubted_and_not_called_lost() {
         let (good, ends) = ([(1, 1, Some((5, 0))), (2, 6, Some((9, 10)))], Some((12, 250)));
         // Three chunks of 100 bytes; nobody has read the third, and its append is not there.

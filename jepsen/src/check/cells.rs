@@ -316,6 +316,10 @@ mod tests {
 
     /// Operations of (called, returned or 0 = unknown, call, reply); 2 cells a chunk, `last` = the replicas at the end.
     fn judge(operations: &[(u64, u64, Call, Reply)], last: &[Vec<(u64, u64)>]) -> Verdict {
+        check(&text(operations, last)).unwrap()
+    }
+    /// The history of it.
+    fn text(operations: &[(u64, u64, Call, Reply)], last: &[Vec<(u64, u64)>]) -> String {
         let servers: Vec<u64> = (0..last.len() as u64).collect();
         let layout = Reply::Layout { cells_per_chunk: 2, servers: vec![servers.clone()] };
         let mut all = operations.to_vec();
@@ -337,7 +341,7 @@ mod tests {
         }
         events.sort_by_key(|(at, _)| *at);
         let lines: Vec<String> = events.iter().map(|(_, line)| line.to_string()).collect();
-        check(&lines.join("\n")).unwrap()
+        lines.join("\n")
     }
     fn write(called: u64, returned: u64, tag: u64) -> (u64, u64, Call, Reply) {
         (called, returned, Call::Write { tag, first: 0, count: 2 }, Reply::Written)
@@ -377,6 +381,19 @@ mod tests {
             ("torn", &[write(1, 2, 5), read(3, 4, TORN)]),
         ] {
             assert_eq!(first_word(&judge(operations, &all_5)), word, "{operations:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_write_and_a_refused_read_are_found() {
+        // The file is there.
+        let all_5 = [vec![(2, 5)], vec![(2, 5)]];
+        let good = text(&[write(1, 2, 4), write(3, 4, 5), read(5, 6, 5)], &all_5);
+        assert!(check(&good).unwrap().is_good());
+        for answer in [r#"{"type":"ok","value":"written"}"#, r#"{"type":"ok","value":{"cells":[[2,5]]}}"#] {
+            assert!(good.contains(answer), "{good}");
+            let bad = check(&good.replacen(answer, r#"{"type":"fail","reason":"not found"}"#, 1)).unwrap();
+            assert_eq!((first_word(&bad), bad.findings.len()), ("refused", 1), "{bad:?}");
         }
     }
 

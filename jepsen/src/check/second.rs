@@ -19,6 +19,10 @@ const UNKNOWN_MAX: usize = 12;
 const LIMITS: Limits = Limits { steps: 300_000, remembered: 200_000 };
 /// Placements for all trees together.
 const STEPS_MAX: u64 = 2_000_000;
+/// Of the trees that were small enough for the search, one in so many is judged at least; and one in so many of those that it was
+/// to look at, large or not. Most runs have all of both.
+const TRIED_JUDGED_ONE_IN: usize = 2;
+const JUDGED_ONE_IN: usize = 4;
 /// Operations named of what blocks a history.
 const NAMED: usize = 6;
 
@@ -65,7 +69,22 @@ struct Tally {
     judged: usize,
     gave_up: usize,
     too_large: usize,
+    /// After the steps for all trees were used up: a long run has more than can be searched.
+    left_over: usize,
     illegal: Vec<String>,
+}
+
+impl Tally {
+    /// A second opinion on little of what was done is none.
+    fn doubt_if_few(&self, verdict: &mut Verdict) {
+        let Self { judged, gave_up, too_large, .. } = *self;
+        let (tried, met) = (judged + gave_up, judged + gave_up + too_large);
+        if judged * TRIED_JUDGED_ONE_IN < tried || judged * JUDGED_ONE_IN < met {
+            verdict.doubt(format!(
+                "second opinion on too little: {judged} trees judged, {gave_up} given up, {too_large} too large"
+            ));
+        }
+    }
 }
 
 /// Judges every tree that is small enough; settles what the replay could not tell, and disagrees where it must.
@@ -74,7 +93,11 @@ pub(crate) fn opinion(operations: &[Op], verdict: &mut Verdict) {
     let mut steps = 0;
     for (top, tree) in trees(operations) {
         let unknown = tree.iter().filter(|operation| operation.returned_at_ns.is_none()).count();
-        if tree.len() > OPERATIONS_MAX || unknown > UNKNOWN_MAX || steps > STEPS_MAX {
+        if steps > STEPS_MAX {
+            tally.left_over += 1;
+            continue;
+        }
+        if tree.len() > OPERATIONS_MAX || unknown > UNKNOWN_MAX {
             tally.too_large += 1;
             continue;
         }
@@ -94,19 +117,22 @@ pub(crate) fn opinion(operations: &[Op], verdict: &mut Verdict) {
             }
         }
     }
-    let Tally { judged, gave_up, too_large, illegal } = tally;
+    tally.doubt_if_few(verdict);
+    let Tally { judged, gave_up, too_large, left_over, illegal } = tally;
     verdict.note(format!(
-        "second opinion: {judged} trees judged in {steps} steps, {gave_up} given up, {too_large} too large"
+        "second opinion: {judged} trees judged in {steps} steps, {gave_up} given up, {too_large} too large, {left_over} left over"
     ));
+    for (what, trees) in [("trees.judged", judged), ("trees.not-judged", gave_up + too_large + left_over)] {
+        if trees > 0 {
+            verdict.count(what, trees as u64);
+        }
+    }
     let agreed = illegal.is_empty();
     illegal.into_iter().for_each(|what| verdict.finding(what));
     let all_searched = operations.iter().all(is_searched);
-    if agreed && all_searched && gave_up + too_large == 0 {
+    if agreed && all_searched && gave_up + too_large + left_over == 0 {
         // Every answer of every tree has an explanation, whatever became of the unknown ones.
         verdict.settle("the search found an order");
-    }
-    if judged == 0 && gave_up + too_large > 0 {
-        verdict.doubt("no tree was small enough for a second opinion");
     }
 }
 

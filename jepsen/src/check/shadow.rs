@@ -75,6 +75,50 @@ mod tests {
         verdict.is_good()
     }
 
+    /// A file is made at index 10; long afterwards a shadow is asked for what is in the root, with these bounds, and answers.
+    fn history(bound_ms: u64, floor: u64, rev: u64, names: &str) -> String {
+        let second = 1_000_000_000;
+        let event = |kind: &str, process: u64, at: u64, rest: &str| {
+            format!(r#"{{"event":"{kind}","process":{process},"at_ns":{at},{rest}}}"#)
+        };
+        let ok = |rev: u64, entries: &str| {
+            format!(r#""outcome":{{"type":"ok","value":{{"rev":{rev},"entries":[{entries}]}}}}"#)
+        };
+        let stale = format!(r#"{{"bound_ms":{bound_ms},"floor":{floor},"shadow":0}}"#);
+        [
+            event("call", 1, 1, r#""call":{"create":{"path":"/x"}}"#),
+            event("return", 1, 2, &ok(10, X)),
+            event("call", 2, second, &format!(r#""call":{{"list":{{"path":"/","stale":{stale}}}}}"#)),
+            event("return", 2, second + 1, &ok(rev, names)),
+        ]
+        .join("\n")
+    }
+    const X: &str = r#"{"name":"x","id":1,"directory":false}"#;
+
+    #[test]
+    fn a_shadow_may_be_behind_as_far_as_it_was_told_and_no_further() {
+        for good in [history(500, 10, 10, X), history(2000, 0, 9, "")] {
+            let verdict = check(&good).unwrap();
+            assert!(verdict.is_good(), "{good} {verdict:?}");
+        }
+        for (word, bad) in [
+            ("old", history(500, 0, 9, "")),
+            ("back", history(2000, 10, 9, "")),
+            ("inexplicable", history(2000, 0, 10, "")),
+        ] {
+            let verdict = check(&bad).unwrap();
+            let first = verdict.findings.first().map_or("", |finding| finding.split(':').next().unwrap());
+            assert_eq!(first, word, "{bad} {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_history_in_which_no_shadow_was_asked_is_doubted() {
+        let text = history(500, 10, 10, X).replace(r#","shadow":0"#, "");
+        let verdict = check(&text).unwrap();
+        assert!(verdict.findings.is_empty() && !verdict.is_good(), "{verdict:?}");
+    }
+
     #[test]
     fn shadows_that_answer_nothing_prove_nothing() {
         assert!(judge(&[(0, 100, 60), (1, 100, 5)]));

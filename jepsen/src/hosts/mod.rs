@@ -88,7 +88,8 @@ impl Site {
     /// Whether there is what a fault needs.
     pub fn has(&self, needs: Needs) -> bool {
         match needs {
-            Needs::Nothing => true,
+            // Chunks are the workload's.
+            Needs::Nothing | Needs::Chunks => true,
             Needs::Network => self.network.is_some(),
             Needs::Disks => Disks::obstacle().is_none(),
             // A program that is missing is complained of when it is to be started.

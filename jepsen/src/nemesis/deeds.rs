@@ -2,12 +2,20 @@
 //! nothing to do.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+/// What the counts of faults that have struck begin with.
+pub(crate) const STRUCK: &str = "faults.";
 
 /// The deeds of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Deeds {
     /// How often what was done, for the verdict.
     pub(crate) counts: BTreeMap<String, u64>,
+    /// Told at every strike; remembers one that nobody was waiting for.
+    pub(crate) struck: Arc<Notify>,
     /// The fault that is at work, and whether it has struck.
     at_work: Option<(&'static str, bool)>,
 }
@@ -21,8 +29,9 @@ impl Deeds {
     pub(super) fn strike(&mut self) {
         if let Some((fault, struck @ false)) = &mut self.at_work {
             *struck = true;
-            let what = format!("faults.{fault}");
+            let what = format!("{STRUCK}{fault}");
             self.count(&what, 1);
+            self.struck.notify_one();
         }
     }
 

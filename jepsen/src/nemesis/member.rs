@@ -7,9 +7,9 @@ use rand::seq::IndexedRandom;
 
 use super::Ring;
 
-/// Most servers of a role that joins only: each is one more process on this machine.
+/// Most servers of a role that joins only: each is one more process on this machine. Some clusters begin with two shadows.
 const MASTERS_MAX: usize = 5;
-const SHADOWS_MAX: usize = 2;
+const SHADOWS_MAX: usize = 3;
 
 impl Ring<'_> {
     /// A server joins; it takes part when this is over.

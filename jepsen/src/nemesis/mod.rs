@@ -26,7 +26,7 @@ use crate::hosts::Network;
 use crate::inside::Inside;
 use crate::recorder::Recorder;
 
-pub(crate) use deeds::Deeds;
+pub(crate) use deeds::{Deeds, STRUCK};
 pub(crate) use rot::{Corruption, Fate, chunk_file};
 
 /// A kind of fault.
@@ -58,6 +58,10 @@ const fn disk_fault(name: &'static str, strike: Strike) -> Fault {
     needing(name, Needs::Disks, strike)
 }
 
+const fn chunk_fault(name: &'static str, strike: Strike) -> Fault {
+    needing(name, Needs::Chunks, strike)
+}
+
 const fn inside_fault(name: &'static str, strike: Strike) -> Fault {
     needing(name, Needs::Inside, strike)
 }
@@ -77,11 +81,13 @@ pub enum Needs {
     Disks,
     /// Servers built with the feature `faults`.
     Inside,
+    /// A workload that writes to chunks: wherever it runs.
+    Chunks,
 }
 
 impl Needs {
     /// Everything that a fault may need.
-    pub(crate) const ALL: [Self; 4] = [Self::Nothing, Self::Network, Self::Disks, Self::Inside];
+    pub(crate) const ALL: [Self; 5] = [Self::Nothing, Self::Network, Self::Disks, Self::Inside, Self::Chunks];
 
     /// What is missing where it is not there, and what to do about it.
     pub(crate) fn missing(self) -> String {
@@ -90,6 +96,7 @@ impl Needs {
             Self::Network => "hosts of their own (root, apt-get install iproute2, /dev/net/tun)".into(),
             Self::Disks => Disks::obstacle().unwrap_or_else(|| "disks of their own".into()),
             Self::Inside => "servers built with faults (make faults builds them; GFS_BIN names them)".into(),
+            Self::Chunks => "a workload that writes to chunks".into(),
         }
     }
 }
@@ -109,7 +116,7 @@ pub const FAULTS: &[Fault] = &[
     disk_fault("power-one", |ring| ring.cut_power_of_one().boxed_local()),
     disk_fault("disk-dead", |ring| ring.kill_disk().boxed_local()),
     disk_fault("disk-full", |ring| ring.fill_disk().boxed_local()),
-    fault("bit-rot", |ring| ring.rot().boxed_local()),
+    chunk_fault("bit-rot", |ring| ring.rot().boxed_local()),
     inside_fault("disk-slow", |ring| ring.slow_disk().boxed_local()),
     fault("disk-lost", |ring| ring.lose_directory().boxed_local()),
     fault("disk-swapped", |ring| ring.swap_directories().boxed_local()),

@@ -12,7 +12,7 @@ use crate::outcome::Outcome;
 use crate::timeline::{self, Timeline};
 use crate::verdict::Verdict;
 
-/// Operations drawn in the timeline at most: the first ones, and those around each finding are what is looked at.
+/// Operations drawn by process at most: the first ones; the page says how many are left off, and `history.jsonl` has all of them.
 const DRAWN_MAX: usize = 6000;
 /// Lines of the list of marks.
 const MARKS_MAX: usize = 500;

@@ -27,6 +27,7 @@ pub(super) const WORKLOAD: Workload = Workload {
     client: |scene, number| -> BoxFuture<'static, Result<()>> { client(scene, number).boxed() },
     finish: |scene| finish(scene).boxed_local(),
     check,
+    writes_chunks: false,
     ..Workload::PLAIN
 };
 

@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::nemesis::Needs;
 use crate::outcome::Outcome;
 use crate::recorder::Recorder;
 use crate::verdict::Verdict;
@@ -58,9 +59,16 @@ pub struct Workload {
     pub check: fn(&str) -> Result<Verdict>,
     /// What its cluster has beside the usual.
     pub(crate) tune: fn(&mut Shape),
+    /// Whether its files have anything in them: else no chunk can be damaged.
+    pub(crate) writes_chunks: bool,
 }
 
 impl Workload {
+    /// Whether what a fault needs is there as far as the workload has a say in it.
+    pub(crate) fn can_suffer(&self, needs: Needs) -> bool {
+        self.writes_chunks || needs != Needs::Chunks
+    }
+
     /// What most workloads have in common.
     const PLAIN: Self = Self {
         name: "",
@@ -70,6 +78,7 @@ impl Workload {
         finish: |_| async { Ok(()) }.boxed_local(),
         check: |_| Ok(Verdict::new()),
         tune: |_| (),
+        writes_chunks: true,
     };
 }
 

@@ -44,6 +44,7 @@ pub(super) const WORKLOAD: Workload = Workload {
     },
     finish: |scene| finish(scene, ROOT).boxed_local(),
     check,
+    writes_chunks: false,
     ..Workload::PLAIN
 };
 

@@ -46,5 +46,6 @@ pub(super) const NAMES: Workload = Workload {
     },
     finish: |scene| namespace::finish(scene, ROOT).boxed_local(),
     check: check::namespace::check,
+    writes_chunks: false,
     ..Workload::PLAIN
 };

@@ -34,6 +34,7 @@ pub(super) const WORKLOAD: Workload = Workload {
     finish: |scene| namespace::finish(scene, ROOT).boxed_local(),
     check,
     tune: |shape| shape.shadows = 2,
+    writes_chunks: false,
 };
 
 async fn client(scene: Arc<Scene>, number: u64) -> Result<()> {

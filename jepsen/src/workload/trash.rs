@@ -29,6 +29,7 @@ pub(super) const WORKLOAD: Workload = Workload {
     finish: |scene| finish(scene).boxed_local(),
     check,
     tune: |shape| shape.trash = TRASH,
+    writes_chunks: true,
 };
 
 async fn prepare(scene: Arc<Scene>) -> Result<()> {

@@ -229,6 +229,22 @@ fn on_changed_histories_both_say_the_same() {
 }
 
 #[test]
+fn a_second_opinion_on_few_of_the_trees_is_doubted() {
+    let is_good = |judged, gave_up, too_large| {
+        let mut verdict = Verdict::new();
+        // What is left over when the steps are used up is a long run's, and no doubt.
+        Tally { judged, gave_up, too_large, left_over: 100, illegal: Vec::new() }.doubt_if_few(&mut verdict);
+        verdict.is_good()
+    };
+    for (judged, gave_up, too_large) in [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 3), (5, 5, 10)] {
+        assert!(is_good(judged, gave_up, too_large), "{judged}, {gave_up}, {too_large}");
+    }
+    for (judged, gave_up, too_large) in [(0, 1, 0), (0, 0, 1), (1, 2, 0), (1, 0, 4), (1, 49, 0)] {
+        assert!(!is_good(judged, gave_up, too_large), "{judged}, {gave_up}, {too_large}");
+    }
+}
+
+#[test]
 fn trees_are_judged_apart_unless_something_moves_between_them() {
     let rename = |source: &str, target: &str| Op {
         process: 0,
