@@ -10,11 +10,12 @@ use gfs_proto::time::Moment;
 use gfs_proto::{Error, pb};
 
 use crate::cluster::{Cluster, Registration, Space};
+use crate::identity;
 use crate::plan;
 use crate::raft::fuzz as raft;
 use crate::service::fuzz as service;
 use crate::state::codec::{self, Field};
-use crate::state::format::StoredReply;
+use crate::state::format::{StoredReply, system};
 use crate::state::{
     Chunk, Counters, Entry, Master, Memory, Origin, Proposal, Reply, Server, Session, Settings, Trashed,
     View, apply as apply_one, invariant, read,
@@ -35,7 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target::new("soft_state", soft_state).holding(STATE_BYTES_HELD),
 ];
 
-/// Commands, replies and rows: refused, or the very bytes that this version writes for them; other formats are told apart.
+/// Commands, replies, rows, keys and a master's identity: refused, or the very bytes that this version writes for them; other formats are told apart.
 pub fn state_codec(data: &[u8]) {
     fn one<T: Field>(data: &[u8]) {
         match codec::decode::<T>(data) {
@@ -56,11 +57,23 @@ pub fn state_codec(data: &[u8]) {
     one::<Master>(data);
     one::<Session>(data);
     one::<StoredReply>(data);
+    keys(data);
+    identity::fuzz_parse(data);
     if let Ok(proposal) = Proposal::decode(data) {
         assert!(!proposal.to_string().is_empty());
     }
     if let Ok(Reply { result: Err(rejected), .. }) = Reply::decode(data) {
         assert!(!Error::from(rejected).to_string().is_empty());
+    }
+}
+
+/// Keys that something is read from: none, or what they were made of.
+fn keys(data: &[u8]) {
+    if let Some((ends, client)) = system::session_of_end(data) {
+        assert_eq!(system::session_end(ends, client)[1..], data[1..]);
+    }
+    if let Some(handle) = system::chunk_of_pending(data) {
+        assert_eq!(system::pending(handle)[1..], data[1..]);
     }
 }
 

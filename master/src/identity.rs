@@ -187,7 +187,7 @@ fn lock(dir: &Path) -> Result<File> {
 fn parse(dir: &Path, bytes: &[u8]) -> Result<Identity> {
     let damaged = |error: serde_json::Error| unusable(dir, format!("{IDENTITY} is damaged: {error}"));
     let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
-    if format > FORMAT {
+    if format != FORMAT {
         return Err(Error::UnsupportedVersion {
             what: "data directory".into(),
             found: format,
@@ -195,6 +195,17 @@ fn parse(dir: &Path, bytes: &[u8]) -> Result<Identity> {
         });
     }
     serde_json::from_slice(bytes).map_err(damaged)
+}
+
+/// Fuzz target: an identity is refused, or it is one that this version writes and reads as the same.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_parse(data: &[u8]) {
+    let dir = Path::new("/nowhere");
+    if let Ok(identity) = parse(dir, data) {
+        assert_eq!(identity.format, FORMAT);
+        let written = serde_json::to_vec_pretty(&identity).unwrap_or_default();
+        assert_eq!(parse(dir, &written), Ok(identity));
+    }
 }
 
 /// Replaces the identity in one step, durably.

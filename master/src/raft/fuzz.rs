@@ -14,7 +14,7 @@ use super::message::{
     AppendBody, AppendReply, SnapshotReply, SnapshotStart, TransferBody, TransferReply, VoteBody, VoteReply,
     open,
 };
-use super::store::{check_file_name, open_checkpoint};
+use super::store::{check_file_name, open_checkpoint, sweep_checkpoints};
 use super::transfer::Receiver;
 use super::types::{LogId, Vote};
 
@@ -87,11 +87,13 @@ pub(crate) fn checkpoint(data: &[u8]) {
     if std::fs::create_dir_all(&path).is_err() {
         return;
     }
-    if dice.coin() {
-        receive(&mut dice, &path);
-        assert!(!path.exists(), "half a checkpoint stays");
-    } else {
-        manifest(&mut dice, &path);
+    match dice.below(5) {
+        0 | 1 => {
+            receive(&mut dice, &path);
+            assert!(!path.exists(), "half a checkpoint stays");
+        }
+        2 => names(&mut dice, &path),
+        _ => manifest(&mut dice, &path),
     }
     std::fs::remove_dir_all(&path).ok();
 }
@@ -151,6 +153,29 @@ fn part(dice: &mut Dice<'_>, sent: &[u8]) -> Part {
             frame.unwrap_or(Part::Done(pb::SnapshotDone {}))
         }
     }
+}
+
+/// What lies about in the directory of the state: what is no checkpoint of ours stays, and no name makes a start fail.
+fn names(dice: &mut Dice<'_>, path: &std::path::Path) {
+    let kinds = ["checkpoint", "live", "building", "receive", "other", ""];
+    let mut strange = 0;
+    for _ in 0..dice.below(6) {
+        let kind = kinds[dice.index(kinds.len())];
+        let rest = match dice.below(3) {
+            0 => format!("{}-{}", dice.number(), u64::MAX),
+            1 => dice.number().to_string(),
+            _ => hex_of(dice.bytes(8)),
+        };
+        let is_new = std::fs::create_dir(path.join(format!("{kind}-{rest}"))).is_ok();
+        strange += usize::from(is_new && matches!(kind, "other" | ""));
+    }
+    let swept = sweep_checkpoints(path, None);
+    assert!(swept.is_ok_and(|(newest, _)| newest.is_none()), "an empty directory is no checkpoint");
+    assert_eq!(std::fs::read_dir(path).map_or(0, Iterator::count), strange);
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn manifest(dice: &mut Dice<'_>, path: &std::path::Path) {

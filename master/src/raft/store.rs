@@ -28,9 +28,9 @@ use super::poison::Poison;
 use super::types::{LogId, SnapshotMeta, StoredMembership};
 use crate::state::{Table, Writes};
 
-#[cfg(any(test, fuzzing))]
-pub(crate) use checkpoint::open as open_checkpoint;
 pub(crate) use checkpoint::{CheckpointFile, CheckpointHandle, FILES_MAX, check_file_name, drop_unfinished};
+#[cfg(any(test, fuzzing))]
+pub(crate) use checkpoint::{open as open_checkpoint, sweep as sweep_checkpoints};
 pub(crate) use view::Direct;
 pub use view::ReadView;
 

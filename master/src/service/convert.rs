@@ -1,6 +1,6 @@
 //! Between protobuf messages and our own values: the only file here that knows both.
 
-use gfs_proto::id::{ChunkHandle, Epoch};
+use gfs_proto::id::{ChunkHandle, Epoch, Uuid};
 use gfs_proto::path::FilePath;
 use gfs_proto::{Error, Result, pb};
 
@@ -10,6 +10,8 @@ use crate::leader::grant::Granter;
 use crate::state::read::Restorable;
 use crate::state::{Applied, Entry};
 
+/// Longest address or rack name.
+const TEXT_BYTES_MAX: usize = 256;
 /// Most replicas in one batch of a report.
 const REPORT_MAX: usize = 200_000;
 
@@ -87,6 +89,18 @@ pub(super) fn report(request: &pb::ReportRequest) -> Result<Report> {
 }
 
 /// Room on a server's disks.
+/// Which directory a chunkserver registers, if what it says of itself is not too long.
+///
+/// # Errors
+/// [`Error::BadArgument`].
+pub(super) fn registration(request: &pb::RegisterRequest) -> Result<Uuid> {
+    let uuid = Uuid::from_slice(&request.uuid).ok_or_else(|| Error::bad_argument("no identity"))?;
+    if request.address.len() > TEXT_BYTES_MAX || request.rack.len() > TEXT_BYTES_MAX {
+        return Err(Error::bad_argument("address or rack too long"));
+    }
+    Ok(uuid)
+}
+
 pub(super) fn space(request: &pb::HeartbeatRequest) -> Space {
     Space { total_bytes: request.total_bytes, free_bytes: request.free_bytes, used_bytes: request.used_bytes }
 }

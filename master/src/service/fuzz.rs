@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use gfs_fuzz::Dice;
-use gfs_proto::id::{ChunkHandle, ChunkVersion, EntryId, LogIndex, RequestId, ServerId};
+use gfs_proto::id::{
+    ChunkHandle, ChunkIndex, ChunkVersion, ClientId, EntryId, LogIndex, RequestId, ServerId,
+};
 use gfs_proto::path::{FilePath, Name};
 use gfs_proto::time::UnixMs;
 use gfs_proto::{Result, pb};
@@ -161,8 +163,34 @@ fn others(bytes: Bytes) {
             (request.replicas.len(), request.removed.len())
         );
     }
+    if let Ok(request) = pb::RegisterRequest::decode(bytes.clone())
+        && let Ok(uuid) = convert::registration(&request)
+    {
+        let (address, rack) = (request.address, request.rack);
+        let command = Command::RegisterServer { uuid, address, rack };
+        apply(&cluster(), LogIndex::from_raw(9), &Proposal::internal(UnixMs::from_raw(2), command));
+    }
+    looks(&bytes);
     if let Ok(request) = pb::HeartbeatRequest::decode(bytes) {
         let space = convert::space(&request);
         assert_eq!(space.free_bytes, request.free_bytes);
+    }
+}
+
+/// What only looks at the state: it finds something or says what is wrong with the question.
+fn looks(bytes: &Bytes) {
+    let view = cluster();
+    if let Ok(request) = pb::StatRequest::decode(bytes.clone())
+        && let Ok(path) = convert::path(&request.path)
+    {
+        let _found = read::stat(&view, &path).is_ok();
+    }
+    if let Ok(request) = pb::LocateRequest::decode(bytes.clone()) {
+        let (file, from) = (EntryId::from_raw(request.file), ChunkIndex::from_raw(request.first));
+        assert!(read::file_chunks(&view, file, from, 10).is_err(), "there is no file");
+    }
+    if let Ok(request) = pb::ExpiredClientsRequest::decode(bytes.clone()) {
+        let is_open = |client: &u64| read::session(&view, ClientId::from_raw(*client)).is_ok();
+        assert!(!request.clients.iter().any(is_open), "there is no session");
     }
 }

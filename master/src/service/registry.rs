@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Epoch, ServerId, Uuid};
+use gfs_proto::id::{ChunkHandle, ChunkVersion, ClientId, Epoch, ServerId};
 use gfs_proto::{Error, Result, fault, pb};
 use tonic::{Request, Response, Status};
 
@@ -12,8 +12,6 @@ use crate::leader::extend_below;
 use crate::raft::ReadView;
 use crate::state::{Applied, Command, Rejected, read};
 
-/// Longest address or rack name.
-const TEXT_BYTES_MAX: usize = 256;
 /// Most leases or failures that one heartbeat may name; the rest comes with the next.
 const NAMED_MAX: usize = 1024;
 /// Most clients that one question about expired sessions may name.
@@ -116,10 +114,7 @@ impl Service {
     /// The id of a server: the log's, which the leader writes when there is none.
     #[expect(clippy::wildcard_enum_match_arm, reason = "one answer fits one question")]
     async fn registered(&self, request: &pb::RegisterRequest) -> Result<ServerId> {
-        let uuid = Uuid::from_slice(&request.uuid).ok_or_else(|| Error::bad_argument("no identity"))?;
-        if request.address.len() > TEXT_BYTES_MAX || request.rack.len() > TEXT_BYTES_MAX {
-            return Err(Error::bad_argument("address or rack too long"));
-        }
+        let uuid = convert::registration(request)?;
         let claimed = ServerId::from_raw(request.server);
         let row = read::server(&self.node.view(), claimed)?;
         match &row {

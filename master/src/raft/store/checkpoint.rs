@@ -235,13 +235,13 @@ pub(crate) fn drop_unfinished(dir: &Path) -> io::Result<()> {
 }
 
 /// Removes everything unfinished or replaced; returns the newest whole checkpoint and an unused serial.
-pub(super) fn sweep(dir: &Path, current: Option<&str>) -> io::Result<(Option<CheckpointHandle>, u64)> {
+pub(crate) fn sweep(dir: &Path, current: Option<&str>) -> io::Result<(Option<CheckpointHandle>, u64)> {
     let mut serial = 0;
     let mut checkpoints = Vec::new();
     for item in fs::read_dir(dir)? {
         let name = item?.file_name().to_string_lossy().into_owned();
         let number = |part: Option<&str>| part.and_then(|part| part.parse::<u64>().ok());
-        serial = serial.max(number(name.rsplit('-').next()).map_or(0, |number| number + 1));
+        serial = serial.max(number(name.rsplit('-').next()).map_or(0, |number| number.saturating_add(1)));
         let path = dir.join(&name);
         if Some(name.as_str()) == current || name == CURRENT {
             continue;

@@ -79,7 +79,15 @@ fn what_is_deleted_at_the_end_of_time_is_not_taken_for_a_snapshot_under_way() {
     }
 }
 
-/// Each row in turn is garbage, and each command comes: it may be refused, but must not panic.
+fn commands_harm_nothing(view: &dyn View) {
+    for command in golden::commands() {
+        let proposal = Proposal::internal(UnixMs::from_raw(1 << 40), command);
+        let outcome = apply(view, LogIndex::from_raw(99), &proposal);
+        assert!(!outcome.is_damaged() || outcome.writes.is_empty());
+    }
+}
+
+/// Each row, and each key, in turn is garbage, and each command comes: it may be refused, but must not panic.
 #[test]
 fn damaged_rows_never_panic() {
     let world = populated();
@@ -90,11 +98,12 @@ fn damaged_rows_never_panic() {
             {
                 let mut overlay = Overlay::new(&world.memory);
                 overlay.put(table, key.clone(), garbage);
-                for command in golden::commands() {
-                    let now = UnixMs::from_raw(1 << 40);
-                    let outcome = apply(&overlay, LogIndex::from_raw(99), &Proposal::internal(now, command));
-                    assert!(!outcome.is_damaged() || outcome.writes.is_empty());
-                }
+                commands_harm_nothing(&overlay);
+            }
+            for garbage in [&key[..key.len() - 1], &key[..key.len() / 2], &[&key[..], &[7]].concat()] {
+                let mut overlay = Overlay::new(&world.memory);
+                overlay.put(table, garbage.to_vec(), value.clone());
+                commands_harm_nothing(&overlay);
             }
         }
     }
