@@ -14,6 +14,7 @@ use crate::cache::{Cache, Lease, Location};
 use crate::entry::{Chunk, Entry, Server};
 use crate::lease::{self, Step};
 use crate::record::{HEAD_BYTES, Record, RecordId, Scanner, encode};
+use crate::trash::Trashed;
 
 /// All targets of this crate.
 pub const TARGETS: &[Target] = &[Target::new("records", records), Target::new("replies", replies)];
@@ -120,10 +121,13 @@ pub fn replies(data: &[u8]) {
                 );
             }
             4 => {
-                let entry = pb::EntryReply::decode(dice.bytes(100)).unwrap_or_default().entry;
-                if let Ok(parsed) = Entry::parse(entry.clone()) {
-                    assert_eq!(Some(parsed.id.raw()), entry.map(|entry| entry.id));
-                    assert!(parsed.is_file() != parsed.is_directory());
+                let bytes = dice.bytes(200);
+                entry(pb::EntryReply::decode(bytes).unwrap_or_default().entry);
+                let listed = pb::ListReply::decode(bytes).unwrap_or_default();
+                listed.entries.into_iter().for_each(|listed| entry(Some(listed)));
+                for trashed in pb::ListTrashReply::decode(bytes).unwrap_or_default().entries {
+                    entry(trashed.entry.clone());
+                    assert_eq!(Trashed::parse(trashed.clone()).is_ok(), Entry::parse(trashed.entry).is_ok());
                 }
             }
             _ => {
@@ -133,6 +137,14 @@ pub fn replies(data: &[u8]) {
                 assert!(step != Step::Fail || error.retry() == gfs_proto::Retry::Never);
             }
         }
+    }
+}
+
+/// A file or a directory, or refused.
+fn entry(told: Option<pb::Entry>) {
+    if let Ok(parsed) = Entry::parse(told.clone()) {
+        assert_eq!(Some(parsed.id.raw()), told.map(|told| told.id));
+        assert!(parsed.is_file() != parsed.is_directory());
     }
 }
 

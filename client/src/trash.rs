@@ -25,7 +25,7 @@ pub struct Trashed {
 }
 
 impl Trashed {
-    fn parse(trashed: pb::TrashEntry) -> Result<Self> {
+    pub(crate) fn parse(trashed: pb::TrashEntry) -> Result<Self> {
         Ok(Self {
             entry: Entry::parse(trashed.entry)?,
             path: trashed.path,

@@ -227,24 +227,16 @@ impl<H: Handler> Data<H> {
     }
 
     async fn outcome(&self, frame: &Frame) -> Result<pb::OutcomeReplyMeta> {
-        let meta: pb::WriteMeta = frame.meta()?;
-        let request = meta.request.ok_or_else(|| Error::bad_argument("no request id"))?;
-        self.handler.outcome(frame.head.handle, frame.head.version, request.into()).await
+        self.handler.outcome(frame.head.handle, frame.head.version, outcome_request(frame)?).await
     }
 
     async fn read(&self, frame: &Frame, peer: &Peer) -> Result<Answer> {
-        let Head { kind, handle, version, offset, length, .. } = frame.head;
-        if length > PAYLOAD_BYTES_MAX || offset.checked_add(length).is_none() {
-            let (size, limit) = (length.into(), PAYLOAD_BYTES_MAX.into());
-            return Err(Error::TooLarge { what: "a read".into(), size, limit });
-        }
-        let verify = frame.meta::<pb::ReadMeta>()?.verify || kind == Kind::Fetch;
-        let patience = patience(&frame.head);
+        let mut request = read_request(frame)?;
+        let ReadRequest { length, verify, patience, .. } = request;
         // The most that will be in memory: everything, or the ragged edges. Taken before it is read.
         let bytes = if verify { length } else { length.min(2 * BLOCK_BYTES) };
         let mut held = self.room_for_answer(peer, bytes, patience).await?;
-        let mut request = ReadRequest { handle, version, offset, length, verify, patience };
-        let mut plan = if kind == Kind::Fetch {
+        let mut plan = if frame.head.kind == Kind::Fetch {
             Some(self.handler.fetch(request.clone()).await?)
         } else {
             self.handler.read(request.clone()).await?
@@ -484,6 +476,24 @@ fn apply_request(frame: &Frame) -> Result<(ApplyRequest, Option<DataId>)> {
     Ok((request, data))
 }
 
+/// What a read or a fetch asks for; all that is fetched is verified.
+fn read_request(frame: &Frame) -> Result<ReadRequest> {
+    let Head { kind, handle, version, offset, length, .. } = frame.head;
+    if length > PAYLOAD_BYTES_MAX || offset.checked_add(length).is_none() {
+        let (size, limit) = (length.into(), PAYLOAD_BYTES_MAX.into());
+        return Err(Error::TooLarge { what: "a read".into(), size, limit });
+    }
+    let verify = frame.meta::<pb::ReadMeta>()?.verify || kind == Kind::Fetch;
+    Ok(ReadRequest { handle, version, offset, length, verify, patience: patience(&frame.head) })
+}
+
+/// Whose outcome is asked for.
+fn outcome_request(frame: &Frame) -> Result<RequestId> {
+    let meta: pb::WriteMeta = frame.meta()?;
+    let request = meta.request.ok_or_else(|| Error::bad_argument("no request id"))?;
+    Ok(request.into())
+}
+
 fn carries_bytes(kind: pb::MutationKind) -> bool {
     matches!(kind, pb::MutationKind::Write | pb::MutationKind::Append)
 }
@@ -495,4 +505,9 @@ pub(crate) fn fuzz_parse(frame: &Frame) {
     let _apply = apply_request(frame);
     let _push = Push::parse(frame).map(drop);
     let _hello = frame.meta::<pb::HelloMeta>();
+    let _outcome = outcome_request(frame);
+    if let Ok(read) = read_request(frame) {
+        assert!(read.length <= PAYLOAD_BYTES_MAX && read.offset.checked_add(read.length).is_some());
+        assert!(read.verify || frame.head.kind != Kind::Fetch, "what a member takes over unverified");
+    }
 }
