@@ -42,7 +42,14 @@ const CHUNK: ChunkHandle = ChunkHandle::from_raw(7);
 /// What comes by gRPC and in the metadata of frames: refused, or in our own words without loss.
 pub fn requests(data: &[u8]) {
     let mut dice = Dice::new(data);
-    let kinds = [FrameKind::Push, FrameKind::Write, FrameKind::Append, FrameKind::Apply, FrameKind::Fetch];
+    let kinds = [
+        FrameKind::Push,
+        FrameKind::Write,
+        FrameKind::Append,
+        FrameKind::Apply,
+        FrameKind::Fetch,
+        FrameKind::Read,
+    ];
     let mut head = Head::new(kinds[dice.index(kinds.len())], 1);
     (head.offset, head.length, head.deadline_ms) =
         (dice.small_number(), dice.small_number(), dice.small_number());

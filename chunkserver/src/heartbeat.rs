@@ -74,6 +74,13 @@ pub(crate) async fn follow_masters(
     let mut followed: BTreeMap<String, CancellationToken> = BTreeMap::new();
     let mut wanted: BTreeSet<String> = given.iter().cloned().collect();
     loop {
+        followed.retain(|address, end| {
+            let stays = wanted.contains(address);
+            if !stays {
+                end.cancel();
+            }
+            stays
+        });
         for address in &wanted {
             if followed.len() >= MASTERS_MAX || followed.contains_key(address) {
                 continue;
@@ -89,19 +96,17 @@ pub(crate) async fn follow_masters(
                 Err(error) => tracing::debug!(address, %error, "not a master's address"),
             }
         }
-        followed.retain(|address, end| {
-            let stays = wanted.contains(address);
-            if !stays {
-                end.cancel();
-            }
-            stays
-        });
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => {}
             Some(masters) = learnt.recv() => match masters {
-                Masters::Some(some) => wanted.extend(some),
-                Masters::All(all) => wanted = given.iter().cloned().chain(all).collect(),
+                Masters::Some(some) => {
+                    let room = MASTERS_MAX.saturating_sub(wanted.len());
+                    wanted.extend(some.into_iter().take(room));
+                }
+                Masters::All(all) => {
+                    wanted = given.iter().cloned().chain(all).take(MASTERS_MAX).collect();
+                }
             }
         }
     }

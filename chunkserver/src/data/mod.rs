@@ -5,6 +5,7 @@
 mod buffer;
 mod push;
 pub mod read;
+mod request;
 mod send;
 mod server;
 
@@ -23,7 +24,7 @@ pub use read::{FileRange, Part, ReadPlan};
 pub use server::{Data, Settings};
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use server::fuzz_parse;
+pub(crate) use request::fuzz_parse;
 
 /// What the data plane asks of the replicas. Every method may be called many times at once, in any order.
 ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gfs_proto::frame::{self, Frame, Head, Kind, Payload};
-use gfs_proto::id::{DataId, RequestId, Serial};
+use gfs_proto::id::DataId;
 use gfs_proto::link::{GREETING_TIMEOUT, IDLE_CLOSE, Links};
 use gfs_proto::net::{Connection, ReadHalf};
 use gfs_proto::size::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
@@ -20,8 +20,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::push::{self, Push};
+use super::request::{apply_request, carries_bytes, outcome_request, read_request, write_request};
 use super::send::{self, Answer};
-use super::{ApplyRequest, Buffer, Handler, ReadRequest, WriteRequest};
+use super::{Buffer, Handler, ReadRequest};
 
 /// Most connections; a client has up to five.
 const CONNECTIONS_MAX: usize = 2048;
@@ -45,8 +46,6 @@ const PAGE_BYTES: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(5 * IDLE_CLOSE.as_secs());
 /// How long a peer may take for a payload, or a piece of one, that it has announced.
 pub(super) const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a request waits if it does not say.
-const PATIENCE_DEFAULT: Duration = Duration::from_secs(10);
 /// Bytes read ahead: several small requests at once, little of a large one, which would be copied twice.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
@@ -404,110 +403,4 @@ impl Peer {
 async fn room(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit> {
     let pages = u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX);
     budget.clone().acquire_many_owned(pages).await.map_err(Error::internal)
-}
-
-fn patience(head: &Head) -> Duration {
-    match head.deadline_ms {
-        0 => PATIENCE_DEFAULT,
-        deadline_ms => Duration::from_millis(deadline_ms.into()),
-    }
-}
-
-fn data_id(bytes: &[u8]) -> Result<Option<DataId>> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    DataId::from_slice(bytes).map(Some).ok_or_else(|| Error::bad_argument("no data id"))
-}
-
-fn durability(raw: i32) -> Result<pb::Durability> {
-    pb::Durability::try_from(raw).map_err(|_| Error::bad_argument("an unknown durability"))
-}
-
-fn write_request(frame: &Frame) -> Result<(WriteRequest, Option<DataId>)> {
-    let Head { kind, handle, version, offset, .. } = frame.head;
-    let meta: pb::WriteMeta = frame.meta()?;
-    let data = data_id(&meta.data_id)?;
-    let request = meta.request.ok_or_else(|| Error::bad_argument("no request id"))?;
-    let kind = match meta.length {
-        _ if kind == Kind::Append => pb::MutationKind::Append,
-        0 => pb::MutationKind::Sync,
-        _ => pb::MutationKind::Write,
-    };
-    let request = WriteRequest {
-        handle,
-        version,
-        kind,
-        offset,
-        length: meta.length,
-        request: request.into(),
-        first_unacked: request.first_unacked,
-        durability: durability(meta.durability)?,
-        data,
-        patience: patience(&frame.head),
-    };
-    Ok((request, data))
-}
-
-fn apply_request(frame: &Frame) -> Result<(ApplyRequest, Option<DataId>)> {
-    let Head { handle, version, offset, .. } = frame.head;
-    let meta: pb::ApplyMeta = frame.meta()?;
-    let data = data_id(&meta.data_id)?;
-    let kind = match pb::MutationKind::try_from(meta.kind) {
-        Ok(pb::MutationKind::Unspecified) | Err(_) => {
-            return Err(Error::bad_argument("an unknown kind of mutation"));
-        }
-        Ok(kind) => kind,
-    };
-    let request = ApplyRequest {
-        handle,
-        version,
-        serial: Serial::from_raw(meta.serial),
-        committed: Serial::from_raw(meta.committed_serial),
-        kind,
-        offset,
-        length: meta.length,
-        request: meta.request.map(RequestId::from),
-        first_unacked: meta.request.map_or(0, |request| request.first_unacked),
-        durability: durability(meta.durability)?,
-        data,
-        patience: patience(&frame.head),
-    };
-    Ok((request, data))
-}
-
-/// What a read or a fetch asks for; all that is fetched is verified.
-fn read_request(frame: &Frame) -> Result<ReadRequest> {
-    let Head { kind, handle, version, offset, length, .. } = frame.head;
-    if length > PAYLOAD_BYTES_MAX || offset.checked_add(length).is_none() {
-        let (size, limit) = (length.into(), PAYLOAD_BYTES_MAX.into());
-        return Err(Error::TooLarge { what: "a read".into(), size, limit });
-    }
-    let verify = frame.meta::<pb::ReadMeta>()?.verify || kind == Kind::Fetch;
-    Ok(ReadRequest { handle, version, offset, length, verify, patience: patience(&frame.head) })
-}
-
-/// Whose outcome is asked for.
-fn outcome_request(frame: &Frame) -> Result<RequestId> {
-    let meta: pb::WriteMeta = frame.meta()?;
-    let request = meta.request.ok_or_else(|| Error::bad_argument("no request id"))?;
-    Ok(request.into())
-}
-
-fn carries_bytes(kind: pb::MutationKind) -> bool {
-    matches!(kind, pb::MutationKind::Write | pb::MutationKind::Append)
-}
-
-/// Reads the metadata of a frame as whatever it may be: for fuzzing.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz_parse(frame: &Frame) {
-    let _write = write_request(frame);
-    let _apply = apply_request(frame);
-    let _push = Push::parse(frame).map(drop);
-    let _hello = frame.meta::<pb::HelloMeta>();
-    let _outcome = outcome_request(frame);
-    if let Ok(read) = read_request(frame) {
-        assert!(read.length <= PAYLOAD_BYTES_MAX && read.offset.checked_add(read.length).is_some());
-        assert!(read.verify || frame.head.kind != Kind::Fetch, "what a member takes over unverified");
-    }
 }

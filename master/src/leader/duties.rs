@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use gfs_proto::id::{ChunkHandle, ChunkVersion, ServerId};
 use gfs_proto::task::every;
+use gfs_proto::time::Moment;
 use gfs_proto::{Error, Result, fault, pb};
 use parking_lot::Mutex;
 
@@ -446,35 +447,46 @@ impl Duties {
             (due(read::next_session_end(&*view)?), due(read::next_trash_date(&*view)?))
         };
         if sessions {
-            let command = Command::ExpireSessions { limit: EXPIRY_BATCH };
-            self.repeat("leader::before_expire", command, || true).await?;
+            self.expire_sessions().await?;
         }
         if trash {
-            let command = Command::CollectTrash { limit: EXPIRY_BATCH };
-            // What is garbage is named in every answer to its servers until it is deleted.
-            let keeps_up = || !self.granter.soft.with(|cluster, _, now| cluster.is_swept_late(now));
-            self.repeat("leader::before_collect", command, keeps_up).await?;
+            self.collect_trash().await?;
         }
         Ok(())
     }
 
-    /// Proposes a command until it leaves nothing that is due, or the next look is, and as long as it may.
-    async fn repeat(&self, point: &'static str, command: Command, may: impl Fn() -> bool) -> Result<()> {
+    /// Ends sessions until none is due, or the next look is.
+    async fn expire_sessions(&self) -> Result<()> {
         let begun = self.granter.clock.moment();
         for _ in 0..EXPIRY_ROUNDS_MAX {
-            if !may() {
-                break;
-            }
-            fault::try_reach(point).await?;
-            let applied = self.log.propose(command.clone()).await??;
-            let more = matches!(
-                applied,
-                Applied::SessionsExpired { more: true, .. } | Applied::Collected { more: true, .. }
-            );
-            if !more || self.granter.clock.moment().since(begun) >= EXPIRY_PERIOD {
+            fault::try_reach("leader::before_expire").await?;
+            let expired = self.log.propose(Command::ExpireSessions { limit: EXPIRY_BATCH }).await??;
+            if !matches!(expired, Applied::SessionsExpired { more: true, .. }) || self.is_next_look(begun) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Collects trash until none is due, or the next look is, as long as the sweep keeps up: what is garbage is named in every
+    /// answer to its servers until it is deleted.
+    async fn collect_trash(&self) -> Result<()> {
+        let begun = self.granter.clock.moment();
+        let is_late = || self.granter.soft.with(|cluster, _, now| cluster.is_swept_late(now));
+        for _ in 0..EXPIRY_ROUNDS_MAX {
+            if is_late() {
+                break;
+            }
+            fault::try_reach("leader::before_collect").await?;
+            let collected = self.log.propose(Command::CollectTrash { limit: EXPIRY_BATCH }).await??;
+            if !matches!(collected, Applied::Collected { more: true, .. }) || self.is_next_look(begun) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_next_look(&self, begun: Moment) -> bool {
+        self.granter.clock.moment().since(begun) >= EXPIRY_PERIOD
     }
 }

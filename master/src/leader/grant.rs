@@ -174,9 +174,8 @@ impl Granter {
         let (granter, reign) = (self.clone(), reign.clone());
         self.tasks.spawn(async move {
             let outcome = tokio::select! {
-                // What a reign has begun makes no step in the next one of the same master.
                 biased;
-                // A deposed leader's orders would be refused; its successor takes the grant up.
+                // A deposed leader's orders would be refused; its successor takes the grant up, this master itself perhaps.
                 () = reign.over.cancelled() => Err(Error::NotLeader { leader: None }),
                 outcome = granter.drive(&reign, handle, &wish) => outcome,
             };
