@@ -88,7 +88,6 @@ pub(super) fn report(request: &pb::ReportRequest) -> Result<Report> {
     })
 }
 
-/// Room on a server's disks.
 /// Which directory a chunkserver registers, if what it says of itself is not too long.
 ///
 /// # Errors
@@ -101,6 +100,7 @@ pub(super) fn registration(request: &pb::RegisterRequest) -> Result<Uuid> {
     Ok(uuid)
 }
 
+/// Room on a server's disks.
 pub(super) fn space(request: &pb::HeartbeatRequest) -> Space {
     Space { total_bytes: request.total_bytes, free_bytes: request.free_bytes, used_bytes: request.used_bytes }
 }
