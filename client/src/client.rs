@@ -365,7 +365,9 @@ impl Client {
         self.core.seen(reply.rev);
         let entries = reply.entries.into_iter().map(|entry| Entry::parse(Some(entry)));
         let entries: Vec<Entry> = entries.collect::<Result<_>>()?;
-        let next = entries.last().filter(|_| reply.more).map(|last| last.name.clone());
+        // A page that ends where it began, or before, would be asked for again for ever.
+        let next = entries.last().filter(|last| reply.more && last.name.as_str() > after);
+        let next = next.map(|last| last.name.clone());
         Ok((entries, next))
     }
 

@@ -24,7 +24,7 @@ use crate::lease::Opened;
 
 /// Bytes asked of a replica at once: whole units, at unit borders, so that the server need not touch the bytes.
 pub(crate) const UNIT_BYTES: u32 = 1 << 20;
-/// How long one replica may take to answer in the first round; twice as long in each following one.
+/// How long one replica may take to answer at first; twice as long after each round in which one took all of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long all replicas must have said that they may not serve a read before a grant is asked for. Mostly a heartbeat is late;
 /// and a grant is a writer's, which of a chunk that a snapshot shares makes a copy on every holder.
@@ -163,8 +163,10 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
         // If something is known to be acknowledged the answer is from before that.
         let asked = if is_new { &[][..] } else { &location.replicas };
         let mut all_damaged = !asked.is_empty();
+        // Who refuses at once needs no more time: it would only be lost with one that falls silent.
+        let mut was_slow = false;
         for replica in core.nearest(location.handle, asked) {
-            let patience = timeout.min(backoff.remaining());
+            let (patience, asked_at) = (timeout.min(backoff.remaining()), core.now());
             match ask_replica(core, &replica, &location, (piece, known, patience)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
@@ -172,6 +174,7 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
                     if matches!(error, Error::Unavailable { .. }) {
                         core.cache.avoid(replica.id, core.now());
                     }
+                    was_slow |= core.now().since(asked_at) >= patience;
                     // An address that was given to a server of another cluster tells nothing of the chunk.
                     let is_elsewhere = matches!(error, Error::WrongCluster { .. });
                     all_damaged &= error.is_damage();
@@ -198,7 +201,9 @@ async fn ask(core: &Core, file: &Opened, piece: Piece, known: u32) -> Result<Ans
             backoff.pause(&last).await.map_err(|error| in_the_end(error, damage.take()))?;
         }
         round += 1;
-        timeout = (timeout * 2).min(core.patience());
+        if was_slow {
+            timeout = timeout.saturating_mul(2).min(core.patience());
+        }
     }
 }
 

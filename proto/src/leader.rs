@@ -145,9 +145,11 @@ impl MasterChannel {
                 let value = asked.await?;
                 fault::try_reach("client::reply_received").await.map(|()| value)
             };
-            let outcome = tokio::time::timeout(budget, asked)
-                .await
-                .unwrap_or_else(|_| Err(Error::unavailable(format!("{address} did not answer"))));
+            let answered = tokio::time::timeout(budget, asked).await;
+            // Who was given less time than a request may take is not silent for that.
+            let was_cut_short = answered.is_err() && budget < REQUEST_TIMEOUT;
+            let outcome =
+                answered.unwrap_or_else(|_| Err(Error::unavailable(format!("{address} did not answer"))));
             let error = match outcome {
                 Ok(value) => {
                     self.shared.lock().leader = Some(address);
@@ -164,7 +166,7 @@ impl MasterChannel {
                     return Err(error);
                 }
             }
-            let hinted = self.turn_from(&address, &error);
+            let hinted = !was_cut_short && self.turn_from(&address, &error);
             if hinted && hurried < self.shared.lock().masters.len() {
                 hurried += 1;
             } else {

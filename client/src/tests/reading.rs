@@ -236,6 +236,26 @@ async fn a_grant_is_asked_for_only_when_no_replica_may_serve_a_read_for_a_while(
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_falls_silent_while_the_others_refuse_costs_no_more_than_at_any_other_time() {
+    let (fake, client) = start().await;
+    put(&client, "/a", b"abc").await.unwrap();
+    let file = client.open("/a").await.unwrap();
+    file.len().await.unwrap();
+    let handle = ChunkHandle::from_raw(1);
+    let begun = tokio::time::Instant::now();
+    fake.judge(move |call, _| match begun.elapsed() {
+        _ if !call.contains(" read ") => Verdict::Go,
+        elapsed if elapsed > Duration::from_millis(700) && call.starts_with("s1") => Verdict::Silence,
+        elapsed if elapsed < Duration::from_secs(1) => {
+            Verdict::Refuse(Error::NotValidated { handle, damaged: false })
+        }
+        _ => Verdict::Go,
+    });
+    assert_eq!(file.read_at(0, 3).await.unwrap(), "abc");
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_read_of_what_is_damaged_everywhere_says_so_when_its_patience_is_over() {
     let (fake, client) = start().await;
     put(&client, "/a", b"abc").await.unwrap();

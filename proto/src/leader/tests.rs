@@ -46,6 +46,15 @@ async fn a_leader_that_has_fallen_silent_is_not_asked_again_because_others_still
 }
 
 #[tokio::test]
+async fn who_had_no_time_to_answer_is_not_taken_for_silent() {
+    let (channel, masters) = channel(3);
+    channel.shared.lock().leader = Some(masters[1].clone());
+    let asked = channel.call(Duration::from_millis(30), |_| std::future::pending::<Result<()>>()).await;
+    assert!(matches!(asked, Err(Error::DeadlineExceeded { .. })), "{asked:?}");
+    assert_eq!((channel.picked(), channel.shared.lock().silent.is_none()), (masters[1].clone(), true));
+}
+
+#[tokio::test]
 async fn a_leader_that_says_wait_is_the_one_to_ask_again() {
     let (channel, masters) = channel(3);
     channel.shared.lock().leader = Some(masters[1].clone());
