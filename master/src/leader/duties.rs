@@ -206,13 +206,13 @@ impl Duties {
         let pending = read::pending_grants(&*self.log.view(), from, CARE_FLIGHTS_MAX)?;
         // Those at the front may be without hope for as long as a server is away: the others have their turn.
         let next = pending.items.last().filter(|_| pending.more).map(|last| last.raw() + 1);
-        let mut next = ChunkHandle::from_raw(next.unwrap_or_default());
+        self.cared.lock().pending = ChunkHandle::from_raw(next.unwrap_or_default());
         for handle in pending.items {
             if self.granter.is_in_flight(handle) {
                 continue;
             }
             if room == 0 {
-                next = handle;
+                self.cared.lock().pending = handle;
                 break;
             }
             let chunk = read::chunk(&*self.log.view(), handle)?;
@@ -220,7 +220,6 @@ impl Duties {
             self.granter.start(reign, handle, Wish { writer, ..Wish::write() })?;
             room -= 1;
         }
-        self.cared.lock().pending = next;
         let forsaken = if self.granter.soft.is_settled() { self.forsaken(room) } else { Vec::new() };
         for handle in forsaken {
             if !self.granter.is_in_flight(handle) {
