@@ -111,7 +111,7 @@ pub fn check(target: &Target) {
 }
 
 /// An input as text, so that it can be written into a file again.
-pub(crate) fn hex(data: &[u8]) -> String {
+pub fn hex(data: &[u8]) -> String {
     data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

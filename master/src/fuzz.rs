@@ -36,7 +36,8 @@ pub const TARGETS: &[Target] = &[
     Target::new("soft_state", soft_state).holding(STATE_BYTES_HELD),
 ];
 
-/// Commands, replies, rows, keys and a master's identity: refused, or the very bytes that this version writes for them; other formats are told apart.
+/// Commands, replies, rows, keys and a master's identity: refused, or the very bytes that this version writes for them; other
+/// formats are told apart.
 pub fn state_codec(data: &[u8]) {
     fn one<T: Field>(data: &[u8]) {
         match codec::decode::<T>(data) {

@@ -346,18 +346,15 @@ impl Duties {
         node.until_applied(index.index).await?;
         let garbage = self.garbage()?;
         node.view().check()?;
-        self.delete_all(reign, garbage).await
+        self.delete_all(reign, &garbage).await
     }
 
-    /// Deletes at all servers at once, and at each of them until it fails or the next step is due: none waits for another.
-    pub(super) async fn delete_all(&self, reign: &Reign, garbage: Vec<Garbage>) -> Result<()> {
+    /// Deletes at all servers at once, and at each of them until it fails or the next step is due: none waits for another. What
+    /// is of one server stands together.
+    pub(super) async fn delete_all(&self, reign: &Reign, garbage: &[Garbage]) -> Result<()> {
         let begun = self.granter.clock.moment();
-        let mut by_server: BTreeMap<ServerId, Vec<Garbage>> = BTreeMap::new();
-        for found in garbage {
-            by_server.entry(found.0).or_default().push(found);
-        }
-        let deleting = by_server.into_values().map(|garbage| async move {
-            for (server, handle, version) in garbage {
+        let deleting = garbage.chunk_by(|one, other| one.0 == other.0).map(|garbage| async move {
+            for (server, handle, version) in garbage.iter().copied() {
                 let is_over = self.granter.clock.moment().since(begun) >= SWEEP_PERIOD;
                 if is_over
                     || reign.over.is_cancelled()

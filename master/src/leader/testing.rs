@@ -258,13 +258,18 @@ impl Stage {
 
     /// A server reports one replica.
     pub(super) fn reports(&self, raw: u64, handle: ChunkHandle, held: Held, sequence: u64) {
-        let report = Report {
-            epoch: Epoch::from_raw(1),
-            sequence,
-            full: None,
-            replicas: vec![(handle, held)],
-            removed: Vec::new(),
-        };
+        self.reports_all(raw, vec![(handle, held)], Vec::new(), sequence);
+    }
+
+    /// A server reports what has changed.
+    pub(super) fn reports_all(
+        &self,
+        raw: u64,
+        replicas: Vec<(ChunkHandle, Held)>,
+        removed: Vec<ChunkHandle>,
+        sequence: u64,
+    ) {
+        let report = Report { epoch: Epoch::from_raw(1), sequence, full: None, replicas, removed };
         let server = ServerId::from_raw(raw);
         assert!(self.soft.with(|cluster, view, now| cluster.report(server, &report, view, now)));
     }

@@ -61,39 +61,36 @@ impl Granter {
     pub(crate) async fn end_leases(self: &Arc<Self>, reign: &Reign, file: EntryId) -> Result<Hold> {
         let hold = self.hold(BTreeSet::from([file]));
         let ending = self.revoke_all(reign, self.in_use(reign, file)?);
-        let ended = match tokio::time::timeout(REVOKE_PATIENCE, ending).await {
-            Ok(Ok(())) => None,
-            // A chunk that was never confirmed has no lease that anybody was told.
-            Ok(Err(_)) | Err(_) => {
-                self.in_use(reign, file)?.into_iter().find(|handle| self.was_confirmed(*handle))
-            }
+        let left = match tokio::time::timeout(REVOKE_PATIENCE, ending).await {
+            Ok(Ok(())) => BTreeSet::new(),
+            Ok(Err(_)) | Err(_) => self.in_use(reign, file)?,
         };
-        let Some(handle) = ended else {
+        // A chunk that was never confirmed has no lease that anybody was told.
+        let Some(handle) = left.iter().copied().find(|handle| self.was_confirmed(*handle)) else {
             self.copies.waited.lock().remove(&file);
             return Ok(hold);
         };
-        if self.has_waited(reign, file)? { Ok(hold) } else { Err(Error::GrantPending { handle }) }
+        if self.has_waited(file, &left) { Ok(hold) } else { Err(Error::GrantPending { handle }) }
     }
 
     fn was_confirmed(&self, handle: ChunkHandle) -> bool {
         read::chunk(&*self.log.view(), handle).is_ok_and(|chunk| chunk.confirmed != ChunkVersion::NONE)
     }
 
-    /// Whether the first attempt at this file, and the last lease on it that was told, is so long ago that every lease has
-    /// ended. An attempt that was given up may have been long before a lease that is used now.
-    fn has_waited(&self, reign: &Reign, file: EntryId) -> Result<bool> {
+    /// Whether the first attempt at this file, and the last lease that was told on what is in use of it, is so long ago that
+    /// every lease has ended. An attempt that was given up may have been long before a lease that is used now.
+    fn has_waited(&self, file: EntryId, in_use: &BTreeSet<ChunkHandle>) -> bool {
         let now = self.clock.moment();
-        let in_use = self.in_use(reign, file)?;
         let told = {
             let told = self.copies.told.lock();
-            in_use.into_iter().map(|handle| told.last(handle)).max().unwrap_or_default()
+            in_use.iter().map(|handle| told.last(*handle)).max().unwrap_or_default()
         };
         let mut waited = self.copies.waited.lock();
         if waited.len() >= WAITED_MAX {
             waited.clear();
         }
         let begun = *waited.entry(file).or_insert(now);
-        Ok(now.since(begun.max(told)) >= LEASE + LEASE_GRACE)
+        now.since(begun.max(told)) >= LEASE + LEASE_GRACE
     }
 
     /// The chunks of a file that somebody may be writing, or come to write. A grant that was prepared and not confirmed

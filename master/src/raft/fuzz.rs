@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use gfs_fuzz::Dice;
+use gfs_fuzz::{Dice, hex};
 use gfs_proto::pb;
 use pb::snapshot_frame::Part;
 use prost::Message;
@@ -164,7 +164,7 @@ fn names(dice: &mut Dice<'_>, path: &std::path::Path) {
         let rest = match dice.below(3) {
             0 => format!("{}-{}", dice.number(), u64::MAX),
             1 => dice.number().to_string(),
-            _ => hex_of(dice.bytes(8)),
+            _ => hex(dice.bytes(8)),
         };
         let is_new = std::fs::create_dir(path.join(format!("{kind}-{rest}"))).is_ok();
         strange += usize::from(is_new && matches!(kind, "other" | ""));
@@ -172,10 +172,6 @@ fn names(dice: &mut Dice<'_>, path: &std::path::Path) {
     let swept = sweep_checkpoints(path, None);
     assert!(swept.is_ok_and(|(newest, _)| newest.is_none()), "an empty directory is no checkpoint");
     assert_eq!(std::fs::read_dir(path).map_or(0, Iterator::count), strange);
-}
-
-fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn manifest(dice: &mut Dice<'_>, path: &std::path::Path) {

@@ -195,8 +195,10 @@ impl<'a> Change<'a> {
     }
     /// A decision is over, if there was one.
     pub(crate) fn remove_accepted(&mut self, handle: ChunkHandle) {
-        let key = system::accepted(handle);
-        // Only what is there: as with pending grants.
+        self.remove_if_there(system::accepted(handle));
+    }
+    /// Removes a row of the system's that mostly is not there: whoever scans them has to step over every removal.
+    fn remove_if_there(&mut self, key: Vec<u8>) {
         if self.overlay.get(Table::System, &key).is_some() {
             self.overlay.remove(Table::System, key);
         }
@@ -205,10 +207,7 @@ impl<'a> Change<'a> {
     pub(crate) fn remove_chunk(&mut self, handle: ChunkHandle) -> Result<(), Rejected> {
         self.touched.insert(handle);
         self.overlay.remove(Table::Chunk, format::chunk_key(handle));
-        let pending = system::pending(handle);
-        if self.overlay.get(Table::System, &pending).is_some() {
-            self.overlay.remove(Table::System, pending);
-        }
+        self.remove_if_there(system::pending(handle));
         self.remove_accepted(handle);
         self.count(|counters| {
             counters.chunks = counters.chunks.checked_sub(1)?;

@@ -1,9 +1,6 @@
 //! What a live server has lost comes back.
 
-use gfs_proto::id::Epoch;
-
 use super::*;
-use crate::cluster::Report;
 
 /// Lets servers that are well tell that one replica is gone, as after the loss of a disk, and repair go on for a while.
 async fn after_the_loss_on(lost: &[u64]) -> (u64, Vec<u64>) {
@@ -14,11 +11,7 @@ async fn after_the_loss_on(lost: &[u64]) -> (u64, Vec<u64>) {
     let duties = Duties::new(stage.log.clone(), stage.servers.clone(), stage.granter.clone());
     // Nobody writes it any more, so no write finds it out.
     stage.pass(Duration::from_secs(70)).await;
-    for raw in lost {
-        let epoch = Epoch::from_raw(1);
-        let gone = Report { epoch, sequence: 3, full: None, replicas: Vec::new(), removed: vec![handle] };
-        assert!(stage.soft.with(|cluster, view, now| cluster.report(server(*raw), &gone, view, now)));
-    }
+    lost.iter().for_each(|raw| stage.reports_all(*raw, Vec::new(), vec![handle], 3));
     for _ in 0..80 {
         stage.pass(Duration::from_millis(250)).await;
         stage.soft.with(|cluster, view, now| cluster.tick(view, now));

@@ -1,11 +1,9 @@
 //! What nobody needs any more goes, and nothing else, and nobody waits for who does not answer.
 
-use gfs_proto::id::Epoch;
 use gfs_proto::path::FilePath;
 use gfs_proto::time::UnixMs;
 
 use super::*;
-use crate::cluster::Report;
 use crate::leader::duties::DELETIONS_MAX;
 use crate::state::read;
 
@@ -14,10 +12,7 @@ const VERSION: ChunkVersion = ChunkVersion::from_raw(1);
 /// Lets a server report so many chunks that the state once had.
 fn reports_orphans(stage: &Stage, raw: u64, handles: &[ChunkHandle]) {
     let held = Held { version: VERSION, partial: false, corrupt: false };
-    let replicas = handles.iter().map(|handle| (*handle, held)).collect();
-    let epoch = Epoch::from_raw(1);
-    let report = Report { epoch, sequence: 2, full: None, replicas, removed: Vec::new() };
-    assert!(stage.soft.with(|cluster, view, now| cluster.report(server(raw), &report, view, now)));
+    stage.reports_all(raw, handles.iter().map(|handle| (*handle, held)).collect(), Vec::new(), 2);
 }
 
 fn reserve(stage: &Stage, count: usize) -> Vec<ChunkHandle> {
@@ -42,7 +37,7 @@ async fn who_takes_no_orders_does_not_keep_the_garbage_of_the_others() {
     stage.servers.set(1, Mood::Deaf);
     let begun = stage.now();
     for left in [10, 0] {
-        duties.delete_all(&stage.reign, duties.garbage().unwrap()).await.unwrap();
+        duties.delete_all(&stage.reign, &duties.garbage().unwrap()).await.unwrap();
         assert_eq!([1, 2, 3].map(|raw| garbage_of(&stage, raw)), [DELETIONS_MAX + 10, left, left]);
     }
     assert!(stage.now().since(begun) <= Duration::from_secs(4), "one order to the first at each step");
